@@ -1,0 +1,3 @@
+from afaspec.cli import main
+
+main()

@@ -1,0 +1,34 @@
+"""The shipped pair, unpacked once into a cache folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from drafts.errors import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+NAMES = {"embedded": "target", "embedded-draft": "draft"}
+
+
+def cache_folder() -> Path:
+    """Where afaspec keeps what it can make again: `AFASPEC_CACHE`, else the user's cache folder."""
+    if path := os.environ.get("AFASPEC_CACHE"):
+        return Path(path)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "afaspec"
+
+
+def resolve_model(name_or_path: str) -> Path:
+    """`embedded` and `embedded-draft` mean the shipped pair; anything else is a folder."""
+    if name_or_path in NAMES:
+        from afaspec.embedded.unpack import unpack
+
+        return unpack(NAMES[name_or_path])
+    path = Path(name_or_path).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            "no such model folder",
+            where=path,
+            mend="give a folder with config.json and .safetensors files, or `embedded`",
+        )
+    return path

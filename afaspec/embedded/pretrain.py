@@ -1,0 +1,252 @@
+"""Train the embedded target from scratch: Muon for matrices, AdamW for the rest, bf16 autocast.
+
+The budget is wall time (or tokens), so that the same command suits two CPU cores and a GPU. The last part
+of training runs on rounded weights (straight-through), since those are the weights that ship.
+Progress is saved every few minutes; a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from afaspec.embedded.quantize import round_to_grid
+
+TARGET_BITS = 4
+
+
+class PretrainConfig(BaseModel):
+    """What the target is and how long it trains."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vocab_size: int = 8192
+    hidden_size: int = 512
+    intermediate_size: int = 1408
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 1024
+
+    minutes: float | None = 70.0
+    tokens: int | None = None  # a budget in tokens, in place of minutes
+    tokens_per_step: int = 4096
+    sequence_length: int = 512
+    long_fraction: float = 0.2  # the last part trains on sequences of max_position_embeddings
+    rounded_fraction: float = 0.3  # the last part trains on weights rounded to int4
+    warmup_steps: int = 30
+    decay_fraction: float = 0.5  # linear decay to 5% over the last half
+    muon_lr: float = 0.02
+    adamw_lr: float = 4e-3
+    weight_decay: float = 0.05
+    compiled: bool = True
+    save_minutes: float = 5.0
+    seed: int = 0
+
+
+def target_config(config: PretrainConfig, end_id: int, pad_id: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+        pad_token_id=pad_id,
+    )
+
+
+def rounded_names(model: nn.Module) -> list[str]:
+    """The weights that ship as int4: every matrix, the embedding included."""
+    return [name for name, p in model.named_parameters() if p.ndim == 2]
+
+
+@contextmanager
+def rounded_weights(model: nn.Module) -> Iterator[None]:
+    """Within, matrices hold their rounded values; on leaving, their own. Gradients pass straight."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    own = [p.detach().clone() for p in matrices]
+    with torch.no_grad():
+        for p in matrices:
+            p.copy_(round_to_grid(p, TARGET_BITS))
+    yield
+    with torch.no_grad():
+        torch._foreach_copy_(matrices, own)
+
+
+def pretrain(
+    config: PretrainConfig,
+    streams: dict[str, Any],
+    weights: dict[str, float],
+    model_config: LlamaConfig,
+    folder: Path,
+    say: Callable[[str], None] = print,
+) -> LlamaForCausalLM:
+    """Train within the budget and return the model with its rounded weights.
+
+    `streams` are int32 token ids per domain; the last 2% of each are kept for validation.
+    Writes `loss.jsonl` and the resumable `state.pt` to `folder`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(model_config).to(device)
+    optimizers = _optimizers(model, config)
+    loss_fn = torch.compile(_loss, dynamic=False) if config.compiled else _loss
+    train = {name: ids[: int(len(ids) * 0.98)] for name, ids in streams.items()}
+    held_out = {name: ids[int(len(ids) * 0.98) :] for name, ids in streams.items()}
+
+    state_path, log_path = folder / "state.pt", folder / "loss.jsonl"
+    step, tokens, spent = _load(state_path, model, optimizers)
+    started = saved = time.monotonic()
+
+    def done() -> float:
+        if config.tokens is not None:
+            return tokens / config.tokens
+        assert config.minutes is not None
+        return (spent + time.monotonic() - started) / (60 * config.minutes)
+
+    while (progress := done()) < 1.0:
+        long = progress >= 1 - config.long_fraction
+        length = config.max_position_embeddings if long else config.sequence_length
+        rng = np.random.default_rng([config.seed, step])
+        batch = _draw(train, weights, config.tokens_per_step // length, length, rng).to(device)
+        factor = _learning_rate_factor(config, step, progress)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+        rounded = progress >= 1 - config.rounded_fraction
+        if rounded:
+            with rounded_weights(model):
+                loss = _backward(loss_fn, model, batch)
+        else:
+            loss = _backward(loss_fn, model, batch)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        tokens += batch.numel()
+
+        if step % 20 == 0:
+            row: dict[str, Any] = {"step": step, "tokens": tokens, "loss": round(loss, 4)}
+            row |= {"minutes": round((spent + time.monotonic() - started) / 60, 2), "rounded": rounded}
+            if step % 200 == 0:
+                row["held_out"] = _evaluate(model, held_out, config)
+            with log_path.open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            say(json.dumps(row))
+        if time.monotonic() - saved > 60 * config.save_minutes:
+            saved = time.monotonic()
+            _save(state_path, model, optimizers, (step, tokens, spent + saved - started))
+
+    _save(state_path, model, optimizers, (step, tokens, spent + time.monotonic() - started))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.copy_(round_to_grid(p, TARGET_BITS))
+    with log_path.open("a") as log:
+        final = {"step": step, "tokens": tokens, "final_held_out": _evaluate(model, held_out, config)}
+        log.write(json.dumps(final) + "\n")
+    return model
+
+
+def _loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+    hidden = model.model(input_ids=batch).last_hidden_state[:, :-1]
+    logits = nn.functional.linear(hidden, model.lm_head.weight)
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+
+
+def _backward(loss_fn: Callable[..., Tensor], model: LlamaForCausalLM, batch: Tensor) -> float:
+    with torch.autocast(batch.device.type, torch.bfloat16):
+        loss = loss_fn(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
+def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, fused AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon = torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay)
+    adamw = torch.optim.AdamW(
+        others, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return [muon, adamw]
+
+
+def _learning_rate_factor(config: PretrainConfig, step: int, progress: float) -> float:
+    """Warm up over steps, hold, then fall linearly to 5% over the last part of the budget."""
+    warm = min(1.0, (step + 1) / config.warmup_steps)
+    return warm * max(0.05, min(1.0, (1 - progress) / config.decay_fraction))
+
+
+def _draw(
+    streams: dict[str, Any], weights: dict[str, float], rows: int, length: int, rng: Any
+) -> Tensor:
+    """`rows` random windows [rows, length]; domains drawn by weight, positions uniformly."""
+    names = list(weights)
+    shares = np.array([weights[name] for name in names])
+    picked = []
+    for name in rng.choice(names, size=rows, p=shares / shares.sum()):
+        start = rng.integers(0, len(streams[name]) - length)
+        picked.append(streams[name][start : start + length])
+    return torch.from_numpy(np.stack(picked).astype(np.int64))
+
+
+@torch.no_grad()
+def _evaluate(
+    model: LlamaForCausalLM, streams: dict[str, Any], config: PretrainConfig
+) -> dict[str, float]:
+    """Mean loss (nats per token) on the first held-out windows of each domain."""
+    losses = {}
+    for name, ids in streams.items():
+        length = config.sequence_length
+        rows = min(8, len(ids) // length)
+        batch = torch.from_numpy(ids[: rows * length].reshape(rows, length).astype(np.int64))
+        with torch.autocast(model.device.type, torch.bfloat16):
+            losses[name] = round(float(_loss(model, batch.to(model.device))), 4)
+    return losses
+
+
+def _save(
+    path: Path, model: nn.Module, optimizers: list[Any], counters: tuple[int, int, float]
+) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizers": [o.state_dict() for o in optimizers],
+            "counters": counters,
+        },
+        temporary,
+    )
+    temporary.replace(path)
+
+
+def _load(path: Path, model: nn.Module, optimizers: list[Any]) -> tuple[int, int, float]:
+    if not path.exists():
+        return 0, 0, 0.0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    step, tokens, spent = state["counters"]
+    return step, tokens, spent

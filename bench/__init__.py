@@ -1,0 +1,1 @@
+"""Floor 3: prompts, acceptance, throughput, statistics and the report."""

@@ -1,0 +1,96 @@
+"""The tensors of a model folder: headers checked against the file's real size, values on demand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drafts.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """One tensor's entry in a safetensors header."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """All tensors of a folder's safetensors files, by name."""
+
+    folder: Path
+    headers: dict[str, Header]
+
+    def load(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self.headers[name].file, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def load_all(self) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        files = sorted({header.file for header in self.headers.values()})
+        return {name: tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def open_tensors(folder: Path) -> TensorFile:
+    """Read and check every safetensors header of `folder`. Raises `UserError` when damaged."""
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    if not paths:
+        pickled = sorted(p.name for p in Path(folder).glob("*.bin"))
+        raise UserError(
+            f"has no .safetensors file{f' (only {pickled[0]}, a pickle)' if pickled else ''}",
+            where=folder,
+            mend="save the model with safetensors; afaspec does not load pickles",
+        )
+    headers: dict[str, Header] = {}
+    for path in paths:
+        headers |= read_header(path)
+    return TensorFile(Path(folder), headers)
+
+
+def read_header(path: Path) -> dict[str, Header]:
+    """A safetensors file's header, with its declared size checked against the file's."""
+    damaged = "copy or download the file again"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise UserError("is truncated: its header is not whole", where=path, mend=damaged)
+        try:
+            entries: dict[str, Any] = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise UserError("is not a safetensors file", where=path, mend=damaged) from None
+    entries.pop("__metadata__", None)
+    end = max((e["data_offsets"][1] for e in entries.values()), default=0)
+    if size != 8 + length + end:
+        raise UserError(
+            f"is truncated or damaged: {size:,} bytes, its header promises {8 + length + end:,}",
+            where=path,
+            mend=damaged,
+        )
+    headers = {}
+    for name, entry in entries.items():
+        start, stop = entry["data_offsets"]
+        expected = prod(entry["shape"]) * BYTES.get(entry["dtype"], 0)
+        if entry["dtype"] in BYTES and expected != stop - start:
+            raise UserError(f"tensor {name} has a wrong size", where=path, mend=damaged)
+        headers[name] = Header(
+            path, NAMES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
+        )
+    return headers

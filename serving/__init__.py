@@ -1,0 +1,1 @@
+"""Floor 2: vLLM engine, server, runtime environment, metrics and compatibility."""
