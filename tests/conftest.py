@@ -1,0 +1,21 @@
+"""Fixtures that every test folder shares: a tiny target and a tiny draft on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import write_draft, write_target
+
+
+@pytest.fixture(scope="session")
+def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random LlamaForCausalLM (4 layers, vocabulary 512) with tokenizer and template."""
+    return write_target(tmp_path_factory.mktemp("models") / "tiny-target")
+
+
+@pytest.fixture(scope="session")
+def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random EAGLE-3 draft for `tiny_target`, in the EAGLE format, vocabulary 320."""
+    return write_draft(tmp_path_factory.mktemp("models") / "tiny-draft")
