@@ -1,0 +1,74 @@
+"""The arms of a comparison: what drafts for the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from drafts.errors import UserError
+
+LABELS = {
+    "none": "No speculation",
+    "ngram": "N-gram",
+    "base": "Base draft",
+    "lora": "LoRA",
+    "afa-lora": "AFA-LoRA",
+    "full": "Full fine-tuning",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A name and its draft: a checkpoint folder, `"ngram"` (prompt lookup) or None (no draft)."""
+
+    name: str
+    draft: Path | Literal["ngram"] | None = None
+
+    @property
+    def label(self) -> str:
+        """The name as a reader likes it."""
+        return LABELS.get(self.name, self.name)
+
+
+def parse_arm(text: str) -> Arm:
+    """An arm from `NAME=FOLDER`, or from a folder alone, which then names it."""
+    name, found, folder = text.partition("=")
+    if not found:
+        name, folder = Path(text).name, text
+    if not name or not folder:
+        raise UserError(
+            f"cannot read the draft {text!r}",
+            mend="write --draft NAME=FOLDER, for example --draft base=models/base-draft",
+        )
+    if name in ("none", "ngram"):
+        raise UserError(
+            f"the name {name!r} belongs to the arm of that kind",
+            mend="give the draft another name, for example base or lora",
+        )
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"no such folder (the draft {name!r})",
+            where=path,
+            mend="give the folder of a draft checkpoint: config.json and *.safetensors",
+        )
+    return Arm(name, path)
+
+
+def choose_arms(drafts: list[str], *, none: bool = True, ngram: bool = False) -> tuple[Arm, ...]:
+    """The arms of a run, in reporting order. Raises `UserError` for doubles and for no arm."""
+    arms = [Arm("none")] if none else []
+    if ngram:
+        arms.append(Arm("ngram", "ngram"))
+    arms += [parse_arm(text) for text in drafts]
+    names = [arm.name for arm in arms]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise UserError(
+            f"two drafts have the name {doubles[0]!r}",
+            mend="name them apart: --draft first=FOLDER --draft second=FOLDER",
+        )
+    if not arms:
+        raise UserError("there is nothing to measure", mend="give at least one --draft")
+    return tuple(arms)

@@ -1,0 +1,199 @@
+"""The child of `serving.engine`: one vLLM `LLM`, JSON lines in, JSON lines out.
+
+Run as `python -m serving.engine_worker PARENT_PID`. The first line holds the engine's settings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import IO, Any
+
+PR_SET_PDEATHSIG = 1
+IDLE_MEMORY_SHARE = 0.01  # of a GPU: vLLM wants this share free, the cache has its own size
+
+
+def main() -> None:
+    """Answer requests until the parent closes its end or dies."""
+    _die_with(int(sys.argv[1]))
+    replies = _claim_stdout()
+    requests = _read_requests()
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    try:
+        settings = requests.get()
+        llm = load(settings)
+        reply(describe(llm))
+        while True:
+            reply(answer(llm, settings, requests.get()))
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        reply({"error": f"{type(error).__name__}: {error}"[:500]})
+        os._exit(1)  # threads of vLLM must not keep a failed engine alive
+
+
+def load(settings: dict[str, Any]) -> Any:
+    """The vLLM engine that the settings (of `EngineSettings`) describe."""
+    from vllm import LLM
+
+    from serving.speculation import speculative_config
+
+    draft = settings["draft"]
+    speculative = speculative_config(
+        Path(draft) if draft not in (None, "ngram") else draft,
+        settings["k"],
+        draft_sample_method=settings["draft_sample_method"],
+    )
+    options: dict[str, Any] = {}
+    if speculative is not None:
+        options["speculative_config"] = speculative
+        options["per_request_spec_decode_metrics"] = "summary"
+    return LLM(
+        model=settings["target"],
+        dtype=settings["dtype"],
+        seed=settings["seed"],
+        max_model_len=settings["max_model_len"],
+        max_num_seqs=settings["batch"],
+        enforce_eager=settings["enforce_eager"],
+        kv_cache_memory_bytes=int(settings["cache_gib"] * 2**30),
+        gpu_memory_utilization=IDLE_MEMORY_SHARE,
+        enable_prefix_caching=False,  # a prompt comes once per round, and must cost the same
+        disable_log_stats=False,  # request times and counters come from the statistics
+        **options,
+    )
+
+
+def describe(llm: Any) -> dict[str, Any]:
+    """What the engine settled on, for the provenance of its results."""
+    from importlib.metadata import version
+
+    config = llm.llm_engine.vllm_config
+    speculative = config.speculative_config
+    return {
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "max_model_len": config.model_config.max_model_len,
+        "method": speculative.method if speculative else None,
+        "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
+        "draft_sample_method": getattr(speculative, "draft_sample_method", None),
+        "compilation_mode": str(config.compilation_config.mode),
+        "threads": _threads(),
+        "torch": version("torch"),
+    }
+
+
+def answer(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to one request."""
+    if request["op"] == "generate":
+        return generate(llm, settings, request)
+    if request["op"] == "score":
+        return score(llm, request)
+    if request["op"] == "counters":
+        from dataclasses import asdict
+
+        from serving.metrics import counters_from_engine
+
+        return asdict(counters_from_engine(llm))
+    raise ValueError(f"unknown request {request['op']!r}")
+
+
+def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Complete the prompts; times are the engine core's own, on one monotonic clock."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        temperature=settings["temperature"],
+        seed=settings["seed"] if settings["temperature"] > 0 else None,
+        max_tokens=request["max_tokens"],
+        ignore_eos=request["ignore_eos"],
+        logprobs=request["logprobs"],
+        detokenize=False,
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    start = time.perf_counter()
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    wall = time.perf_counter() - start
+    rows = []
+    for output in outputs:
+        completion, times = output.outputs[0], output.metrics
+        spec = completion.spec_decode_metrics
+        logprobs = completion.logprobs if request["logprobs"] is not None else None
+        rows.append(
+            {
+                "output_ids": list(completion.token_ids),
+                "scheduled": times.scheduled_ts,
+                "first": times.first_token_ts,
+                "last": times.last_token_ts,
+                "histogram": list(spec.histogram) if spec else None,
+                "draft_tokens": spec.num_draft_tokens if spec else 0,
+                "logprobs": None if logprobs is None else [_ranked(entry) for entry in logprobs],
+            }
+        )
+    return {"requests": rows, "wall_seconds": wall}
+
+
+def score(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Log-probabilities of the output's positions, from one prefill."""
+    from vllm import SamplingParams
+
+    prompt, output = request["prompt"], request["output"]
+    sampling = SamplingParams(
+        temperature=0.0, max_tokens=1, prompt_logprobs=request["top"], detokenize=False
+    )
+    text = {"prompt_token_ids": prompt + output}
+    result = llm.generate([text], sampling, use_tqdm=False)[0]
+    return {"logprobs": [_ranked(entry) for entry in result.prompt_logprobs[len(prompt) :]]}
+
+
+def _ranked(entry: Any) -> list[tuple[int, float]]:
+    pairs = [(int(token), float(value.logprob)) for token, value in entry.items()]
+    return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux for SIGKILL when the parent dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def _claim_stdout() -> IO[str]:
+    """Keep the real stdout for replies; whatever else prints there goes to the log."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
+def _read_requests() -> queue.Queue[dict[str, Any]]:
+    """Read lines in a thread of its own, so that the pipe's end is noticed while vLLM works."""
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            requests.put(json.loads(line))
+        os.killpg(os.getpid(), signal.SIGKILL)  # the group that the parent made for us
+
+    threading.Thread(target=read, daemon=True).start()
+    return requests
+
+
+if __name__ == "__main__":
+    main()
