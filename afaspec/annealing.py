@@ -1,0 +1,145 @@
+"""Annealing: beta falls from 1 (non-linear) to exactly 0 (plain LoRA) while training runs.
+
+The formula is AFA-LoRA's (arXiv 2512.22455). The paper's schedule is not known to us; shapes, hold and
+end are our own choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from afaspec.adapter import AnnealedLora
+
+Activation = Callable[[Tensor], Tensor]
+Shape = Literal["linear", "cosine", "exponential", "step"]
+
+
+class AnnealingSchedule(BaseModel):
+    """beta by optimizer step: 1 until `start + hold`, then down `shape` to 0 from `end` on.
+
+    `start`, `hold` and `end` are fractions of the run where at most 1, else steps.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    shape: Shape = Field("cosine", description="linear, cosine, exponential or step")
+    start: float = Field(0.0, ge=0, description="annealing may begin here (fraction or steps)")
+    hold: float = Field(0.0, ge=0, description="beta stays 1 this long from start on")
+    end: float = Field(0.5, gt=0, description="beta is 0 from here on (fraction or steps)")
+    stairs: int = Field(4, ge=1, description="levels of the step shape")
+    rate: float = Field(5.0, gt=0, description="decay rate of the exponential shape")
+
+    @model_validator(mode="after")
+    def _ends_inside(self) -> AnnealingSchedule:
+        fractions = all(x <= 1 for x in (self.start, self.hold, self.end))
+        if fractions and self.start + self.hold > self.end:
+            raise ValueError("annealing must begin before it ends: start + hold <= end")
+        return self
+
+    def beta(self, step: int, total: int) -> float:
+        """beta after `step` of `total` optimizer steps: in [0, 1], never rising, exactly 0 at last.
+
+        The last step itself always trains with beta = 0, so `end` acts no later than total - 1.
+        """
+        last = max(total - 1, 0)
+        end = min(_steps(self.end, total), last)
+        begin = min(_steps(self.start, total) + _steps(self.hold, total), end)
+        if step >= end:
+            return 0.0
+        if step <= begin:
+            return 1.0
+        done = (step - begin) / (end - begin)
+        if self.shape == "linear":
+            return 1.0 - done
+        if self.shape == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        if self.shape == "step":
+            return 1.0 - math.floor(done * self.stairs) / self.stairs
+        floor = math.exp(-self.rate)
+        return (math.exp(-self.rate * done) - floor) / (1.0 - floor)
+
+
+def _steps(value: float, total: int) -> int:
+    return round(value * total) if value <= 1 else round(value)
+
+
+def _leaky(z: Tensor) -> Tensor:
+    return F.leaky_relu(z, 0.1)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": F.relu,
+    "leaky_relu": _leaky,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}
+
+
+def activation(name: str) -> Activation:
+    """The activation called `name`; `scaled_<name>` keeps the second moment of a standard normal.
+
+    Scaling keeps the adapter's gain from drifting while beta falls: E[(c*f(z))^2] = E[z^2] = 1.
+    Raises KeyError for an unknown name.
+    """
+    plain = ACTIVATIONS[name.removeprefix("scaled_")]
+    if not name.startswith("scaled_"):
+        return plain
+    z = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+    density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    gain = float(torch.trapezoid(plain(z) ** 2 * density, z)) ** -0.5
+
+    def scaled(x: Tensor) -> Tensor:
+        return gain * plain(x)
+
+    return scaled
+
+
+ACTIVATION_NAMES = (*ACTIVATIONS, *(f"scaled_{name}" for name in ACTIVATIONS))
+
+
+class Annealer:
+    """Drives beta of an adapted model from its optimizer's steps, in any training loop.
+
+        annealer = Annealer(adapters(model), schedule, total_steps)
+        annealer.follow(optimizer)
+
+    Each `optimizer.step()` then sets beta. `state_dict` and `load_state_dict` make it resumable.
+    """
+
+    def __init__(self, layers: list[AnnealedLora], schedule: AnnealingSchedule, total_steps: int):
+        self.layers, self.schedule, self.total_steps = layers, schedule, total_steps
+        self.step = 0
+        self._apply()
+
+    @property
+    def beta(self) -> float:
+        return self.schedule.beta(self.step, self.total_steps)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Advance after each `optimizer.step()`."""
+        optimizer.register_step_post_hook(lambda *_: self.advance())
+
+    def advance(self) -> None:
+        self.step += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "total_steps": self.total_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.total_steps = state["step"], state["total_steps"]
+        self._apply()
+
+    def _apply(self) -> None:
+        beta = self.beta
+        for layer in self.layers:
+            layer.beta = beta

@@ -1,0 +1,51 @@
+"""Refusals before any model loads: does this store fit this draft and this target?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from drafts.checkpoint import DraftInfo, default_layer_ids
+from drafts.errors import UserError
+from drafts.target import TargetInfo
+
+
+def check_fit(manifest: Any, store: Path, draft: DraftInfo, target: TargetInfo) -> None:
+    """Raise one `UserError` for the first way in which store, draft and target do not belong together."""
+    captured = manifest.target
+    again = f"capture again: afaspec capture {target.folder} PROMPTS --draft {draft.folder}"
+    if captured["sha256"] != target.sha256:
+        raise UserError(
+            f"was captured from another target (hash {captured['sha256'][:12]}, "
+            f"{target.folder} has {target.sha256[:12]})",
+            where=store,
+            mend=f"give the target it was captured from, or {again}",
+        )
+    if draft.vocab_size != target.vocab_size:
+        raise UserError(
+            f"is a draft of another target: its vocabulary has {draft.vocab_size} tokens, "
+            f"the target's {target.vocab_size}",
+            where=draft.folder,
+            mend="use a draft that was trained for this target",
+        )
+    if draft.target_hidden_size != target.hidden_size:
+        raise UserError(
+            f"is a draft of another target: it expects hidden size {draft.target_hidden_size}, "
+            f"the target has {target.hidden_size}",
+            where=draft.folder,
+            mend="use a draft that was trained for this target",
+        )
+    wanted = draft.layer_ids or default_layer_ids(target.num_layers)
+    if tuple(manifest.layer_ids) != wanted:
+        raise UserError(
+            f"holds layers {list(manifest.layer_ids)}, the draft reads {list(wanted)}",
+            where=store,
+            mend=again,
+        )
+    if not draft.has_embedding and draft.hidden_size != target.hidden_size:
+        raise UserError(
+            f"has no embedding of its own, and hidden size {draft.hidden_size} differs from "
+            f"the target's {target.hidden_size}",
+            where=draft.folder,
+            mend="use a draft checkpoint that includes embed_tokens.weight",
+        )

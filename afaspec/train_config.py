@@ -1,0 +1,65 @@
+"""Everything a training run depends on, as one checked configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from afaspec.annealing import AnnealingSchedule
+
+Arm = Literal["afa-lora", "lora", "full"]
+EAGLE3_TARGETS = ("fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 3e-3, "lora": 3e-3, "full": 5e-4}
+
+
+class TrainConfig(BaseModel):
+    """A run of `afaspec train`. Paths are folders; sizes are in sequences, tokens or steps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    store: Path = Field(description="feature store that `afaspec capture` wrote")
+    draft: Path = Field(description="base draft to adapt")
+    out: Path = Field(description="folder of the run")
+    target: Path | None = Field(None, description="target model (default: the store's)")
+
+    arm: Arm = Field("afa-lora", description="afa-lora, lora or full")
+    rank: int = Field(16, gt=0, description="LoRA rank")
+    alpha: float | None = Field(None, gt=0, description="LoRA alpha (default: 2 * rank)")
+    rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
+    init: str = Field("default", description="PEFT initialisation: default, pissa, orthogonal, ...")
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
+    modules: list[str] = Field(
+        list(EAGLE3_TARGETS), min_length=1, description="linear layers that get adapters"
+    )
+    lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
+    activation: str = Field("relu", description="AFA's sigma: relu, silu, gelu, leaky_relu, ...")
+    annealing: AnnealingSchedule = AnnealingSchedule()
+
+    loss: Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"] = Field(
+        "kl", description="kl, reverse_kl, jsd, tv, lk or ce"
+    )
+    draft_steps: int = Field(3, gt=0, le=16, description="draft steps trained (k at serving)")
+    step_decay: float = Field(0.8, gt=0, le=1, description="weight of each later draft step")
+    chunk: int = Field(2048, gt=0, description="rows of logits held at once")
+    compiled: bool = Field(True, description="compile the loss")
+
+    steps: int = Field(300, gt=0, description="optimizer steps")
+    batch_size: int = Field(8, gt=0, description="sequences per micro-batch")
+    accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step")
+    learning_rate: float | None = Field(None, gt=0, description="peak rate (default: by arm)")
+    warmup: float = Field(0.05, ge=0, lt=1, description="warm-up, as a fraction of the steps")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast in bf16, or fp32")
+    seed: int = 0
+
+    validation: float = Field(0.1, gt=0, lt=1, description="fraction of sequences held out")
+    validation_limit: int = Field(64, gt=0, description="held-out sequences at most")
+    eval_every: int = Field(50, gt=0, description="steps between evaluations")
+    checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
+    tensorboard: bool = Field(True, description="write TensorBoard event files")
+
+    def peak_learning_rate(self) -> float:
+        return self.learning_rate or DEFAULT_LEARNING_RATES[self.arm]

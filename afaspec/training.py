@@ -1,0 +1,289 @@
+"""The training loop: one arm, one store, one draft.
+
+The order of the data is a function of seed and step alone, so every arm sees the same batches and
+a killed run goes on exactly where it was: same weights, bit for bit on CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from afaspec.adapter import adapt, annealed_layers, save_adapter
+from afaspec.annealing import Annealer
+from afaspec.objective import DraftObjective, collate
+from afaspec.run_state import Progress, load_state, save_state, trainable_state
+from afaspec.store import FeatureStore
+from afaspec.train_checks import check_fit
+from afaspec.train_config import TrainConfig
+from bench.offline import offline_acceptance
+from drafts.checkpoint import load_draft, read_draft_info
+from drafts.errors import UserError
+from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
+from drafts.target import load_lm_head, read_target
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Trained:
+    """A finished run: where its result lies and how good it was on held-out sequences."""
+
+    folder: Path
+    result: Path
+    best_step: int
+    acceptance_length: float
+
+
+def train(config: TrainConfig, report: Report = lambda row: None) -> Trained:
+    """Run (or go on with) the training that `config` describes. `report` gets each metrics row."""
+    store = FeatureStore.open(config.store)
+    target_folder = config.target or Path(store.manifest.target["path"])
+    target, info = read_target(target_folder), read_draft_info(config.draft)
+    check_fit(store.manifest, config.store, info, target)
+    train_ids, held_out = split_sequences(len(store), config)
+    claim_folder(config)
+
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    torch.manual_seed(config.seed)
+    draft = load_draft(config.draft, target_folder)
+    wrapped, trained = prepare_arm(draft, config)
+    objective = DraftObjective(
+        draft,
+        load_lm_head(target_folder).to(torch.bfloat16 if config.precision == "bf16" else torch.float32),
+        loss=config.loss,
+        draft_steps=config.draft_steps,
+        step_decay=config.step_decay,
+        chunk=config.chunk,
+        compiled=config.compiled,
+    )
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.peak_learning_rate(), weight_decay=config.weight_decay, fused=True
+    )
+    progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
+    annealer = Annealer(annealed_layers(draft), config.annealing, config.steps)
+    annealer.load_state_dict({"step": progress.step, "total_steps": config.steps})
+    annealer.follow(optimizer)
+    model, optimizer = accelerator.prepare(objective, optimizer)
+
+    metrics = Metrics(config, progress.step, report)
+    while progress.step < config.steps:
+        started = time.perf_counter()
+        rate = learning_rate(config, progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        beta = annealer.beta if annealer.layers else None
+        loss = 0.0
+        for micro in range(config.accumulation):
+            chosen = draw(train_ids, config, progress.step * config.accumulation + micro)
+            mine = chosen[accelerator.process_index :: accelerator.num_processes]
+            batch = collate([store[i] for i in mine]).to(accelerator.device)
+            with accelerator.autocast():
+                part = model(batch) / config.accumulation
+            accelerator.backward(part)
+            loss += float(part.detach())
+        norm = accelerator.clip_grad_norm_(trained, config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.seconds += time.perf_counter() - started
+
+        row: dict[str, Any] = {"step": progress.step, "loss": loss, "lr": rate}
+        row["grad_norm"] = float(norm) if norm is not None else 0.0
+        if beta is not None:
+            row["beta"] = beta
+        last = progress.step == config.steps
+        if progress.step % config.eval_every == 0 or last:
+            row |= evaluate(draft, store, held_out, config)
+            if annealer.beta == 0 or not annealer.layers:
+                keep_best(row["acceptance_length"], wrapped, draft, config, progress)
+        metrics.add(row)
+        if accelerator.is_main_process and (progress.step % config.checkpoint_every == 0 or last):
+            save_state(config.out / "checkpoint", draft, optimizer, progress)
+    metrics.close()
+    return finish(config, store, progress, draft)
+
+
+def split_sequences(count: int, config: TrainConfig) -> tuple[list[int], list[int]]:
+    """Sequence indices for training and the held-out ones, shuffled by the seed 0 for all arms."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    held = max(1, round(count * config.validation))
+    if count - held < 1:
+        raise UserError(
+            f"holds {count} sequences, too few to hold some out",
+            where=config.store,
+            mend="capture more prompts",
+        )
+    return order[held:], order[: min(held, config.validation_limit)]
+
+
+def draw(train_ids: list[int], config: TrainConfig, batch: int) -> list[int]:
+    """The sequences of micro-batch number `batch`: epochs in seeded order, none skipped."""
+    picked = []
+    for i in range(batch * config.batch_size, (batch + 1) * config.batch_size):
+        epoch, offset = divmod(i, len(train_ids))
+        seed = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        picked.append(train_ids[torch.randperm(len(train_ids), generator=seed)[offset]])
+    return picked
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then cosine to zero, at 0-based optimizer step `step`."""
+    warm = round(config.warmup * config.steps)
+    peak = config.peak_learning_rate()
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(config.steps - warm, 1)))
+
+
+def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
+    """Make exactly the arm's parameters trainable, in place. Returns the PEFT model (or the draft)."""
+    if config.arm == "full":
+        for name, parameter in draft.named_parameters():
+            frozen = name.startswith("embed_tokens") or (
+                name.startswith("lm_head") and not config.lm_head
+            )
+            parameter.requires_grad_(not frozen)
+        return draft, [p for p in draft.parameters() if p.requires_grad]
+    from peft import LoraConfig
+
+    modules = [*config.modules, *(["lm_head"] if config.lm_head else [])]
+    known = {name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)}
+    if unknown := sorted(set(modules) - known):
+        raise UserError(
+            f"modules names {', '.join(unknown)}, which the draft has not",
+            mend=f"choose from {', '.join(sorted(known))}",
+        )
+    wrapped = adapt(
+        draft,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha or 2 * config.rank,
+            use_rslora=config.rslora,
+            lora_dropout=config.dropout,
+            init_lora_weights=True if config.init == "default" else config.init,
+            target_modules=modules,
+            base_model_name_or_path=str(config.draft),
+        ),
+        config.activation if config.arm == "afa-lora" else None,
+    )
+    return wrapped, [p for p in draft.parameters() if p.requires_grad]
+
+
+def evaluate(
+    draft: Any, store: FeatureStore, held_out: list[int], config: TrainConfig
+) -> dict[str, Any]:
+    """Offline acceptance on the held-out sequences."""
+    was_training = draft.training
+    draft.eval()
+    measured = offline_acceptance(
+        draft,
+        (store[i] for i in held_out),
+        config.draft_steps,
+        batch=config.batch_size,
+        amp=config.precision == "bf16",
+    )
+    draft.train(was_training)
+    return {"acceptance_length": measured.acceptance_length, "per_position": list(measured.per_position)}
+
+
+def keep_best(
+    acceptance_length: float, wrapped: Any, draft: Any, config: TrainConfig, progress: Progress
+) -> None:
+    """Save the result if it is the best mergeable one so far. A tie keeps the earlier."""
+    if acceptance_length <= progress.best_acceptance_length:
+        return
+    progress.best_step, progress.best_acceptance_length = progress.step, acceptance_length
+    with atomic_folder(result_folder(config)) as temporary:
+        if config.arm == "full":
+            from safetensors.torch import save_file
+
+            save_file(trainable_state(draft), temporary / "weights.safetensors")
+        else:
+            save_adapter(wrapped, temporary, config.annealing, progress.step, config.steps)
+
+
+def result_folder(config: TrainConfig) -> Path:
+    """Where the run's result lies: `adapter/` for adapters, `weights/` for full fine-tuning."""
+    return config.out / ("weights" if config.arm == "full" else "adapter")
+
+
+def claim_folder(config: TrainConfig) -> None:
+    """Record the configuration in the run's folder, or check that it is the one recorded there."""
+    wanted = json.loads(config.model_dump_json())
+    path = config.out / "config.json"
+    remove_leftovers(result_folder(config))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    recorded = read_json(path)
+    if changed := sorted(k for k in wanted if recorded.get(k) != wanted[k]):
+        raise UserError(
+            f"belongs to a run with another {', '.join(changed)}",
+            where=config.out,
+            mend="choose another --out, or remove the folder to start anew",
+        )
+
+
+class Metrics:
+    """`metrics.jsonl` and TensorBoard events; rows after the resumed checkpoint are dropped first."""
+
+    def __init__(self, config: TrainConfig, step: int, report: Report):
+        self.path, self.report = config.out / "metrics.jsonl", report
+        rows = self.path.read_text().splitlines() if self.path.exists() else []
+        whole = [row for row in rows if row.endswith("}")]
+        kept = [row for row in whole if json.loads(row)["step"] <= step]
+        self.path.write_text("".join(row + "\n" for row in kept))
+        self.file = self.path.open("a", buffering=1)
+        self.writer: Any = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        if self.writer:
+            for key, value in row.items():
+                if key != "step" and isinstance(value, float):
+                    self.writer.add_scalar(key, value, row["step"])
+        self.report(row)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.writer:
+            self.writer.close()
+
+
+def finish(config: TrainConfig, store: FeatureStore, progress: Progress, draft: nn.Module) -> Trained:
+    """Write the run's manifest and describe its result."""
+    from afaspec.versions import versions
+
+    trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
+    write_json(
+        config.out / "manifest.json",
+        {
+            "made_by": "afaspec train",
+            "arm": config.arm,
+            "draft_sha256": read_draft_info(config.draft).sha256,
+            "store": {"path": str(config.store), "target": store.manifest.target},
+            "trainable_parameters": trained,
+            "draft_parameters": sum(p.numel() for p in draft.parameters()),
+            "best_step": progress.best_step,
+            "held_out_acceptance_length": progress.best_acceptance_length,
+            "seconds": round(progress.seconds, 2),
+            "versions": versions(),
+        },
+    )
+    return Trained(
+        config.out, result_folder(config), progress.best_step, progress.best_acceptance_length
+    )
