@@ -1,0 +1,56 @@
+"""What to measure and how: the settings of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.arms import Arm
+from drafts.errors import UserError
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure and how. `limit` caps the number of prompts, None takes all.
+
+    `concurrency` requests run at once; `block` prompts make an arm's turn (at least as many).
+    """
+
+    target: Path
+    prompts: str
+    arms: tuple[Arm, ...]
+    k: int = 3
+    max_tokens: int = 128
+    rounds: int = 3
+    concurrency: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+    limit: int | None = None
+    split: Literal["train", "eval"] | None = None
+    prompt_tokens: int = 128
+    max_prompt_tokens: int | None = None
+    truncate_prompts: bool = False
+    ignore_eos: bool = False
+    dtype: str = "bfloat16"
+    enforce_eager: bool = False
+    block: int = 4
+    warmup: int = 2
+    cache_gib: float = 1.0
+    draft_sample_method: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("k", "max_tokens", "rounds", "concurrency", "block"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}", mend="give 1 or more")
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}", mend="give 0 or more")
+
+
+def settings_of(config: BenchConfig, prompts: int) -> dict[str, Any]:
+    """The settings that a result must carry."""
+    values = asdict(config)
+    for name in ("target", "arms", "limit", "draft_sample_method"):
+        del values[name]
+    values["prompt_source"] = values.pop("prompts")
+    return {**values, "prompts": prompts, "batch": config.concurrency}
