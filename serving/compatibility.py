@@ -1,0 +1,148 @@
+"""Does this draft fit this target? Answered from configs and tensor headers, before vLLM starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drafts.checkpoint import DraftInfo, default_layer_ids, module_name, read_draft_info
+from drafts.errors import UserError
+from drafts.target import TargetInfo, read_target
+from drafts.tensors import open_tensors
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FLOATS = ("bfloat16", "float16", "float32")
+OWN_TARGET = "use the draft with the target it was trained for"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row: what the target has, what the draft has, and what to do when they do not fit.
+
+    `note` says what follows from a difference that is allowed.
+    """
+
+    name: str
+    target: str
+    draft: str
+    ok: bool
+    mend: str = ""
+    note: str = ""
+
+
+def compare(target: Path, draft: Path) -> list[Check]:
+    """All rows. Raises `UserError` only for a folder that cannot be read at all."""
+    t, d = read_target(target), read_draft_info(draft)
+    return [
+        Check("method", t.model_type, d.method, True),
+        _vocabulary(t, d),
+        _hidden_size(t, d),
+        _layer_ids(t, d),
+        _positions(t, d),
+        _rope(t, d),
+        _dtype(t, d),
+    ]
+
+
+def require_compatible(target: Path, draft: Path) -> list[Check]:
+    """All rows, when each is ok. Raises `UserError` that lists the rows that are not."""
+    checks = compare(target, draft)
+    wrong = [check for check in checks if not check.ok]
+    if wrong:
+        rows = [f"  {c.name}: the target has {c.target}, the draft {c.draft}" for c in wrong]
+        raise UserError(
+            "\n".join([f"does not fit the target {target}:", *rows]),
+            where=draft,
+            mend="; ".join(dict.fromkeys(check.mend for check in wrong)),
+        )
+    return checks
+
+
+def table(checks: list[Check]) -> Table:
+    """The rows as a rich table."""
+    from rich.table import Table
+
+    result = Table(title="Target and draft", title_justify="left")
+    for column in ("", "target", "draft", "fits", "note"):
+        result.add_column(column)
+    for check in checks:
+        fits = "[green]yes[/]" if check.ok else "[bold red]no[/]"
+        result.add_row(check.name, check.target, check.draft, fits, check.note or check.mend)
+    return result
+
+
+def _vocabulary(t: TargetInfo, d: DraftInfo) -> Check:
+    reduced = d.draft_vocab_size != d.vocab_size
+    found = f"{d.vocab_size:,}" + (f" (drafts {d.draft_vocab_size:,} of them)" if reduced else "")
+    fits = t.vocab_size == d.vocab_size
+    return Check("vocabulary", f"{t.vocab_size:,}", found, fits, OWN_TARGET)
+
+
+def _hidden_size(t: TargetInfo, d: DraftInfo) -> Check:
+    fits, note = d.target_hidden_size == t.hidden_size, ""
+    if not d.has_embedding:
+        fits = fits and d.hidden_size == t.hidden_size
+        note = "the draft shares the target's embedding"
+    found = f"{d.target_hidden_size}"
+    if d.hidden_size != d.target_hidden_size:
+        found += f" (its own {d.hidden_size})"
+    return Check("hidden size", f"{t.hidden_size}", found, fits, OWN_TARGET, note)
+
+
+def _layer_ids(t: TargetInfo, d: DraftInfo) -> Check:
+    """The hidden states that the draft reads: id i is the state after i layers.
+
+    vLLM hands them over in ascending order whatever the config says, and merges equal ones.
+    """
+    ids = d.layer_ids or default_layer_ids(t.num_layers)
+    inputs = _fused_inputs(d.folder)
+    fits = (
+        list(ids) == sorted(set(ids))
+        and ids[-1] <= t.num_layers
+        and ids[0] >= 0
+        and inputs == len(ids) * d.target_hidden_size
+    )
+    found = f"{list(ids)}" + ("" if inputs else " but no fc.weight")
+    if inputs and inputs != len(ids) * d.target_hidden_size:
+        found += f" but fc.weight takes {inputs} inputs"
+    return Check(
+        "layer ids",
+        f"0 to {t.num_layers}",
+        found,
+        fits,
+        "write eagle_aux_hidden_state_layer_ids into the draft's config.json: the distinct layers, "
+        "in ascending order, that it was trained on",
+        "" if d.layer_ids else "vLLM's default; the draft's config names none",
+    )
+
+
+def _fused_inputs(draft: Path) -> int:
+    headers = {module_name(name): header for name, header in open_tensors(draft).headers.items()}
+    return headers["fc.weight"].shape[1] if "fc.weight" in headers else 0
+
+
+def _positions(t: TargetInfo, d: DraftInfo) -> Check:
+    note = ""
+    if d.max_positions < t.max_positions:
+        note = f"no speculation past {d.max_positions:,} tokens"
+    return Check("positions", f"{t.max_positions:,}", f"{d.max_positions:,}", True, note=note)
+
+
+def _rope(t: TargetInfo, d: DraftInfo) -> Check:
+    """For information: a draft may be trained with a rope of its own."""
+
+    def text(rope: dict[str, object]) -> str:
+        return f"{rope['rope_type']}, theta {rope['rope_theta']:g}"
+
+    same = text(t.rope) == text(d.rope)
+    return Check("rope", text(t.rope), text(d.rope), True, note="" if same else "the draft's own")
+
+
+def _dtype(t: TargetInfo, d: DraftInfo) -> Check:
+    fits = d.dtype in FLOATS
+    note = f"vLLM runs the draft in {t.dtype}" if fits and d.dtype != t.dtype else ""
+    mend = f"save the draft as one of {', '.join(FLOATS)}"
+    return Check("dtype", t.dtype, d.dtype, fits, mend, note)

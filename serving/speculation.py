@@ -1,0 +1,38 @@
+"""The speculative-decoding settings that vLLM takes, from a draft's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from drafts.checkpoint import read_draft_info
+from drafts.errors import UserError
+
+# The n-gram drafter looks for the last 2 to 4 tokens earlier in the text.
+NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+
+
+def speculative_config(
+    draft: Path | Literal["ngram"] | None,
+    k: int,
+    *,
+    draft_sample_method: str | None = None,
+) -> dict[str, Any] | None:
+    """vLLM's `speculative_config` for `k` tokens per step; None means no speculation.
+
+    The method comes from the draft's own config.json. Raises `UserError` for a bad draft or k.
+    """
+    if draft is None:
+        return None
+    if k < 1:
+        raise UserError(f"k is {k}, expected at least 1", mend="give --k 1 or more (3 is usual)")
+    if draft == "ngram":
+        return {"method": "ngram", "num_speculative_tokens": k, **NGRAM_LOOKUP}
+    config: dict[str, Any] = {
+        "method": read_draft_info(Path(draft)).method,
+        "model": str(draft),
+        "num_speculative_tokens": k,
+    }
+    if draft_sample_method is not None:
+        config["draft_sample_method"] = draft_sample_method
+    return config
