@@ -125,10 +125,11 @@ def _tokenize(tokenizer: Any, texts: dict[int, str], *, special: bool) -> dict[i
 
 
 def _too_long(where: str, found: int, room: int, positions: int, new: int) -> UserError:
+    limit = "as --max-prompt-tokens says"
+    if room == positions - new:
+        limit = f"the target has {positions:,} positions and {new:,} are kept for new tokens"
     return UserError(
-        f"the prompt has {found:,} tokens, expected at most {room:,} (the target has "
-        f"{positions:,} positions, {new:,} are kept for new tokens)",
+        f"the prompt has {found:,} tokens, expected at most {room:,} ({limit})",
         where=where,
-        mend="--truncate-prompts keeps its last tokens; or raise --max-prompt-tokens or lower "
-        "--max-new-tokens",
+        mend="--truncate-prompts keeps its last tokens; or remove this row",
     )

@@ -20,7 +20,7 @@ def is_dataset_folder(folder: Path) -> bool:
 
 
 def dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
-    """Yield (`source:number`, row) from a local dataset or a hub id `owner/name[:config][@split]`."""
+    """Yield (`source:number`, row) of a local dataset or a hub id `owner/name[:config][@split]`."""
     dataset = _local(Path(source)) if Path(source).exists() else _from_hub(source)
     for number, row in enumerate(dataset, 1):
         yield f"{source}:{number}", row

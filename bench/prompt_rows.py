@@ -63,7 +63,7 @@ def _decode(line: bytes, where: str) -> Any:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"found byte 0x{line[error.start]:02x} at column {error.start + 1}, expected UTF-8 text",
+            f"found byte 0x{line[error.start]:02x} at column {error.start + 1}, expected UTF-8",
             where=where,
             mend="save the file as UTF-8",
         ) from None
@@ -125,9 +125,7 @@ def passages(
         label = f"{where}:{text.count(chr(10), 0, start) + 1}"
         passage = text[start : start + window]
         if passage.strip():
-            found.append(
-                Prompt(label, None, passage, None, category, prompt_tokens, split_key=key)
-            )
+            found.append(Prompt(label, None, passage, None, category, prompt_tokens, split_key=key))
     return found
 
 

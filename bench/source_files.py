@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-SUFFIXES = tuple(
-    ".c .cc .cpp .cs .cu .cuh .cxx .go .h .hh .hpp .hxx .inl .java .jl .js .kt .lua .md .ml .php "
-    ".pl .proto .py .pyi .pyx .r .rb .rs .rst .scala .sh .sql .swift .tex .ts .tsx .txt .zig".split()
+# fmt: off
+SUFFIXES = (
+    ".c", ".cc", ".cpp", ".cs", ".cu", ".cuh", ".cxx", ".go", ".h", ".hh", ".hpp", ".hxx", ".inl",
+    ".java", ".jl", ".js", ".kt", ".lua", ".md", ".ml", ".php", ".pl", ".proto", ".py", ".pyi",
+    ".pyx", ".r", ".rb", ".rs", ".rst", ".scala", ".sh", ".sql", ".swift", ".tex", ".ts", ".tsx",
+    ".txt", ".zig",
 )
+# fmt: on
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 HUGE_BYTES = 1 << 20  # generated tables and bundles, rarely anyone's traffic
 

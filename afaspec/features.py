@@ -1,0 +1,93 @@
+"""The hidden states that drafts read, from a batched forward of the target without its lm_head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drafts.errors import UserError
+
+
+@torch.inference_mode()
+def features(
+    model: Any, sequences: Sequence[Sequence[int]], layer_ids: Sequence[int], max_tokens: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, per sequence of n tokens, hidden [n, layers * d] and final [n, d] in bf16 on the CPU.
+
+    Layer id i is the residual stream after i layers (0: the embeddings; never normed); final is
+    after the final norm. At most `max_tokens` padded tokens go through the model at a time.
+    """
+    for group in _groups(sequences, max_tokens):
+        width = max(map(len, group))
+        tokens = torch.zeros(len(group), width, dtype=torch.long)
+        for row, ids in enumerate(group):
+            tokens[row, : len(ids)] = torch.tensor(ids)
+        # Right padding needs no mask: with causal attention no token sees what follows it.
+        with tapped(model, layer_ids) as states:
+            final = _decoder(model)(input_ids=tokens.to(model.device), use_cache=False)[0]
+            stacked = torch.cat([states[i] for i in layer_ids], dim=-1)
+        hidden, final = stacked.to("cpu", torch.bfloat16), final.to("cpu", torch.bfloat16)
+        for row, ids in enumerate(group):
+            yield hidden[row, : len(ids)].clone(), final[row, : len(ids)].clone()
+
+
+@contextmanager
+def tapped(model: Any, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Within, a forward of `model` leaves the wanted residual streams [rows, n, d] in the dict."""
+    states: dict[int, Tensor] = {}
+    layers = decoder_layers(model)
+
+    def after(i: int) -> Any:
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            states[i] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    def before(_module: Any, args: Any, kwargs: Any) -> None:
+        states[0] = args[0] if args else kwargs["hidden_states"]
+
+    handles = []
+    for i in set(layer_ids):
+        if i == 0:
+            handles.append(layers[0].register_forward_pre_hook(before, with_kwargs=True))
+        else:
+            handles.append(layers[i - 1].register_forward_hook(after(i)))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_layers(model: Any) -> Any:
+    """The target's decoder layers in order. `UserError` for architectures that hide them."""
+    layers = getattr(_decoder(model), "layers", None)
+    expected = model.config.get_text_config().num_hidden_layers
+    if layers is None or len(layers) != expected:
+        raise UserError(
+            f"{type(model).__name__} does not keep its {expected} decoder layers where afaspec "
+            "looks for them (`layers`)",
+            mend="use a target of a usual decoder-only architecture such as Llama or Qwen",
+        )
+    return layers
+
+
+def _decoder(model: Any) -> Any:
+    return model.get_decoder()
+
+
+def _groups(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[Sequence[int]]]:
+    """Consecutive sequences whose padded size stays within `max_tokens` (at least one each)."""
+    group: list[Sequence[int]] = []
+    for ids in sequences:
+        width = max(map(len, [*group, ids]))
+        if group and width * (len(group) + 1) > max_tokens:
+            yield group
+            group = []
+        group.append(ids)
+    if group:
+        yield group

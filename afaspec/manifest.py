@@ -1,0 +1,117 @@
+"""The manifest of a feature store: what made it, and which shards it has."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from drafts.errors import UserError
+from drafts.files import read_json, write_json
+
+FORMAT = "afaspec-features/1"
+NAME = "manifest.json"
+CAPTURE_AGAIN = "capture it again with --overwrite"
+
+
+class TargetRecord(TypedDict):
+    """The target whose hidden states these are."""
+
+    path: str
+    sha256: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One finished shard file."""
+
+    file: str
+    sequences: int
+    tokens: int
+    bytes: int
+    sha256: str
+    response_tokens: int
+
+
+@dataclass
+class Manifest:
+    """Everything about a store but its tensors. Counts are sums over the shards."""
+
+    target: TargetRecord
+    layer_ids: tuple[int, ...]
+    dtype: str
+    settings: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    shards: list[ShardRecord] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def sequences(self) -> int:
+        return sum(shard.sequences for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def response_tokens(self) -> int:
+        return sum(shard.response_tokens for shard in self.shards)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token takes in a shard."""
+        return token_bytes(self.target["hidden_size"], len(self.layer_ids))
+
+    def write(self, folder: Path) -> None:
+        counts = {
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "response_tokens": self.response_tokens,
+        }
+        write_json(folder / NAME, {"format": FORMAT, **asdict(self), **counts})
+
+
+def token_bytes(hidden_size: int, layers: int) -> int:
+    """input id int32, mask uint8, `layers` + 1 hidden states in bf16."""
+    return 4 + 1 + 2 * hidden_size * (layers + 1)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a store's manifest. Raises `UserError` when it is missing or malformed."""
+    path = folder / NAME
+    if not path.is_file():
+        raise UserError(
+            "is not a feature store: it has no manifest.json",
+            where=folder,
+            mend="give the folder that afaspec capture wrote",
+        )
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        problem = f"has the format {found!r}, expected {FORMAT!r}"
+        raise UserError(problem, where=path, mend=CAPTURE_AGAIN)
+    try:
+        return Manifest(
+            target=_target(raw["target"]),
+            layer_ids=tuple(int(layer) for layer in raw["layer_ids"]),
+            dtype=raw["dtype"],
+            settings=dict(raw["settings"]),
+            versions=dict(raw["versions"]),
+            shards=[ShardRecord(**shard) for shard in raw["shards"]],
+            complete=bool(raw["complete"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"lacks or garbles {error}", where=path, mend=CAPTURE_AGAIN) from None
+
+
+def _target(raw: dict[str, Any]) -> TargetRecord:
+    return TargetRecord(
+        path=str(raw["path"]),
+        sha256=str(raw["sha256"]),
+        hidden_size=int(raw["hidden_size"]),
+        vocab_size=int(raw["vocab_size"]),
+        num_layers=int(raw["num_layers"]),
+    )
