@@ -54,3 +54,10 @@ def settings_of(config: BenchConfig, prompts: int) -> dict[str, Any]:
         del values[name]
     values["prompt_source"] = values.pop("prompts")
     return {**values, "prompts": prompts, "batch": config.concurrency}
+
+
+def as_split(text: str | None) -> Literal["train", "eval"] | None:
+    """A side of the prompts by name. Raises `UserError` for another name."""
+    if text is None or text == "train" or text == "eval":
+        return text  # type: ignore[return-value]
+    raise UserError(f"unknown split {text!r}", mend="give eval or train")

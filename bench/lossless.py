@@ -9,7 +9,7 @@ one-token decoding and a prefill over the same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,16 +84,16 @@ def explain(
         prefilled[prompt] = engine.score(prompts[prompt], outputs[prompt], TOP)
     progress(len(chosen), len(chosen))
     noise = measure_noise(
-        [pair for prompt in chosen for pair in zip(decoded[prompt], prefilled[prompt], strict=False)]
+        pair for name in chosen for pair in zip(decoded[name], prefilled[name], strict=False)
     )
-    explained = {
-        arm: [_explain(found, decoded[found.prompt], prefilled[found.prompt], noise) for found in rows]
-        for arm, rows in differences.items()
-    }
-    return explained, noise
+
+    def measured(found: Difference) -> Difference:
+        return _explain(found, decoded[found.prompt], prefilled[found.prompt], noise)
+
+    return {arm: [measured(found) for found in rows] for arm, rows in differences.items()}, noise
 
 
-def measure_noise(pairs: Sequence[tuple[Row, Row]]) -> Noise | None:
+def measure_noise(pairs: Iterable[tuple[Row, Row]]) -> Noise | None:
     """The noise from pairs of (decoded, prefilled) log-probabilities of the same position."""
     disagreements = []
     for decoded, prefilled in pairs:

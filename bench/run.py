@@ -95,7 +95,8 @@ def _start(
     stack: ExitStack,
     progress: Progress,
 ) -> dict[str, EngineProcess]:
-    """One engine per arm; they load one after the other, so that compiled code is shared."""
+    """One engine per arm. Eager ones load side by side; compiled ones in turn, as each finds in
+    the compiler's cache what the one before it put there."""
     longest = max(len(prompt.input_ids) for prompt in prompts)
     engines = {}
     for done, arm in enumerate(config.arms):
@@ -113,8 +114,13 @@ def _start(
             cache_gib=config.cache_gib,
             draft_sample_method=config.draft_sample_method,
         )
-        engine = EngineProcess(settings, logs / f"engine-{arm.name}.log")
+        engine = EngineProcess(
+            settings, logs / f"engine-{arm.name}.log", wait=not config.enforce_eager
+        )
         engines[arm.name] = stack.enter_context(engine)
+    for done, engine in enumerate(engines.values()):
+        progress("starting engines", done, len(config.arms))
+        engine.wait_ready()
     progress("starting engines", len(config.arms), len(config.arms))
     return engines
 

@@ -40,9 +40,7 @@ class Figure:
 class Resampler:
     """Bootstrap weights over `prompts` units and `rounds` rounds, the same for every arm."""
 
-    def __init__(
-        self, prompts: int, rounds: int = 1, *, seed: int = 0, resamples: int = RESAMPLES
-    ):
+    def __init__(self, prompts: int, rounds: int = 1, *, seed: int = 0, resamples: int = RESAMPLES):
         generator = np.random.default_rng(seed)
         self._prompts = _weights(generator, prompts, resamples)
         self._rounds = _weights(generator, rounds, resamples)

@@ -114,7 +114,7 @@ class EngineProcess:
         return self._process.pid
 
     def wait_ready(self) -> None:
-        """Wait until the models are loaded. Raises `UserError` with the log's end if they cannot."""
+        """Wait until the models are loaded. Raises `UserError` with the log's end on failure."""
         if not self.description:
             try:
                 self.description = self._receive()
@@ -253,15 +253,24 @@ def _counters(histogram: list[int] | None, draft_tokens: int) -> SpecCounters | 
 
 
 def _child_environment(settings: EngineSettings) -> dict[str, str]:
+    """The child's environment; what the user has set counts more than our defaults."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
+        "OMP_NUM_THREADS": str(usable_cores()),  # all: vLLM would keep one back for a scheduler
+        "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
         **os.environ,
         **runtime_environment(settings.cache_gib),
         "PYTHONPATH": os.pathsep.join(paths),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
     }
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _as_json(settings: EngineSettings) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,7 @@ def main() -> None:
 def load(settings: dict[str, Any]) -> Any:
     """The vLLM engine that the settings (of `EngineSettings`) describe."""
     from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
 
     from serving.speculation import speculative_config
 
@@ -58,6 +60,8 @@ def load(settings: dict[str, Any]) -> Any:
     )
     options: dict[str, Any] = {}
     if speculative is not None:
+        if "per_request_spec_decode_metrics" not in {field.name for field in fields(EngineArgs)}:
+            raise RuntimeError("measuring acceptance per request needs vLLM 0.32 or newer")
         options["speculative_config"] = speculative
         options["per_request_spec_decode_metrics"] = "summary"
     return LLM(
@@ -100,8 +104,6 @@ def answer(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[
     if request["op"] == "score":
         return score(llm, request)
     if request["op"] == "counters":
-        from dataclasses import asdict
-
         from serving.metrics import counters_from_engine
 
         return asdict(counters_from_engine(llm))

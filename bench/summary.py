@@ -1,0 +1,135 @@
+"""A report in words and in one table: what the page and the console both say first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+COLUMNS = (
+    "Arm",
+    "Acceptance length",
+    "Acceptance rate",
+    "Tokens/s",
+    "Speedup",
+    "Same output",
+)
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: the value, and what is said more quietly with it (an interval, a remark)."""
+
+    text: str
+    detail: str = ""
+    best: bool = False
+
+
+def table_rows(arms: Sequence[Json]) -> list[list[Cell]]:
+    """One row of cells per arm, in the order of `COLUMNS`; the best of each column is marked."""
+    best = {
+        key: max((_value(arm[key]) for arm in arms), default=0.0)
+        for key in ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
+    }
+
+    def cell(arm: Json, key: str, form: str, scale: float = 1.0) -> Cell:
+        figure = arm[key]
+        if not figure or figure["value"] is None:
+            return Cell(NOTHING)
+        value, low, high = (form.format(scale * figure[n]) for n in ("value", "low", "high"))
+        low = low.rstrip("%×")
+        is_best = len(arms) > 1 and figure["value"] == best[key]
+        return Cell(value, f"{low}–{high}", is_best)
+
+    return [
+        [
+            Cell(arm["label"]),
+            cell(arm, "acceptance_length", "{:.2f}"),
+            cell(arm, "acceptance_rate", "{:.1f}%", 100),
+            cell(arm, "tokens_per_second", "{:,.1f}"),
+            Cell("1×") if _is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
+            _lossless_cell(arm),
+        ]
+        for arm in arms
+    ]
+
+
+def headline(arms: Sequence[Json]) -> str:
+    """One sentence: the longest draft, what it gains, and whether the output stayed the same."""
+    drafted = [arm for arm in arms if _value(arm["acceptance_length"])]
+    if not drafted:
+        return f"{arms[0]['label']} decodes {_value(arms[0]['tokens_per_second']):,.1f} tokens/s."
+    top = max(drafted, key=lambda arm: _value(arm["speedup"]) or _value(arm["acceptance_length"]))
+    text = f"{top['label']} yields {_value(top['acceptance_length']):.2f} tokens per target step"
+    base = next((arm for arm in drafted if arm["name"] == "base" and arm is not top), None)
+    if base:
+        text += f", the base draft {_value(base['acceptance_length']):.2f}"
+    if top["speedup"]:
+        speed = _value(top["speedup"])
+        text += f"; it decodes {speed:.2f}× as fast as without speculation"
+        if base and base["speedup"]:
+            text += f" (the base draft {_value(base['speedup']):.2f}×)"
+    return f"{text}. {_lossless_sentence(drafted)}".strip()
+
+
+def settings_line(provenance: Json) -> str:
+    """The run's main settings in one line."""
+    temperature = provenance["temperature"]
+    sampling = "greedy" if temperature == 0 else f"temperature {temperature}"
+    parts = [
+        f"{provenance['prompts']} prompts",
+        f"up to {provenance['max_tokens']} tokens",
+        sampling,
+        f"k = {provenance['k']}",
+        f"concurrency {provenance['concurrency']}",
+        f"{provenance['rounds']} round" + ("s" if provenance["rounds"] != 1 else ""),
+        str(provenance["dtype"]),
+    ]
+    return ", ".join(parts)
+
+
+def _lossless_cell(arm: Json) -> Cell:
+    lossless = arm["lossless"]
+    if not lossless or _is_plain(arm):
+        return Cell(NOTHING)
+    matching, prompts = lossless["matching"], lossless["prompts"]
+    return Cell(f"{matching} of {prompts}", _difference_note(lossless))
+
+
+def _difference_note(lossless: Json) -> str:
+    differing = lossless["prompts"] - lossless["matching"]
+    if not differing:
+        return ""
+    ties = lossless["near_ties"]
+    if ties == differing:
+        return f"{ties} near-tie" + ("s" if ties > 1 else "")
+    return f"{differing - ties} unexplained"
+
+
+def _lossless_sentence(drafted: Sequence[Json]) -> str:
+    records = [arm["lossless"] for arm in drafted if arm["lossless"]]
+    if not records:
+        return ""
+    if all(record["matching"] == record["prompts"] for record in records):
+        prompts = records[0]["prompts"]
+        return f"Greedy output is the same, token for token, on all {prompts} prompts."
+    differing = sum(record["prompts"] - record["matching"] for record in records)
+    ties = sum(record["near_ties"] for record in records)
+    outputs = sum(record["prompts"] for record in records)
+    many = differing > 1
+    found = f"Of {outputs} outputs {differing} part{'' if many else 's'} from the one without speculation, "
+    if ties == differing:
+        return found + f"{'each ' if many else ''}at a measured near-tie."
+    return found + f"{differing - ties} of them not at a near-tie."
+
+
+def _is_plain(arm: Json) -> bool:
+    return arm["provenance"]["method"] is None
+
+
+def _value(figure: Json | None) -> float:
+    """The value for comparing; 0 where there is none."""
+    return float(figure["value"]) if figure and figure["value"] is not None else 0.0
