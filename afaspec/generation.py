@@ -16,6 +16,10 @@ class GrowingLayer(DynamicLayer):
     The stock layer copies everything at each step; here a step writes only its own token.
     """
 
+    keys: Tensor
+    values: Tensor
+    is_initialized: bool
+
     def __init__(self, capacity: int):
         super().__init__()
         self.capacity = capacity

@@ -121,8 +121,13 @@ def locked(folder: Path) -> Iterator[None]:
     A folder made here that is still empty when the block fails is removed again.
     """
     made = not folder.exists()
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            "a file stands where this folder should be", where=folder, mend="choose another --out"
+        ) from None
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
