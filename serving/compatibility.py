@@ -70,7 +70,8 @@ def table(checks: list[Check]) -> Table:
         result.add_column(column)
     for check in checks:
         fits = "[green]yes[/]" if check.ok else "[bold red]no[/]"
-        result.add_row(check.name, check.target, check.draft, fits, check.note or check.mend)
+        note = check.note if check.ok else check.mend
+        result.add_row(check.name, check.target, check.draft, fits, note)
     return result
 
 
