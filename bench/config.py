@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,13 +50,19 @@ class BenchConfig:
             raise UserError(f"temperature is {self.temperature}", mend="give 0 or more")
 
 
-def settings_of(config: BenchConfig, prompts: int) -> dict[str, Any]:
-    """The settings that a result must carry."""
+def settings_of(config: BenchConfig, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The settings that a result must carry; `prompts` are the token ids that were measured."""
     values = asdict(config)
-    for name in ("target", "arms", "limit", "draft_sample_method"):
+    for name in ("target", "arms", "limit", "split", "draft_sample_method"):
         del values[name]
     values["prompt_source"] = values.pop("prompts")
-    return {**values, "prompts": prompts, "batch": config.concurrency}
+    ids = json.dumps([list(prompt) for prompt in prompts])
+    return {
+        **values,
+        "prompts": len(prompts),
+        "prompts_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "batch": config.concurrency,
+    }
 
 
 def as_split(text: str | None) -> Literal["train", "eval"] | None:

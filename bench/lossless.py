@@ -9,7 +9,7 @@ one-token decoding and a prefill over the same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,8 +83,17 @@ def explain(
         decoded[prompt] = _decode(engine, prompts[prompt], outputs[prompt])
         prefilled[prompt] = engine.score(prompts[prompt], outputs[prompt], TOP)
     progress(len(chosen), len(chosen))
+    return judge(differences, decoded, prefilled)
+
+
+def judge(
+    differences: Mapping[str, Sequence[Difference]],
+    decoded: Mapping[str, Sequence[Row]],
+    prefilled: Mapping[str, Sequence[Row]],
+) -> tuple[dict[str, list[Difference]], Noise | None]:
+    """Fill in the differences' gaps and verdicts from log-probabilities by prompt and position."""
     noise = measure_noise(
-        pair for name in chosen for pair in zip(decoded[name], prefilled[name], strict=False)
+        pair for name in decoded for pair in zip(decoded[name], prefilled[name], strict=False)
     )
 
     def measured(found: Difference) -> Difference:

@@ -37,15 +37,16 @@ class ArmRun:
 
     def add(self, round_index: int, generation: Generation, concurrency: int) -> None:
         """Append one block of prompts to a round."""
-        for table in (
+        tables: list[list[list[Any]]] = [
             self.outputs,
             self.tokens,
             self.seconds,
             self.prefill_seconds,
             self.counters,
-        ):
+        ]
+        for table in tables:
             if len(table) == round_index:
-                table.append([])  # type: ignore[attr-defined]
+                table.append([])
         requests = generation.requests
         self.outputs[round_index] += [r.output_ids for r in requests]
         self.prefill_seconds[round_index] += [r.prefill_seconds for r in requests]

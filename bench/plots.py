@@ -205,7 +205,7 @@ def training(report: Report) -> Figure:
                 )  # fmt: skip
         axes.set_title(title)
         axes.grid(axis="y")
-    figure.get_layout_engine().set(hspace=0.1)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(hspace=0.1)
     all_axes[-1, 0].set_xlabel("optimizer step")
     handles, texts = all_axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=4, fontsize=10)

@@ -112,7 +112,7 @@ def build_report(
         for run in runs
     }
     plain = next((speeds[run.arm.name] for run in runs if run.arm.draft is None), None)
-    lengths = {}
+    lengths: dict[str, Samples] = {}
     arms = []
     for run in runs:
         name = run.arm.name

@@ -43,15 +43,16 @@ def run_bench(
         if isinstance(arm.draft, Path):
             require_compatible(config.target, arm.draft)
     encoded = list(prompts) if prompts is not None else load_prompts(config)
+    inputs = [prompt.input_ids for prompt in encoded]
     names = _distinct([prompt.id for prompt in encoded])
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     with ExitStack() as stack:
         engines = _start(config, encoded, logs, stack, progress)
-        runs = measure(config, engines, [p.input_ids for p in encoded], progress)
+        runs = measure(config, engines, inputs, progress)
         differences, noise = _lossless(
             config, engines, dict(zip(names, encoded, strict=True)), runs, progress
         )
-    common = common_provenance(config.target, settings_of(config, len(encoded)))
+    common = common_provenance(config.target, settings_of(config, inputs))
     return build_report(
         runs,
         common=common,
@@ -98,30 +99,28 @@ def _start(
     """One engine per arm. Eager ones load side by side; compiled ones in turn, as each finds in
     the compiler's cache what the one before it put there."""
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    engines = {}
-    for done, arm in enumerate(config.arms):
-        progress("starting engines", done, len(config.arms))
-        settings = EngineSettings(
-            target=config.target,
-            draft=arm.draft,
-            k=config.k,
-            temperature=config.temperature,
-            seed=config.seed,
-            dtype=config.dtype,
-            max_model_len=longest + config.max_tokens + config.k + 1,
-            enforce_eager=config.enforce_eager,
-            batch=config.concurrency,
-            cache_gib=config.cache_gib,
-            draft_sample_method=config.draft_sample_method,
-        )
-        engine = EngineProcess(
-            settings, logs / f"engine-{arm.name}.log", wait=not config.enforce_eager
-        )
-        engines[arm.name] = stack.enter_context(engine)
-    for done, engine in enumerate(engines.values()):
-        progress("starting engines", done, len(config.arms))
-        engine.wait_ready()
-    progress("starting engines", len(config.arms), len(config.arms))
+    arms, engines = config.arms, {}
+    for group in [arms] if config.enforce_eager else [(arm,) for arm in arms]:
+        for arm in group:
+            progress("starting engines", len(engines), len(arms))
+            settings = EngineSettings(
+                target=config.target,
+                draft=arm.draft,
+                k=config.k,
+                temperature=config.temperature,
+                seed=config.seed,
+                dtype=config.dtype,
+                max_model_len=longest + config.max_tokens + config.k + 1,
+                enforce_eager=config.enforce_eager,
+                batch=config.concurrency,
+                cache_gib=config.cache_gib,
+                draft_sample_method=config.draft_sample_method,
+            )
+            engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=False)
+            engines[arm.name] = stack.enter_context(engine)
+        for arm in group:
+            engines[arm.name].wait_ready()
+    progress("starting engines", len(arms), len(arms))
     return engines
 
 

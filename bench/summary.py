@@ -119,11 +119,10 @@ def _lossless_sentence(drafted: Sequence[Json]) -> str:
     differing = sum(record["prompts"] - record["matching"] for record in records)
     ties = sum(record["near_ties"] for record in records)
     outputs = sum(record["prompts"] for record in records)
-    many = differing > 1
-    found = f"Of {outputs} outputs {differing} part{'' if many else 's'} from the one without speculation, "
+    found = f"Of {outputs} outputs {differing} differ from the one without speculation"
     if ties == differing:
-        return found + f"{'each ' if many else ''}at a measured near-tie."
-    return found + f"{differing - ties} of them not at a near-tie."
+        return f"{found}, each at a measured near-tie."
+    return f"{found}, {differing - ties} of them not at a near-tie."
 
 
 def _is_plain(arm: Json) -> bool:

@@ -32,7 +32,9 @@ def render_table(report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for column in COLUMNS:
         first = column == COLUMNS[0]
-        table.add_column(column, justify="left" if first else "right", no_wrap=True)
+        table.add_column(
+            column.replace(" ", "\n"), justify="left" if first else "right", no_wrap=True
+        )
     for row in table_rows(report.arms):
         table.add_row(*(render(cell) for cell in row))
     return table
