@@ -99,7 +99,8 @@ def _start(
     """One engine per arm. Eager ones load side by side; compiled ones in turn, as each finds in
     the compiler's cache what the one before it put there."""
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    arms, engines = config.arms, {}
+    arms = config.arms
+    engines: dict[str, EngineProcess] = {}
     for group in [arms] if config.enforce_eager else [(arm,) for arm in arms]:
         for arm in group:
             progress("starting engines", len(engines), len(arms))

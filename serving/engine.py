@@ -259,6 +259,7 @@ def _child_environment(settings: EngineSettings) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(usable_cores()),  # all: vLLM would keep one back for a scheduler
         "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
+        "NUMBA_NUM_THREADS": "1",  # what vLLM's n-gram drafter uses; more only wait for each other
         **os.environ,
         **runtime_environment(settings.cache_gib),
         "PYTHONPATH": os.pathsep.join(paths),
