@@ -12,6 +12,7 @@ from afaspec.capture_plan import CapturePlan, check_space, choose_batch_size, pl
 from afaspec.manifest import NAME, Manifest, read_manifest
 from afaspec.store import FeatureStore
 from afaspec.store_writer import StoreWriter, locked
+from afaspec.target_model import end_ids, load_target
 from drafts.errors import UserError
 
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
@@ -48,7 +49,7 @@ def capture(
         if manifest is None:
             manifest = plan.manifest(config.batch_size or choose_batch_size(plan))
         _announce(plan, manifest, say)
-        model = load_target(plan)
+        model = load_target(plan.target.folder, plan.dtype, plan.device)
         _run(plan, manifest, model, on_progress or (lambda _: None))
     store = FeatureStore.open(config.out)
     say(f"{config.out}: {_describe(store)}")
@@ -63,7 +64,7 @@ def _run(
 ) -> None:
     from afaspec.features import features
 
-    writer = StoreWriter(plan.config.out, manifest, plan.config.shard_mib << 20)
+    writer = StoreWriter(plan.config.out, manifest, int(plan.config.shard_mib * (1 << 20)))
     writer.prepare()
     done, new_tokens, total = 0, 0, len(plan.prompts)
     skip = manifest.sequences
@@ -110,7 +111,7 @@ def _answers(
         [p.input_ids for p in prompts],
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        end_ids=_end_ids(model, plan.tokenizer),
+        end_ids=end_ids(model, plan.tokenizer),
         seed=int(hashlib.sha256(f"{config.seed}:{number}".encode()).hexdigest()[:15], 16),
         on_step=lambda i, rows: step((i + 1) / config.max_new_tokens, rows),
     )
@@ -177,44 +178,3 @@ def _describe(store: FeatureStore) -> str:
         f"{manifest.sequences:,} sequences, {manifest.tokens:,} tokens "
         f"({manifest.response_tokens:,} of responses), {size(bytes_)}"
     )
-
-
-def load_target(plan: CapturePlan) -> Any:
-    """The target on its device, ready to generate. `UserError` for damaged or foreign models."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    folder = plan.target.folder
-    try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, plan.dtype),
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # a library boundary: every kind of damaged or unknown model
-        raise UserError(
-            f"transformers cannot load this target ({type(error).__name__}: {str(error)[:300]})",
-            where=folder,
-            mend="check that transformers knows this architecture and that its files are whole",
-        ) from error
-    wrong = sorted(loaded["missing_keys"]) + [str(k[0]) for k in loaded["mismatched_keys"]]
-    if wrong:
-        raise UserError(
-            f"its weights lack or misshape {len(wrong)} tensors that its config asks for, such as "
-            f"{wrong[0]}",
-            where=folder,
-            mend="fetch the model again: config and weights do not belong together",
-        )
-    return model.to(plan.device).eval()
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    found: set[int] = set()
-    for ids in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        found.update(ids if isinstance(ids, list) else [ids] if ids is not None else [])
-    return frozenset(found)

@@ -69,7 +69,7 @@ class CaptureConfig(BaseModel):
         "auto", description="auto, bfloat16, float16 or float32"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
-    shard_mib: int = Field(128, gt=0, description="size at which a shard is closed")
+    shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
     overwrite: bool = Field(False, description="replace a store of other settings")
 
     @field_validator("layer_ids")

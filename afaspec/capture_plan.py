@@ -7,12 +7,12 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from afaspec.capture_config import CaptureConfig
 from afaspec.embedded.assets import resolve_model
 from afaspec.manifest import Manifest, TargetRecord, token_bytes
+from afaspec.target_model import load_tokenizer, read_model_config
 from afaspec.versions import versions
 from bench.prompts import EncodedPrompt, encode_prompts, read_prompts
 from drafts.checkpoint import default_layer_ids, read_draft_info
@@ -22,7 +22,6 @@ from drafts.target import TargetInfo, read_target
 GIB = 1 << 30
 LARGEST_BATCH = {"cpu": 64, "cuda": 256}
 MEMORY_SHARE = 0.4  # of what is free: the rest is for attention, the shard and other programs
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class CapturePlan:
     device: str
     dtype: str
     prompts_sha256: str
+    model_config: Any  # transformers' own
 
     @property
     def token_bytes(self) -> int:
@@ -86,6 +86,7 @@ class CapturePlan:
 def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CapturePlan:
     """Check the target, the layers and every prompt. Raises `UserError` for the first fault."""
     target = read_target(resolve_model(config.target))
+    model_config = read_model_config(target.folder)
     layer_ids = choose_layer_ids(config, target)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, target, device)
@@ -120,7 +121,15 @@ def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CaptureP
         encoded = [prompt for prompt in encoded if prompt.response_ids]
     _check_vocabulary(encoded, target)
     return CapturePlan(
-        config, target, tokenizer, encoded, layer_ids, device, dtype, _hash(encoded, config)
+        config=config,
+        target=target,
+        tokenizer=tokenizer,
+        prompts=encoded,
+        layer_ids=layer_ids,
+        device=device,
+        dtype=dtype,
+        prompts_sha256=_hash(encoded, config),
+        model_config=model_config,
     )
 
 
@@ -174,7 +183,7 @@ def choose_batch_size(plan: CapturePlan) -> int:
     """The largest power of two whose caches and features fit the free memory."""
     import torch
 
-    config = read_model_config(plan.target.folder)
+    config = plan.model_config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     longest = max(plan.longest(prompt) for prompt in plan.prompts)
@@ -213,40 +222,6 @@ def check_space(plan: CapturePlan, done_bytes: int) -> int:
             "--max-new-tokens",
         )
     return most
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The target's tokenizer. `UserError` when the folder has none or a broken one."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"has no tokenizer (none of {', '.join(TOKENIZER_FILES)})",
-            where=folder,
-            mend="copy the target's tokenizer files into it",
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged tokenizer file makes the library raise
-        raise UserError(
-            f"its tokenizer cannot be loaded ({type(error).__name__}: {str(error)[:200]})",
-            where=folder,
-            mend="fetch the target's tokenizer files again",
-        ) from error
-
-
-def read_model_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return config.get_text_config()
-    except Exception as error:
-        raise UserError(
-            f"transformers cannot read this model's config ({str(error)[:300]})",
-            where=folder / "config.json",
-            mend="use a model whose code is part of transformers",
-        ) from error
 
 
 def size(count: float) -> str:

@@ -35,7 +35,8 @@ class StoreWriter:
         listed = {shard.file for shard in self.manifest.shards}
         stale = [p for p in self.folder.glob("shard-*.safetensors") if p.name not in listed]
         self.manifest.write(self.folder)  # first: an old manifest must not name removed shards
-        for path in [*stale, *self.folder.glob(".*.tmp")]:
+        halves = self.folder.glob(".*tmp*")  # ours, and those that safetensors writes through
+        for path in [*stale, *halves]:
             path.unlink()
 
     def append(
@@ -124,9 +125,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
+    except OSError as error:  # a file in its place, or a file system that makes no folders
         raise UserError(
-            "a file stands where this folder should be", where=folder, mend="choose another --out"
+            f"this folder cannot be made ({error.strerror})",
+            where=folder,
+            mend="choose another --out",
         ) from None
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -91,6 +91,7 @@ def test_prepare_removes_what_a_killed_run_left(tmp_path: Path) -> None:
     names = sorted(p.name for p in store.folder.iterdir())
     (store.folder / "shard-00002.safetensors").write_text("finished, but not in the manifest")
     (store.folder / ".shard-00003.safetensors.999999.tmp").write_text("half")
+    (store.folder / ".tmpA9RSce").write_text("half, as safetensors leaves it")
     StoreWriter(store.folder, store.manifest, 1).prepare()
     assert sorted(p.name for p in store.folder.iterdir()) == names
 
