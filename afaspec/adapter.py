@@ -3,7 +3,7 @@
     h = W0 x + s B phi(A x),    phi(z) = beta sigma(z) + (1 - beta) z
 
 PEFT does the plumbing: targets, rank patterns, scaling, initialisation, saving. Plain LoRA is the
-same call with `activation=None`, which leaves PEFT's layer alone. At beta = 0 both are one thing.
+same call with `sigma=None`, which leaves PEFT's layer alone. At beta = 0 both are one thing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
-from afaspec.annealing import ACTIVATION_NAMES, AnnealingSchedule, activation
+from afaspec.activations import ACTIVATION_NAMES, activation
+from afaspec.annealing import AnnealingSchedule
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 
@@ -54,18 +55,18 @@ class AnnealedLora(LoraVariant):  # type: ignore[misc]
         return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
 
-def adapt(model: nn.Module, config: LoraConfig, activation: str | None) -> PeftModel:
-    """Wrap `model` with LoRA by `config`; with an `activation`, its linear layers are annealed.
+def adapt(model: nn.Module, config: LoraConfig, sigma: str | None) -> PeftModel:
+    """Wrap `model` with LoRA by `config`; with an activation `sigma`, its linear layers are annealed.
 
     Raises `UserError` for an unknown activation.
     """
-    if activation is not None:
-        if activation not in ACTIVATION_NAMES:
+    if sigma is not None:
+        if sigma not in ACTIVATION_NAMES:
             raise UserError(
-                f"activation {activation!r} is unknown",
+                f"activation {sigma!r} is unknown",
                 mend=f"choose one of {', '.join(ACTIVATION_NAMES)}",
             )
-        config._register_custom_module({nn.Linear: _annealed_linear(activation)})
+        config._register_custom_module({nn.Linear: _annealed_linear(sigma)})
     return get_peft_model(model, config)
 
 
@@ -124,7 +125,7 @@ def save_adapter(
         total_steps=total,
         schedule=schedule.model_dump() if layers and schedule else None,
     )
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's hub card has nothing to say here
     write_json(folder / RECORD, asdict(record))
 

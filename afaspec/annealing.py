@@ -7,18 +7,15 @@ end are our own choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from afaspec.adapter import AnnealedLora
 
-Activation = Callable[[Tensor], Tensor]
 Shape = Literal["linear", "cosine", "exponential", "step"]
 
 
@@ -71,41 +68,6 @@ def _steps(value: float, total: int) -> int:
     return round(value * total) if value <= 1 else round(value)
 
 
-def _leaky(z: Tensor) -> Tensor:
-    return F.leaky_relu(z, 0.1)
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": F.relu,
-    "leaky_relu": _leaky,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-}
-
-
-def activation(name: str) -> Activation:
-    """The activation called `name`; `scaled_<name>` keeps the second moment of a standard normal.
-
-    Scaling keeps the adapter's gain from drifting while beta falls: E[(c*f(z))^2] = E[z^2] = 1.
-    Raises KeyError for an unknown name.
-    """
-    plain = ACTIVATIONS[name.removeprefix("scaled_")]
-    if not name.startswith("scaled_"):
-        return plain
-    z = torch.linspace(-8, 8, 20001, dtype=torch.float64)
-    density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    gain = float(torch.trapezoid(plain(z) ** 2 * density, z)) ** -0.5
-
-    def scaled(x: Tensor) -> Tensor:
-        return gain * plain(x)
-
-    return scaled
-
-
-ACTIVATION_NAMES = (*ACTIVATIONS, *(f"scaled_{name}" for name in ACTIVATIONS))
-
-
 class Annealer:
     """Drives beta of an adapted model from its optimizer's steps, in any training loop.
 
@@ -124,7 +86,7 @@ class Annealer:
     def beta(self) -> float:
         return self.schedule.beta(self.step, self.total_steps)
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+    def follow(self, optimizer: Optimizer) -> None:
         """Advance after each `optimizer.step()`."""
         optimizer.register_step_post_hook(lambda *_: self.advance())
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from afaspec.manifest import Manifest
 from drafts.checkpoint import DraftInfo, default_layer_ids
 from drafts.errors import UserError
 from drafts.target import TargetInfo
 
 
-def check_fit(manifest: Any, store: Path, draft: DraftInfo, target: TargetInfo) -> None:
+def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetInfo) -> None:
     """Raise one `UserError` for the first way in which store, draft and target do not belong together."""
-    captured = manifest.target
+    captured_hash = manifest.target["sha256"]
     again = f"capture again: afaspec capture {target.folder} PROMPTS --draft {draft.folder}"
-    if captured["sha256"] != target.sha256:
+    if captured_hash != target.sha256:
         raise UserError(
             f"was captured from another target (hash {captured['sha256'][:12]}, "
             f"{target.folder} has {target.sha256[:12]})",

@@ -275,7 +275,7 @@ def finish(config: TrainConfig, store: FeatureStore, progress: Progress, draft: 
             "made_by": "afaspec train",
             "arm": config.arm,
             "draft_sha256": read_draft_info(config.draft).sha256,
-            "store": {"path": str(config.store), "target": store.manifest.target},
+            "store": {"path": str(config.store), "target": dict(store.manifest.target)},
             "trainable_parameters": trained,
             "draft_parameters": sum(p.numel() for p in draft.parameters()),
             "best_step": progress.best_step,

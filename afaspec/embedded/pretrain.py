@@ -70,11 +70,6 @@ def target_config(config: PretrainConfig, end_id: int, pad_id: int) -> LlamaConf
     )
 
 
-def rounded_names(model: nn.Module) -> list[str]:
-    """The weights that ship as int4: every matrix, the embedding included."""
-    return [name for name, p in model.named_parameters() if p.ndim == 2]
-
-
 @contextmanager
 def rounded_weights(model: nn.Module) -> Iterator[None]:
     """Within, matrices hold their rounded values; on leaving, their own. Gradients pass straight."""
@@ -96,7 +91,7 @@ def pretrain(
     folder: Path,
     say: Callable[[str], None] = print,
 ) -> LlamaForCausalLM:
-    """Train within the budget and return the model with its rounded weights.
+    """Train within the budget and return the model, its weights not yet rounded.
 
     `streams` are int32 token ids per domain; the last 2% of each are kept for validation.
     Writes `loss.jsonl` and the resumable `state.pt` to `folder`.
@@ -155,11 +150,7 @@ def pretrain(
             _save(state_path, model, optimizers, (step, tokens, spent + saved - started))
 
     _save(state_path, model, optimizers, (step, tokens, spent + time.monotonic() - started))
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim == 2:
-                p.copy_(round_to_grid(p, TARGET_BITS))
-    with log_path.open("a") as log:
+    with rounded_weights(model), log_path.open("a") as log:
         final = {"step": step, "tokens": tokens, "final_held_out": _evaluate(model, held_out, config)}
         log.write(json.dumps(final) + "\n")
     return model

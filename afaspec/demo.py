@@ -1,0 +1,226 @@
+"""The demo: adapt the Python-trained base draft to another domain and measure what it brought.
+
+Every stage is a function of the toolkit that has a command of its own, and leaves its result in the
+demo's folder: a second run reuses what is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from afaspec.capture import CaptureProgress, capture
+from afaspec.capture_config import CaptureConfig
+from afaspec.embedded.assets import resolve_model
+from afaspec.merging import merge
+from afaspec.store import FeatureStore
+from afaspec.train_config import Arm as ArmName
+from afaspec.train_config import TrainConfig
+from afaspec.training import Trained, train
+from bench.acceptance import Acceptance
+from bench.arms import Arm
+from bench.config import BenchConfig
+from bench.offline import offline_acceptance
+from bench.report import Report, read_report, write_report
+from bench.run import run_bench
+from drafts.checkpoint import load_draft
+from drafts.files import read_json, write_json
+
+ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
+Stage = Callable[[str, float, float], None]
+
+
+class DemoConfig(BaseModel):
+    """The demo's settings; the defaults fit twelve minutes on two cores."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: str | None = Field(None, description="folder or JSONL of your own [default: C++ headers]")
+    out: Path = Field(Path("runs/demo"), description="folder of all results")
+    target: str = Field("embedded", description="target model")
+    draft: str = Field("embedded-draft", description="base draft")
+    train_prompts: int = Field(320, gt=1, description="prompts the target answers for training")
+    eval_prompts: int = Field(20, gt=0, description="other prompts, for measuring")
+    prompt_tokens: int = Field(96, gt=0, description="prompt length in plain text")
+    new_tokens: int = Field(128, gt=0, description="tokens of each answer")
+    steps: int = Field(150, gt=0, description="optimizer steps of each arm")
+    tuning_steps: int = Field(40, gt=0, description="steps of each try of a learning rate")
+    learning_rates: list[float] = Field(
+        [3e-3, 1e-2], min_length=1, description="peak rates tried for each arm"
+    )
+    rank: int = Field(16, gt=0, description="LoRA rank")
+    k: int = Field(3, gt=0, description="speculative tokens per step")
+    rounds: int = Field(3, gt=0, description="rounds of measuring")
+    enforce_eager: bool = Field(False, description="do not compile in vLLM")
+    seed: int = 0
+
+
+@dataclass
+class Demo:
+    """The report, and where it lies."""
+
+    report: Report
+    page: Path
+
+
+def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> Demo:
+    """Capture, train both arms, merge, and measure. `stage(name, done, total)` follows progress."""
+    claim(config)
+    if (config.out / "report.json").exists():
+        return Demo(read_report(config.out / "report.json"), config.out / "report.html")
+    target, base = resolve_model(config.target), resolve_model(config.draft)
+    data = config.data or str(cpp_headers())
+    train_store = captured(config, target, base, data, "train", config.train_prompts, stage, say)
+    eval_store = captured(config, target, base, data, "eval", config.eval_prompts, stage, say)
+
+    drafts = {"base": base}
+    curves: dict[str, Any] = {}
+    for arm in ARMS:
+        rate = tuned_rate(config, arm, train_store, base, stage)
+        say(f"{arm}: learning rate {rate:g}, the better of {config.learning_rates} on held-out data")
+        trained = run_arm(config, arm, rate, config.steps, config.out / arm, train_store, base, stage)
+        drafts[arm] = config.out / f"{arm}-merged"
+        if not drafts[arm].exists():
+            merge(trained.folder, base, drafts[arm], target)
+        curves[arm] = training_curve(trained.folder) | {"learning_rate": rate}
+
+    offline = {
+        name: offline_of(folder, target, eval_store, config.k) for name, folder in drafts.items()
+    }
+    report = run_bench(
+        BenchConfig(
+            target=target,
+            prompts=data,
+            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            k=config.k,
+            max_tokens=config.new_tokens,
+            rounds=config.rounds,
+            limit=config.eval_prompts,
+            split="eval",
+            prompt_tokens=config.prompt_tokens,
+            seed=config.seed,
+            enforce_eager=config.enforce_eager,
+        ),
+        stage,
+        offline=offline,
+        training=curves,
+        log_folder=config.out / "logs",
+    )
+    return Demo(report, write_report(report, config.out))
+
+
+def cpp_headers() -> Path:
+    """The C++ headers of PyTorch: real text of another domain on every machine with afaspec."""
+    import torch
+
+    return Path(torch.__file__).parent / "include"
+
+
+def claim(config: DemoConfig) -> None:
+    """Record the settings; results of other settings in the folder are set aside."""
+    path, wanted = config.out / "demo.json", json.loads(config.model_dump_json())
+    if path.exists() and read_json(path) != wanted:
+        number = 1
+        while (aside := config.out.with_name(f"{config.out.name}.{number}")).exists():
+            number += 1
+        config.out.rename(aside)
+    if not path.exists():
+        write_json(path, wanted)
+
+
+def captured(
+    config: DemoConfig,
+    target: Path,
+    base: Path,
+    data: str,
+    split: Any,
+    limit: int,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> FeatureStore:
+    """The target's answers on one side of the prompts."""
+
+    def on_progress(progress: CaptureProgress) -> None:
+        stage(f"the target answers: {split}", progress.done, progress.total)
+
+    settings = CaptureConfig(
+        target=str(target),
+        prompts=data,
+        out=config.out / f"store-{split}",
+        draft=base,
+        split=split,
+        limit=limit,
+        prompt_tokens=config.prompt_tokens,
+        max_new_tokens=config.new_tokens,
+        seed=config.seed,
+    )
+    return capture(settings, on_progress, say)
+
+
+def run_arm(
+    config: DemoConfig,
+    arm: ArmName,
+    rate: float,
+    steps: int,
+    out: Path,
+    store: FeatureStore,
+    base: Path,
+    stage: Stage,
+) -> Trained:
+    """One training run; equal data, order and steps for every arm."""
+    name = f"training {arm}" if steps == config.steps else f"tuning {arm} at {rate:g}"
+    settings = TrainConfig(
+        store=store.folder,
+        draft=base,
+        out=out,
+        arm=arm,
+        rank=config.rank,
+        steps=steps,
+        learning_rate=rate,
+        draft_steps=config.k,
+        eval_every=min(25, steps),
+        checkpoint_every=25,
+        seed=config.seed,
+    )
+    return train(settings, lambda row: stage(name, row["step"], steps))
+
+
+def tuned_rate(
+    config: DemoConfig, arm: ArmName, store: FeatureStore, base: Path, stage: Stage
+) -> float:
+    """The peak rate with the best held-out acceptance after a short run. Never sees the eval side."""
+    if len(config.learning_rates) == 1:
+        return config.learning_rates[0]
+    tries = {
+        rate: run_arm(
+            config,
+            arm,
+            rate,
+            config.tuning_steps,
+            config.out / "tuning" / f"{arm}-{rate:g}",
+            store,
+            base,
+            stage,
+        ).acceptance_length
+        for rate in config.learning_rates
+    }
+    return max(tries, key=lambda rate: tries[rate])
+
+
+def training_curve(run: Path) -> dict[str, list[Any]]:
+    """Loss and held-out acceptance by step, for the report's plot."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        key: [row.get(key) for row in rows] for key in ("step", "loss", "acceptance_length", "beta")
+    }
+
+
+def offline_of(draft: Path, target: Path, store: FeatureStore, k: int) -> Acceptance:
+    """Offline acceptance of a plain draft on a store."""
+    loaded = load_draft(draft, target).eval()
+    return offline_acceptance(loaded, (store[i] for i in range(len(store))), k)

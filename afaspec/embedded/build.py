@@ -1,0 +1,197 @@
+"""Build the embedded pair from scratch: corpus, tokenizer, target, its Python completions, draft.
+
+Every stage leaves its result in the work folder, so that a killed build goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from afaspec.capture import capture
+from afaspec.capture_config import CaptureConfig
+from afaspec.embedded.assets import ASSETS
+from afaspec.embedded.card import write_card
+from afaspec.embedded.corpus import build_corpus, python_files, sample_texts
+from afaspec.embedded.pretrain import TARGET_BITS, PretrainConfig, pretrain, target_config
+from afaspec.embedded.tokenizer import encode_corpus, train_tokenizer
+from afaspec.embedded.unpack import pack, unpack_to
+from afaspec.merging import merge
+from afaspec.train_config import TrainConfig
+from afaspec.training import train
+from drafts.checkpoint import save_draft
+from drafts.eagle3 import Eagle3Config, Eagle3Draft
+from drafts.files import atomic_file, atomic_folder
+from drafts.target import load_lm_head, read_target
+
+DRAFT_BITS = 8
+Say = Callable[[str], None]
+
+
+class BuildConfig(BaseModel):
+    """What `afaspec build-embedded` makes, and how much time it takes for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    work: Path = Field(Path("runs/embedded"), description="folder for all stages' results")
+    out: Path = Field(ASSETS, description="folder for the packed pair")
+    extra: Path | None = Field(None, description="folder with further training texts")
+    characters: int = Field(12_000_000, gt=0, description="training text per domain at most")
+    target: PretrainConfig = PretrainConfig()
+
+    draft_vocab_size: int = Field(6144, gt=0, description="the draft's reduced vocabulary")
+    draft_prompts: int = Field(1200, gt=0, description="Python prompts the target completes")
+    draft_new_tokens: int = Field(128, gt=0, description="tokens of each completion")
+    draft_steps: int = Field(700, gt=0, description="optimizer steps of the draft")
+    draft_learning_rate: float = Field(1e-3, gt=0)
+    seed: int = 0
+
+
+def build_embedded(config: BuildConfig, say: Say = print) -> None:
+    """Build target and draft and pack them into `config.out`."""
+    config.work.mkdir(parents=True, exist_ok=True)
+    target = build_target(config, say)
+    draft = build_draft(config, target, say)
+    pack(draft, config.out / "draft", DRAFT_BITS)
+    write_card(config.work, config.out, config.model_dump(mode="json"))
+    say(f"packed pair: {config.out} ({folder_mib(config.out):.1f} MiB)")
+
+
+def folder_mib(folder: Path) -> float:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
+
+
+def build_target(config: BuildConfig, say: Say) -> Path:
+    """Corpus, tokenizer and pre-training; returns the unpacked target that ships."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    folder = config.work / "target"
+    if folder.exists():
+        return folder
+    corpus = build_corpus(config.extra, config.characters, config.seed)
+    say(f"corpus, characters by domain: {corpus.characters()}")
+    tokenizer_folder = config.work / "tokenizer"
+    if not tokenizer_folder.exists():
+        with atomic_folder(tokenizer_folder) as temporary:
+            train_tokenizer(corpus, config.target.vocab_size).save_pretrained(temporary)
+    streams_path = config.work / "streams.npz"
+    if not streams_path.exists():
+        with atomic_file(streams_path) as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, **encode_corpus(corpus, tokenizer_folder))
+    streams = dict(np.load(streams_path))
+    say(f"tokens by domain: { {name: len(ids) for name, ids in streams.items()} }")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    model_config = target_config(config.target, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    model = pretrain(config.target, streams, corpus.weights, model_config, config.work, say)
+
+    trained = config.work / "trained"
+    with atomic_folder(trained) as temporary:
+        model.save_pretrained(temporary)
+        for path in tokenizer_folder.iterdir():
+            shutil.copyfile(path, temporary / path.name)
+    pack(trained, config.out / "target", TARGET_BITS)
+    unpack_to(config.out / "target", folder)
+    return folder
+
+
+def build_draft(config: BuildConfig, target: Path, say: Say) -> Path:
+    """Capture the target's Python completions and train an EAGLE-3 head on them from scratch."""
+    prompts = config.work / "python_prompts.jsonl"
+    if not prompts.exists():
+        texts = sample_texts(python_files(), config.characters, config.seed + 1)
+        with atomic_file(prompts) as temporary:
+            temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    start = config.work / "draft-start"
+    if not start.exists():
+        with atomic_folder(start) as temporary:
+            save_draft(random_draft(config, target), temporary, dtype=torch.float32)
+    store = config.work / "python-store"
+    capture(
+        CaptureConfig(
+            target=str(target),
+            prompts=str(prompts),
+            out=store,
+            draft=start,
+            split="train",
+            limit=config.draft_prompts,
+            prompt_tokens=96,
+            max_new_tokens=config.draft_new_tokens,
+            seed=config.seed,
+        ),
+        on_progress=lambda p: say(f"capture: {p.done:.0f} of {p.total} prompts"),
+        note=say,
+    )
+    run = config.work / "draft-run"
+    if not (run / "manifest.json").exists():
+        train(
+            TrainConfig(
+                store=store,
+                draft=start,
+                out=run,
+                target=target,
+                arm="full",
+                lm_head=True,
+                steps=config.draft_steps,
+                learning_rate=config.draft_learning_rate,
+                batch_size=8,
+                validation=0.05,
+                eval_every=100,
+                checkpoint_every=50,
+                seed=config.seed,
+            ),
+            lambda row: say(json.dumps(row)) if row["step"] % 20 == 0 else None,
+        )
+    merged = config.work / "draft-trained"
+    if not merged.exists():
+        merge(run, start, merged, target)
+    return merged
+
+
+def random_draft(config: BuildConfig, target: Path) -> Eagle3Draft:
+    """A fresh head: small random weights, the target's own output rows, the commonest tokens."""
+    info = read_target(target)
+    size = info.hidden_size
+    torch.manual_seed(config.seed)
+    draft = Eagle3Draft(
+        Eagle3Config(
+            hidden_size=size,
+            target_hidden_size=size,
+            intermediate_size=config.target.intermediate_size,
+            num_attention_heads=config.target.num_attention_heads,
+            num_key_value_heads=config.target.num_key_value_heads,
+            head_dim=size // config.target.num_attention_heads,
+            vocab_size=info.vocab_size,
+            draft_vocab_size=config.draft_vocab_size,
+            max_positions=info.max_positions,
+            layer_ids=(2, info.num_layers // 2, info.num_layers - 3),
+            rope=info.rope,
+            rms_norm_eps=1e-6,
+        )
+    )
+    for module in draft.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.02)
+    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, info.vocab_size)
+    draft.set_vocabulary_map(kept - torch.arange(len(kept)))
+    with torch.no_grad():
+        draft.lm_head.weight.copy_(load_lm_head(target)[kept].float())
+    return draft
+
+
+def common_tokens(streams: Path, count: int, vocab_size: int) -> torch.Tensor:
+    """The `count` tokens most frequent in the training corpus, in ascending order of id."""
+    import numpy as np
+
+    counts: Counter[int] = Counter()
+    for ids in np.load(streams).values():
+        counts.update(dict(enumerate(np.bincount(ids, minlength=vocab_size).tolist())))
+    chosen = [token for token, _ in counts.most_common(count)]
+    return torch.tensor(sorted(chosen))

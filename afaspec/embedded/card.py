@@ -1,0 +1,89 @@
+"""The model card and the loss curves that stand beside the shipped files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from afaspec.versions import versions
+from drafts.files import atomic_file
+
+
+def write_card(work: Path, out: Path, settings: dict[str, Any]) -> None:
+    """Write README.md and loss.png to `out` from the build's logs in `work`."""
+    target_rows = _rows(work / "loss.jsonl")
+    draft_rows = _rows(work / "draft-run" / "metrics.jsonl")
+    with atomic_file(out / "loss.png") as temporary:
+        plot_losses(target_rows, draft_rows, temporary)
+    with atomic_file(out / "README.md") as temporary:
+        temporary.write_text(card(target_rows, draft_rows, settings))
+
+
+def card(target_rows: list[dict[str, Any]], draft_rows: list[dict[str, Any]], settings: Any) -> str:
+    final = target_rows[-1]
+    steps = [row for row in target_rows if "loss" in row]
+    held_out = ", ".join(f"{name} {loss:.2f}" for name, loss in final["final_held_out"].items())
+    best = max((r for r in draft_rows if "acceptance_length" in r), key=_acceptance)
+    target = settings["target"]
+    return f"""# The embedded pair
+
+**Target**: a Llama-architecture code model, {target["hidden_size"]} wide, \
+{target["num_hidden_layers"]} layers, byte-level BPE of {target["vocab_size"]}. It exists so that
+afaspec can be tried, tested and demonstrated with no network; it is no good at programming.
+
+- Data: Python source of the standard library and installed packages, C++ headers of PyTorch, and at
+  build time Markdown design documents, Python programs and grade-school maths problems.
+- Trained on {final["tokens"]:,} tokens in {final["step"]:,} steps \
+({steps[-1]["minutes"]:.0f} minutes): Muon and AdamW, bf16 autocast,
+  the last {target["rounded_fraction"]:.0%} on weights rounded to int4.
+- Held-out loss, nats per token: {held_out}.
+- Shipped as int4 groups of 64 (compressed-tensors, `pack-quantized`). The unpacked model *is* the
+  model.
+
+**Draft**: an EAGLE-3 head with a vocabulary of {settings["draft_vocab_size"]}, trained from scratch on \
+{settings["draft_prompts"]} Python completions
+of {settings["draft_new_tokens"]} tokens by the target, {settings["draft_steps"]} steps, \
+shipped as int8 groups of 64. Best held-out offline
+acceptance length on Python: {best["acceptance_length"]:.2f} (k = 3, before rounding to int8).
+
+![loss curves](loss.png)
+
+`afaspec build-embedded` rebuilds both. Versions: {json.dumps(versions())}.
+"""
+
+
+def plot_losses(
+    target_rows: list[dict[str, Any]], draft_rows: list[dict[str, Any]], path: Path
+) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    losses = [(row["tokens"] / 1e6, row["loss"]) for row in target_rows if "loss" in row]
+    left.plot(*zip(*losses, strict=True), color="#0072B2", label="training")
+    held = [r for r in target_rows if "held_out" in r]
+    for name, colour in zip(held[-1]["held_out"] if held else [], _COLOURS, strict=False):
+        points = [(r["tokens"] / 1e6, r["held_out"][name]) for r in held]
+        left.plot(*zip(*points, strict=True), "o--", color=colour, label=f"held out: {name}")
+    left.set(title="target", xlabel="tokens (millions)", ylabel="loss (nats per token)")
+    left.legend(frameon=False, fontsize=8)
+    right.plot(
+        [r["step"] for r in draft_rows], [r["loss"] for r in draft_rows], color="#0072B2"
+    )
+    right.set(title="base draft", xlabel="step", ylabel="KL to the target (nats)")
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
+
+
+_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+def _acceptance(row: dict[str, Any]) -> float:
+    return float(row["acceptance_length"])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
