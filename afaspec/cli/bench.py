@@ -15,7 +15,9 @@ def bench(
     ],
     draft: Annotated[
         list[str] | None,
-        typer.Option("--draft", help="NAME=FOLDER of a draft checkpoint; give it once per draft."),
+        typer.Option(
+            "--draft", help="NAME=FOLDER of a draft (or NAME=embedded-draft); repeatable."
+        ),
     ] = None,
     ngram: Annotated[bool, typer.Option("--ngram", help="Also measure prompt lookup.")] = False,
     none: Annotated[
@@ -61,7 +63,7 @@ def bench(
 
     [bold]Examples[/]
 
-      afaspec bench embedded --prompts prompts.jsonl --draft base=runs/base --draft mine=runs/merged
+      afaspec bench embedded --prompts src/ --draft base=embedded-draft --draft mine=runs/merged
 
       afaspec bench models/target --prompts eval.jsonl --draft models/draft --ngram --rounds 5
 
@@ -70,6 +72,7 @@ def bench(
     from rich.console import Console
 
     from afaspec.cli.console import console, progress
+    from afaspec.embedded.assets import resolve_model
     from bench.arms import choose_arms
     from bench.config import BenchConfig, as_split
     from bench.report import write_report
@@ -77,16 +80,10 @@ def bench(
     from bench.summary import headline
     from bench.table import render_table, stage_bars
 
-    if target == "embedded":
-        from afaspec.embedded.assets import resolve_model
-
-        folder = Path(resolve_model(target))
-    else:
-        folder = Path(target).expanduser()
     config = BenchConfig(
-        target=folder,
+        target=resolve_model(target),
         prompts=prompts,
-        arms=choose_arms(draft or [], none=none, ngram=ngram),
+        arms=choose_arms([_resolved(text) for text in draft or []], none=none, ngram=ngram),
         k=k,
         max_tokens=max_tokens,
         rounds=rounds,
@@ -110,3 +107,11 @@ def bench(
     Console().print(render_table(report))
     console.print(headline(report.arms), highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+def _resolved(text: str) -> str:
+    """NAME=embedded-draft with the shipped draft's folder in place of its name."""
+    from afaspec.embedded.assets import resolve_model
+
+    name, _, folder = text.partition("=")
+    return f"{name}={resolve_model(folder)}" if folder == "embedded-draft" else text
