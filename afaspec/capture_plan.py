@@ -192,7 +192,7 @@ def choose_batch_size(plan: CapturePlan) -> int:
     if plan.device == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
-        import psutil  # type: ignore[import-untyped]
+        import psutil
 
         free = psutil.virtual_memory().available
     weights = sum(path.stat().st_size for path in plan.target.folder.glob("*.safetensors"))

@@ -50,6 +50,8 @@ def load_target(folder: Path, dtype: str, device: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from afaspec.decode_attention import use_fast_decoding
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -74,7 +76,9 @@ def load_target(folder: Path, dtype: str, device: str) -> Any:
             where=folder,
             mend="fetch the model again: config and weights do not belong together",
         )
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    use_fast_decoding(model)
+    return model
 
 
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

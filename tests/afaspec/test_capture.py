@@ -13,6 +13,7 @@ import torch
 
 from afaspec.capture import CaptureProgress, capture
 from afaspec.capture_config import CaptureConfig
+from afaspec.decode_attention import NAME, use_fast_decoding
 from afaspec.features import features
 from afaspec.generation import generate
 from afaspec.manifest import read_manifest
@@ -93,6 +94,21 @@ def test_generation_equals_transformers_own(model: Any) -> None:
             torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None
         )
         assert found == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("lengths", ["equal", "different"])
+def test_grouped_decoding_attention_changes_nothing(model: Any, lengths: str) -> None:
+    prompts = random_prompts(6, 30)
+    if lengths == "equal":  # no padding, so no attention mask
+        prompts = [(prompt * 20)[:20] for prompt in prompts]
+    options = {"max_new_tokens": 16, "temperature": 0.0, "end_ids": frozenset(), "seed": 0}
+    usual = generate(model, prompts, **options)
+    try:
+        use_fast_decoding(model)
+        assert model.config._attn_implementation == NAME
+        assert generate(model, prompts, **options) == usual
+    finally:
+        model.set_attn_implementation("sdpa")
 
 
 def test_rows_stop_at_their_end_token_and_the_others_go_on(model: Any) -> None:
