@@ -26,7 +26,7 @@ RECORD = "annealing.json"
 
 
 class AnnealedLora(LoraVariant):  # type: ignore[misc]
-    """One layer's annealed activation. `beta` is set from outside (`afaspec.annealing.Annealer`)."""
+    """One layer's annealed activation. `beta` is set from outside, by an `Annealer`."""
 
     def __init__(self, name: str):
         self.name, self.phi, self.beta = name, activation(name), 1.0
@@ -56,7 +56,7 @@ class AnnealedLora(LoraVariant):  # type: ignore[misc]
 
 
 def adapt(model: nn.Module, config: LoraConfig, sigma: str | None) -> PeftModel:
-    """Wrap `model` with LoRA by `config`; with an activation `sigma`, its linear layers are annealed.
+    """Wrap `model` with LoRA by `config`; with an activation `sigma`, it is annealed.
 
     Raises `UserError` for an unknown activation.
     """

@@ -1,7 +1,7 @@
 """Annealing: beta falls from 1 (non-linear) to exactly 0 (plain LoRA) while training runs.
 
-The formula is AFA-LoRA's (arXiv 2512.22455). The paper's schedule is not known to us; shapes, hold and
-end are our own choices.
+The formula is AFA-LoRA's (arXiv 2512.22455). The paper's schedule is not known to us; shapes,
+hold and end are our own choices.
 """
 
 from __future__ import annotations

@@ -82,8 +82,12 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
     curves: dict[str, Any] = {}
     for arm in ARMS:
         rate = tuned_rate(config, arm, train_store, base, stage)
-        say(f"{arm}: learning rate {rate:g}, the better of {config.learning_rates} on held-out data")
-        trained = run_arm(config, arm, rate, config.steps, config.out / arm, train_store, base, stage)
+        say(
+            f"{arm}: learning rate {rate:g}, the better of {config.learning_rates} on held-out data"
+        )
+        trained = run_arm(
+            config, arm, rate, config.steps, config.out / arm, train_store, base, stage
+        )
         drafts[arm] = config.out / f"{arm}-merged"
         if not drafts[arm].exists():
             merge(trained.folder, base, drafts[arm], target)
@@ -193,7 +197,7 @@ def run_arm(
 def tuned_rate(
     config: DemoConfig, arm: ArmName, store: FeatureStore, base: Path, stage: Stage
 ) -> float:
-    """The peak rate with the best held-out acceptance after a short run. Never sees the eval side."""
+    """The peak rate with the best held-out acceptance in short runs; never sees the eval side."""
     if len(config.learning_rates) == 1:
         return config.learning_rates[0]
     tries = {

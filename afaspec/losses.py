@@ -1,7 +1,7 @@
 """Losses between target and draft distributions, fused over the vocabulary and chunked over rows.
 
-Each loss maps draft logits q and target logits p, both [rows, draft_vocab], to one float32 value per
-row. `chunked_loss` applies one to the draft's hidden states without ever holding all logits:
+Each loss maps draft logits q and target logits p, both [rows, draft_vocab], to one float32 value
+per row. `chunked_loss` applies one to the draft's hidden states without ever holding all logits:
 chunks are compiled, and recomputed in the backward pass. The plain functions are the reference.
 
 KL and its kin are the field's standard; total variation and the blend follow LK losses

@@ -72,7 +72,9 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
             {
                 "made_by": "afaspec merge",
                 "base_sha256": read_draft_info(base).sha256,
-                "adapter_sha256": {p.name: hash_file(p) for p in sorted(result.glob("*.safetensors"))},
+                "adapter_sha256": {
+                    p.name: hash_file(p) for p in sorted(result.glob("*.safetensors"))
+                },
                 "annealing": asdict(record),
                 "parity": asdict(parity),
                 "versions": versions(),
@@ -83,7 +85,11 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
 
 def find_result(trained: Path) -> tuple[Path, Path | None]:
     """The folder of trained weights, and the run it belongs to (None for a bare adapter)."""
-    for folder, run in ((trained / "adapter", trained), (trained / "weights", trained), (trained, None)):
+    for folder, run in (
+        (trained / "adapter", trained),
+        (trained / "weights", trained),
+        (trained, None),
+    ):
         remove_leftovers(folder)
         names = ("adapter_model.safetensors", "weights.safetensors")
         for name in names:
@@ -159,7 +165,7 @@ def load_result(draft: Eagle3Draft, result: Path) -> nn.Module:
 
 
 def merged_weights(adapted: nn.Module) -> dict[str, Tensor]:
-    """Plain float32 parameters by the draft's own names; W = W0 + s B A where there is an adapter."""
+    """Plain float32 parameters by the draft's own names; W0 + s B A where there is an adapter."""
     from peft.tuners.lora.layer import Linear as LoraLinear
 
     weights: dict[str, Tensor] = {}

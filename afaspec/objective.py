@@ -15,7 +15,7 @@ from drafts.eagle3 import Eagle3Draft
 
 @dataclass
 class Batch:
-    """Right-padded sequences: ids and mask [batch, n], hidden [batch, n, layers*d], final [batch, n, d]."""
+    """Right-padded: ids and mask [batch, n], hidden [batch, n, layers*d], final [batch, n, d]."""
 
     input_ids: Tensor
     loss_mask: Tensor

@@ -1,4 +1,4 @@
-"""A training run's resumable state: trainable weights, optimizer and counters, whole or not at all."""
+"""A training run's resumable state: trainable weights, optimizer and counters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Progress:
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that train, by name."""
-    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    return {
+        n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def save_state(
@@ -43,9 +45,7 @@ def save_state(
         write_json(temporary / "progress.json", asdict(progress))
 
 
-def load_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress | None:
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
     """Restore the checkpoint in `folder` into model and optimizer; None where there is none."""
     remove_leftovers(folder)
     if not folder.exists():

@@ -11,12 +11,12 @@ from drafts.target import TargetInfo
 
 
 def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetInfo) -> None:
-    """Raise one `UserError` for the first way in which store, draft and target do not belong together."""
+    """Raise `UserError` for the first way in which store, draft and target do not fit."""
     captured_hash = manifest.target["sha256"]
     again = f"capture again: afaspec capture {target.folder} PROMPTS --draft {draft.folder}"
     if captured_hash != target.sha256:
         raise UserError(
-            f"was captured from another target (hash {captured['sha256'][:12]}, "
+            f"was captured from another target (hash {captured_hash[:12]}, "
             f"{target.folder} has {target.sha256[:12]})",
             where=store,
             mend=f"give the target it was captured from, or {again}",

@@ -59,7 +59,9 @@ def train(config: TrainConfig, report: Report = lambda row: None) -> Trained:
     wrapped, trained = prepare_arm(draft, config)
     objective = DraftObjective(
         draft,
-        load_lm_head(target_folder).to(torch.bfloat16 if config.precision == "bf16" else torch.float32),
+        load_lm_head(target_folder).to(
+            torch.bfloat16 if config.precision == "bf16" else torch.float32
+        ),
         loss=config.loss,
         draft_steps=config.draft_steps,
         step_decay=config.step_decay,
@@ -146,7 +148,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
-    """Make exactly the arm's parameters trainable, in place. Returns the PEFT model (or the draft)."""
+    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft)."""
     if config.arm == "full":
         for name, parameter in draft.named_parameters():
             frozen = name.startswith("embed_tokens") or (
@@ -157,7 +159,9 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
     from peft import LoraConfig
 
     modules = [*config.modules, *(["lm_head"] if config.lm_head else [])]
-    known = {name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)}
+    known = {
+        name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)
+    }
     if unknown := sorted(set(modules) - known):
         raise UserError(
             f"modules names {', '.join(unknown)}, which the draft has not",
@@ -172,10 +176,10 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
             lora_dropout=config.dropout,
             init_lora_weights=True if config.init == "default" else config.init,
             target_modules=modules,
-            base_model_name_or_path=str(config.draft),
         ),
         config.activation if config.arm == "afa-lora" else None,
     )
+    wrapped.peft_config["default"].base_model_name_or_path = str(config.draft)
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
 
 
@@ -193,7 +197,10 @@ def evaluate(
         amp=config.precision == "bf16",
     )
     draft.train(was_training)
-    return {"acceptance_length": measured.acceptance_length, "per_position": list(measured.per_position)}
+    return {
+        "acceptance_length": measured.acceptance_length,
+        "per_position": [float(rate) for rate in measured.per_position],
+    }
 
 
 def keep_best(
@@ -235,7 +242,7 @@ def claim_folder(config: TrainConfig) -> None:
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard events; rows after the resumed checkpoint are dropped first."""
+    """`metrics.jsonl` and TensorBoard events; rows after the resumed checkpoint are dropped."""
 
     def __init__(self, config: TrainConfig, step: int, report: Report):
         self.path, self.report = config.out / "metrics.jsonl", report
@@ -264,7 +271,9 @@ class Metrics:
             self.writer.close()
 
 
-def finish(config: TrainConfig, store: FeatureStore, progress: Progress, draft: nn.Module) -> Trained:
+def finish(
+    config: TrainConfig, store: FeatureStore, progress: Progress, draft: nn.Module
+) -> Trained:
     """Write the run's manifest and describe its result."""
     from afaspec.versions import versions
 

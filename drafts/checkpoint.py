@@ -1,8 +1,8 @@
 """Reading and writing draft checkpoints: EAGLE/SpecForge layout and speculators layout.
 
-Both are a config.json and safetensors files. The layouts differ in where the config keeps its fields
-and in the name of the decoder layer (`midlayer.` or `layers.0.`). What is written has the layout
-that was read: the base draft's config byte for byte, its tensor names, dtypes and order.
+Both are a config.json and safetensors files. The layouts differ in where the config keeps its
+fields and in the name of the decoder layer (`midlayer.` or `layers.0.`). What is written has the
+layout that was read: the base draft's config byte for byte, its tensor names, dtypes and order.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def read_draft_info(folder: Path) -> DraftInfo:
     """Describe the draft in `folder` from its config and tensor headers. Raises `UserError`."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError("no such folder", where=folder, mend="give the folder of a draft checkpoint")
+        raise UserError(
+            "no such folder", where=folder, mend="give the folder of a draft checkpoint"
+        )
     raw = read_json(folder / "config.json")
     layout, flat = _flatten(raw, folder / "config.json")
     tensors = open_tensors(folder)
@@ -175,7 +177,9 @@ def write_like(base: Path, folder: Path, changed: dict[str, Tensor]) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def save_draft(draft: Eagle3Draft, folder: Path, *, dtype: Any, with_embedding: bool = False) -> None:
+def save_draft(
+    draft: Eagle3Draft, folder: Path, *, dtype: Any, with_embedding: bool = False
+) -> None:
     """Write `draft` to the empty `folder` in EAGLE layout, as vLLM loads it."""
     from safetensors.torch import save_file
 
@@ -330,4 +334,3 @@ def _shared_embedding(info: DraftInfo, target_folder: Path) -> Tensor:
             mend="use the draft with the target it was trained for",
         )
     return embedding
-

@@ -80,7 +80,7 @@ class Attention(nn.Module):
         """Each row attends causally to step 0 and to its own entries of the later steps.
 
         q: [batch, heads, rows, head_dim], rows first_row.. of the sequence. steps[0] holds keys and
-        values of all rows, steps[1:] those of the query rows. Returns [batch, rows, heads*head_dim].
+        values of all rows, steps[1:] those of the query rows. Returns [batch, rows, heads * size].
         """
         keys, values = steps[0]
         if len(steps) == 1 and q.shape[2] == keys.shape[2]:
@@ -168,7 +168,7 @@ class Eagle3Draft(nn.Module):
         self.set_vocabulary_map(self.d2t)
 
     def set_vocabulary_map(self, d2t: Tensor) -> None:
-        """`d2t` [draft_vocab] holds target id minus draft id. `t2d` is its inverse, -1 where absent."""
+        """`d2t` [draft_vocab]: target id minus draft id. `t2d` is its inverse, -1 where absent."""
         ids = torch.arange(len(d2t), device=d2t.device) + d2t
         t2d = torch.full((self.config.vocab_size,), -1, dtype=torch.long, device=d2t.device)
         t2d[ids] = torch.arange(len(d2t), device=d2t.device)

@@ -19,7 +19,7 @@ EMBEDDING_NAMES = ("model.embed_tokens.weight", "model.language_model.embed_toke
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """A target's shape and identity. `dtype` is the stored one, `sha256` covers config and weights."""
+    """A target's shape and identity. `dtype` is the stored one; `sha256` covers the weights too."""
 
     folder: Path
     model_type: str

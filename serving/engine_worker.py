@@ -6,6 +6,7 @@ Run as `python -m serving.engine_worker PARENT_PID`. The first line holds the en
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import queue
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
+PER_REQUEST = "per_request_spec_decode_metrics"  # an option of newer versions
 IDLE_MEMORY_SHARE = 0.01  # of a GPU: vLLM wants this share free, the cache has its own size
 
 
@@ -60,10 +62,11 @@ def load(settings: dict[str, Any]) -> Any:
     )
     options: dict[str, Any] = {}
     if speculative is not None:
-        if "per_request_spec_decode_metrics" not in {field.name for field in fields(EngineArgs)}:
-            raise RuntimeError("measuring acceptance per request needs vLLM 0.32 or newer")
         options["speculative_config"] = speculative
-        options["per_request_spec_decode_metrics"] = "summary"
+        if PER_REQUEST in {field.name for field in fields(EngineArgs)}:
+            options[PER_REQUEST] = "summary"
+        elif settings["batch"] > 1:
+            raise RuntimeError("this vLLM counts no acceptance per request; use concurrency 1")
     return LLM(
         model=settings["target"],
         dtype=settings["dtype"],
@@ -124,12 +127,11 @@ def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dic
     )
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
     start = time.perf_counter()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    outputs, counted = complete(llm, prompts, sampling, one_by_one=settings["batch"] == 1)
     wall = time.perf_counter() - start
     rows = []
-    for output in outputs:
+    for output, (histogram, draft_tokens) in zip(outputs, counted, strict=True):
         completion, times = output.outputs[0], output.metrics
-        spec = completion.spec_decode_metrics
         logprobs = completion.logprobs if request["logprobs"] is not None else None
         rows.append(
             {
@@ -137,12 +139,46 @@ def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dic
                 "scheduled": times.scheduled_ts,
                 "first": times.first_token_ts,
                 "last": times.last_token_ts,
-                "histogram": list(spec.histogram) if spec else None,
-                "draft_tokens": spec.num_draft_tokens if spec else 0,
+                "histogram": histogram,
+                "draft_tokens": draft_tokens,
                 "logprobs": None if logprobs is None else [_ranked(entry) for entry in logprobs],
             }
         )
     return {"requests": rows, "wall_seconds": wall}
+
+
+def complete(
+    llm: Any, prompts: list[Any], sampling: Any, one_by_one: bool
+) -> tuple[list[Any], list[tuple[list[int] | None, int]]]:
+    """vLLM's outputs, and per request its histogram of accepted lengths and its drafted tokens.
+
+    A vLLM that does not count per request is asked one by one, and its counters are subtracted.
+    """
+    if llm.llm_engine.vllm_config.speculative_config is None:
+        return llm.generate(prompts, sampling, use_tqdm=False), [(None, 0)] * len(prompts)
+    if hasattr(llm.llm_engine.vllm_config.observability_config, PER_REQUEST):
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        metrics = [output.outputs[0].spec_decode_metrics for output in outputs]
+        counted = [(list(m.histogram), m.num_draft_tokens) if m else (None, 0) for m in metrics]
+        return outputs, counted
+    assert one_by_one
+    return _complete_one_by_one(llm, prompts, sampling)
+
+
+def _complete_one_by_one(
+    llm: Any, prompts: list[Any], sampling: Any
+) -> tuple[list[Any], list[tuple[list[int] | None, int]]]:
+    from serving.metrics import counters_from_engine
+
+    outputs, counted = [], []
+    for prompt in prompts:
+        before = counters_from_engine(llm)
+        outputs += llm.generate([prompt], sampling, use_tqdm=False)
+        spent = counters_from_engine(llm) - before
+        reached = [spent.drafts, *spent.accepted_per_position, 0]
+        histogram = [a - b for a, b in itertools.pairwise(reached)]
+        counted.append((histogram if spent.drafts else None, spent.draft_tokens))
+    return outputs, counted
 
 
 def score(llm: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Command-line flags made from a pydantic configuration, one per field, so that both always agree."""
+"""Command-line flags made from a pydantic configuration, one per field, so that both agree."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def flatten(model: type[BaseModel], prefix: str = "") -> list[tuple[str, FieldIn
 
 
 def make_parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Parameter:
-    """An optional typer parameter; None means not given, so that the file's value or default holds."""
+    """An optional parameter; None means not given, so that the file's value or default holds."""
     help_text = field.description or ""
     if field.default not in (None, ...) and not field.is_required():
         shown = field.default if not isinstance(field.default, list) else " ".join(field.default)
@@ -79,7 +79,9 @@ def make_parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Par
 
 
 def is_list(annotation: Any) -> bool:
-    return get_origin(annotation) is list or any(get_origin(a) is list for a in get_args(annotation))
+    return get_origin(annotation) is list or any(
+        get_origin(a) is list for a in get_args(annotation)
+    )
 
 
 def leaf_type(annotation: Any) -> Any:

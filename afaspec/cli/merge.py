@@ -20,8 +20,8 @@ def merge(
 ) -> None:
     """Merge a finished adapter into its base draft, in the base's own format.
 
-    Refuses an adapter whose annealing has not reached beta = 0. Vocabulary map and untouched tensors
-    keep their bytes. vLLM loads the result like the base.
+    Refuses an adapter whose annealing has not reached beta = 0. Vocabulary map and untouched
+    tensors keep their bytes. vLLM loads the result like the base.
 
     [bold]Examples[/]
 

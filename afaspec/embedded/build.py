@@ -83,9 +83,8 @@ def build_target(config: BuildConfig, say: Say) -> Path:
             train_tokenizer(corpus, config.target.vocab_size).save_pretrained(temporary)
     streams_path = config.work / "streams.npz"
     if not streams_path.exists():
-        with atomic_file(streams_path) as temporary:
-            with temporary.open("wb") as file:
-                np.savez(file, **encode_corpus(corpus, tokenizer_folder))
+        with atomic_file(streams_path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **encode_corpus(corpus, tokenizer_folder))
     streams = dict(np.load(streams_path))
     say(f"tokens by domain: { {name: len(ids) for name, ids in streams.items()} }")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

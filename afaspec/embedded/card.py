@@ -41,8 +41,8 @@ afaspec can be tried, tested and demonstrated with no network; it is no good at 
 - Shipped as int4 groups of 64 (compressed-tensors, `pack-quantized`). The unpacked model *is* the
   model.
 
-**Draft**: an EAGLE-3 head with a vocabulary of {settings["draft_vocab_size"]}, trained from scratch on \
-{settings["draft_prompts"]} Python completions
+**Draft**: an EAGLE-3 head with a vocabulary of {settings["draft_vocab_size"]}, \
+trained from scratch on {settings["draft_prompts"]} Python completions
 of {settings["draft_new_tokens"]} tokens by the target, {settings["draft_steps"]} steps, \
 shipped as int8 groups of 64. Best held-out offline
 acceptance length on Python: {best["acceptance_length"]:.2f} (k = 3, before rounding to int8).
@@ -70,9 +70,7 @@ def plot_losses(
         left.plot(*zip(*points, strict=True), "o--", color=colour, label=f"held out: {name}")
     left.set(title="target", xlabel="tokens (millions)", ylabel="loss (nats per token)")
     left.legend(frameon=False, fontsize=8)
-    right.plot(
-        [r["step"] for r in draft_rows], [r["loss"] for r in draft_rows], color="#0072B2"
-    )
+    right.plot([r["step"] for r in draft_rows], [r["loss"] for r in draft_rows], color="#0072B2")
     right.set(title="base draft", xlabel="step", ylabel="KL to the target (nats)")
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)

@@ -1,7 +1,7 @@
 """Train the embedded target from scratch: Muon for matrices, AdamW for the rest, bf16 autocast.
 
-The budget is wall time (or tokens), so that the same command suits two CPU cores and a GPU. The last part
-of training runs on rounded weights (straight-through), since those are the weights that ship.
+The budget is wall time (or tokens), so that the same command suits two CPU cores and a GPU. The
+last part of training runs on rounded weights (straight-through), since those are what ships.
 Progress is saved every few minutes; a killed run goes on from there.
 """
 
@@ -72,7 +72,7 @@ def target_config(config: PretrainConfig, end_id: int, pad_id: int) -> LlamaConf
 
 @contextmanager
 def rounded_weights(model: nn.Module) -> Iterator[None]:
-    """Within, matrices hold their rounded values; on leaving, their own. Gradients pass straight."""
+    """Within, matrices hold their rounded values; after it, their own. Gradients pass straight."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     own = [p.detach().clone() for p in matrices]
     with torch.no_grad():
@@ -139,7 +139,10 @@ def pretrain(
 
         if step % 20 == 0:
             row: dict[str, Any] = {"step": step, "tokens": tokens, "loss": round(loss, 4)}
-            row |= {"minutes": round((spent + time.monotonic() - started) / 60, 2), "rounded": rounded}
+            row |= {
+                "minutes": round((spent + time.monotonic() - started) / 60, 2),
+                "rounded": rounded,
+            }
             if step % 200 == 0:
                 row["held_out"] = _evaluate(model, held_out, config)
             with log_path.open("a") as log:
@@ -151,7 +154,11 @@ def pretrain(
 
     _save(state_path, model, optimizers, (step, tokens, spent + time.monotonic() - started))
     with rounded_weights(model), log_path.open("a") as log:
-        final = {"step": step, "tokens": tokens, "final_held_out": _evaluate(model, held_out, config)}
+        final = {
+            "step": step,
+            "tokens": tokens,
+            "final_held_out": _evaluate(model, held_out, config),
+        }
         log.write(json.dumps(final) + "\n")
     return model
 

@@ -18,9 +18,7 @@ def pack(model: Path, asset: Path, bits: int) -> None:
 
     with atomic_folder(asset) as folder:
         state = load_file(model / "model.safetensors")
-        save_file(
-            pack_state(state, bits), folder / "model.safetensors", metadata={"format": "pt"}
-        )
+        save_file(pack_state(state, bits), folder / "model.safetensors", metadata={"format": "pt"})
         config = read_json(model / "config.json")
         write_json(
             folder / "config.json", config | {"quantization_config": quantization_config(bits)}

@@ -133,7 +133,8 @@ def test_record_says_what_was_saved(tmp_path: Path) -> None:
     save_adapter(model, tmp_path, AnnealingSchedule(end=0.4), 3, 10)
     record = read_record(tmp_path)
     assert (record.activation, record.beta, record.step) == ("gelu", 1.0, 3)
-    assert record.schedule is not None and record.schedule["end"] == 0.4
+    assert record.schedule is not None
+    assert record.schedule["end"] == 0.4
 
 
 def test_a_stock_adapter_counts_as_plain(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -32,7 +33,7 @@ SCHEDULES = [
 def test_beta_never_rises_and_ends_at_zero(settings: dict[str, Any], total: int) -> None:
     schedule = AnnealingSchedule(**settings)
     betas = [schedule.beta(step, total) for step in range(total + 1)]
-    assert all(later <= earlier for earlier, later in zip(betas, betas[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(betas))
     assert all(0.0 <= beta <= 1.0 for beta in betas)
     assert betas[-1] == 0.0
     assert betas[total - 1] == 0.0  # the last optimizer step trains what will be merged
@@ -91,4 +92,5 @@ def test_scaled_activations_keep_the_second_moment(name: str) -> None:
     if name.startswith("scaled_"):
         assert second_moment == pytest.approx(1.0, rel=0.02)
     else:
-        assert math.isfinite(second_moment) and second_moment < 1.0
+        assert math.isfinite(second_moment)
+        assert second_moment < 1.0

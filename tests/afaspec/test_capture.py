@@ -213,19 +213,21 @@ def test_overwrite_replaces_a_store_of_other_settings(config: CaptureConfig) -> 
 
 
 def test_command_line_and_yaml_agree(config: CaptureConfig, tmp_path: Path) -> None:
-    from tests.afaspec.capture_command import run_command
+    from tests.command import run_command
 
     file = tmp_path / "capture.yaml"
     file.write_text(
         f"target: {config.target}\nprompts: {config.prompts}\nlayer_ids: [1, 2, 3]\n"
         "max_new_tokens: 99\nbatch_size: 4\nlimit: 6\n"
     )
-    code, error = run_command("--config", file, "--out", config.out, "--max-new-tokens", "4")
+    code, error = run_command(
+        "capture", "--config", file, "--out", config.out, "--max-new-tokens", "4"
+    )
     assert code == 0, error
     assert "6 prompts with the target's responses" in error
     assert len(FeatureStore.open(config.out)) == 6
     code, error = run_command(
-        config.target, config.prompts, "--out", config.out, "--layer-ids", "1,2,3",
+        "capture", config.target, config.prompts, "--out", config.out, "--layer-ids", "1,2,3",
         "--max-new-tokens", "4", "--limit", "6",
     )  # fmt: skip
     assert (code, "is already complete" in error) == (0, True)

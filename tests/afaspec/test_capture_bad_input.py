@@ -18,7 +18,7 @@ import pytest
 
 from afaspec.capture import capture
 from afaspec.capture_config import CaptureConfig
-from tests.afaspec.capture_command import run_command
+from tests.command import run_command
 
 
 @dataclass
@@ -371,7 +371,7 @@ def test_bad_input(name: str, place: Place) -> None:
     if "--out" not in arguments:
         arguments += ["--out", place.out]
     existed, before = place.out.exists(), snapshot(place.out)
-    code, error = run_command(*arguments)
+    code, error = run_command("capture", *arguments)
     assert code == 2
     assert expected in error
     assert sum(line.startswith("Error: ") for line in error.splitlines()) == 1
@@ -406,7 +406,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_disk_too_small_is_refused_before_the_start(place: Place, small_disk: Path) -> None:
     rows = place.rows(*[{"prompt": f"def f{i}(x):\n"} for i in range(50)])
     code, error = run_command(
-        place.target, rows, "--layer-ids", "1,2,3", "--max-new-tokens", "64",
+        "capture", place.target, rows, "--layer-ids", "1,2,3", "--max-new-tokens", "64",
         "--out", small_disk / "store",
     )  # fmt: skip
     assert code == 2
@@ -434,11 +434,11 @@ def test_disk_that_fills_up_meanwhile_keeps_what_is_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "load_target", load_and_fill)
-        code, error = run_command(*arguments)
+        code, error = run_command("capture", *arguments)
     assert code == 2
     assert "the disk is full" in error
     (small_disk / "filler").unlink()
     assert not list((small_disk / "store").glob(".*"))
-    code, error = run_command(*arguments)
+    code, error = run_command("capture", *arguments)
     assert code == 0, error
     assert "40 sequences" in error

@@ -9,8 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,50 +17,18 @@ import pytest
 
 from afaspec.manifest import read_manifest
 from afaspec.store import FeatureStore
+from tests.nursery import Nursery, is_alive
 
 KILLS = 20
 KILLS_IN_WRITING = 6  # after those, more at the moment that a temporary file is seen
 PROMPTS = 60
 
 
-class Nursery:
-    """Starts real `afaspec` processes quickly."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("capture_nursery.py")
-        root = str(Path(__file__).parents[2])
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        )
-        assert self._line() == "ready"
-
-    def start(self, *arguments: object) -> int:
-        """The process id of a new `afaspec ARGUMENTS`."""
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(list(map(str, arguments))) + "\n")
-        self.process.stdin.flush()
-        return int(self._line())
-
-    def wait(self) -> int:
-        """Wait for the process that was started last: its exit code, or minus its signal."""
-        return int(self._line())
-
-    def _line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-
 @pytest.fixture
 def nursery() -> Iterator[Nursery]:
     started = Nursery()
     yield started
-    started.process.kill()
-    started.process.wait()
+    started.close()
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -80,14 +46,6 @@ def wait_for_temporary(folder: Path, process: int) -> None:
     """Wait until a file is being written, or the process is over."""
     while is_alive(process) and not any(name.startswith(".") for name in os.listdir(folder)):
         pass
-
-
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def written(path: Path) -> int | None:

@@ -16,7 +16,7 @@ from tests.tiny_models import LAYER_IDS, draft_config, draft_tensors, write_draf
 
 
 def speculators_draft(folder: Path) -> Path:
-    """The tiny draft in speculators' layout: nested config, `layers.0.`, an embedding of its own."""
+    """The tiny draft in speculators' layout: nested config, `layers.0.`, its own embedding."""
     flat = draft_config()
     inner = {k: v for k, v in flat.items() if k not in ("architectures", "draft_vocab_size")}
     inner.pop("eagle_aux_hidden_state_layer_ids")
@@ -69,7 +69,8 @@ def test_write_like_changes_only_what_is_named(
     assert list(before) == list(after)
     assert torch.equal(after["fc.weight"], new.to(torch.bfloat16))
     for name in before.keys() - {"fc.weight"}:
-        assert before[name].dtype == after[name].dtype and torch.equal(before[name], after[name])
+        assert before[name].dtype == after[name].dtype
+        assert torch.equal(before[name], after[name])
     assert (base / "config.json").read_bytes() == (out / "config.json").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Run the real `afaspec capture` entry point in this process."""
+"""Run the real `afaspec` entry point in this process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 
 def run_command(*arguments: object) -> tuple[int, str]:
-    """Exit code and standard error of `afaspec capture ARGUMENTS`."""
+    """Exit code and standard error of `afaspec ARGUMENTS`."""
     from afaspec.cli import main
 
     error, before = io.StringIO(), sys.argv
-    sys.argv = ["afaspec", "capture", *map(str, arguments)]
+    sys.argv = ["afaspec", *map(str, arguments)]
     try:
         with contextlib.redirect_stderr(error):
             main()

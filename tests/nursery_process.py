@@ -1,7 +1,7 @@
-"""Imports everything once, then forks a real `afaspec capture` process for each line it reads.
+"""Imports everything once, then forks a real `afaspec` process for each line it reads.
 
-Not a test: `test_capture_kill.py` starts it, so that 20 kills do not cost 20 imports of torch. It
-never runs a tensor operation itself, so its children start without threads.
+Not a test: `tests.nursery` starts it, so that 20 kills do not cost 20 imports of torch. It never
+runs a tensor operation itself, so its children start without threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def main() -> None:
 
     import afaspec.capture
     import afaspec.features
-    import afaspec.generation  # noqa: F401
+    import afaspec.generation
+    import afaspec.merging
+    import afaspec.training  # noqa: F401
     from afaspec.cli import main as command
 
     torch.set_num_threads(1)

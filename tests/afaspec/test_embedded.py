@@ -1,0 +1,87 @@
+"""The embedded pair: what is packed unpacks to the same model, and the shipped files are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from afaspec.embedded.assets import ASSETS, resolve_model
+from afaspec.embedded.quantize import pack_state, round_to_grid, unpack_state
+from afaspec.embedded.unpack import pack, unpack_to
+from drafts.checkpoint import read_draft_info
+from drafts.errors import UserError
+from drafts.files import read_json
+from drafts.target import read_target
+from serving.compatibility import require_compatible
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packing_loses_exactly_the_rounding(bits: int) -> None:
+    torch.manual_seed(0)
+    state = {
+        "layer.weight": torch.randn(40, 128),
+        "norm.weight": torch.randn(128).to(torch.bfloat16),
+        "d2t": torch.arange(5),
+    }
+    packed = pack_state(state, bits)
+    unpacked = unpack_state(packed, bits)
+    assert unpacked.keys() == state.keys()
+    rounded = round_to_grid(state["layer.weight"], bits).to(torch.bfloat16)
+    assert torch.equal(unpacked["layer.weight"], rounded)
+    assert torch.equal(unpacked["norm.weight"], state["norm.weight"])
+    assert torch.equal(unpacked["d2t"], state["d2t"])
+    size = sum(t.numel() * t.element_size() for n, t in packed.items() if n.startswith("layer"))
+    assert size < 40 * 128 * (bits + 0.5) / 8
+
+
+def test_a_packed_folder_unpacks_to_a_plain_model(tiny_draft: Path, tmp_path: Path) -> None:
+    pack(tiny_draft, tmp_path / "asset", 8)
+    assert "quantization_config" in read_json(tmp_path / "asset" / "config.json")
+    unpack_to(tmp_path / "asset", tmp_path / "plain")
+    info = read_draft_info(tmp_path / "plain")
+    assert (info.dtype, info.draft_vocab_size) == ("bfloat16", 320)
+    before = load_file(tiny_draft / "model.safetensors")
+    after = load_file(tmp_path / "plain" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert float((before["fc.weight"] - after["fc.weight"]).abs().max()) < 0.01
+
+
+def test_transformers_reads_the_packed_layout(tiny_target: Path, tmp_path: Path) -> None:
+    """The packed layout is compressed-tensors' own, not one of ours."""
+    from transformers import AutoModelForCausalLM
+
+    pack(tiny_target, tmp_path / "asset", 4)
+    unpack_to(tmp_path / "asset", tmp_path / "plain")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "asset", dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    ids = torch.tensor([[5, 9, 100, 7]])
+    with torch.no_grad():
+        difference = (packed(ids).logits - plain(ids).logits).abs().max()
+        assert float(difference) < 1e-3 * float(plain(ids).logits.abs().max())
+
+
+def test_the_shipped_pair_is_small_and_fits() -> None:
+    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
+    assert size <= 30 * 10**6
+    target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
+    assert read_target(target).dtype == "bfloat16"
+    require_compatible(target, draft)
+    assert (ASSETS / "README.md").exists()
+    assert (ASSETS / "loss.png").exists()
+
+
+def test_unpacking_happens_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AFASPEC_CACHE", str(tmp_path))
+    first = resolve_model("embedded-draft")
+    stamp = (first / "model.safetensors").stat().st_mtime_ns
+    assert resolve_model("embedded-draft") == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_other_names_are_folders(tmp_path: Path) -> None:
+    assert resolve_model(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="no such model folder"):
+        resolve_model("meta-llama/Nowhere")

@@ -1,0 +1,65 @@
+"""The command line as a whole: help that loads nothing heavy, errors without tracebacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from afaspec import __version__
+from tests.command import run_command
+
+COMMANDS = ("demo", "capture", "train", "merge", "serve", "bench", "doctor", "build-embedded")
+
+
+def afaspec(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "afaspec", *arguments], capture_output=True, text=True
+    )
+
+
+def test_help_lists_every_command() -> None:
+    ran = afaspec("--help")
+    assert ran.returncode == 0
+    for command in COMMANDS:
+        assert command in ran.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    ran = afaspec(command, "--help")
+    assert ran.returncode == 0
+    assert f"afaspec {command}" in ran.stdout.split("Examples")[1]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['afaspec', '--help']\n"
+        "from afaspec.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'peft', 'datasets', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_version() -> None:
+    assert afaspec("--version").stdout.strip() == __version__
+
+
+def test_debug_shows_the_traceback() -> None:
+    plain = afaspec("merge", "nowhere", "--out", "x")
+    assert plain.returncode == 2
+    assert "Traceback" not in plain.stderr
+    debug = afaspec("--debug", "merge", "nowhere", "--out", "x")
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr
+
+
+def test_merge_without_a_run_names_the_folder() -> None:
+    code, error = run_command("merge", "nowhere", "--out", "x")
+    assert code == 2
+    assert "nowhere" in error
