@@ -1,6 +1,8 @@
-# Needs Python 3.11 or newer with pip, git and make. PYTHON and VENV may be given: make PYTHON=python3.12
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,\
-	$(shell $(p) -c 'import sys; print("$(p)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
+# Needs Python 3.11 or newer with pip, git and make. To choose another: make PYTHON=python3.12
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 

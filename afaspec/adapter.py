@@ -25,7 +25,7 @@ from drafts.files import read_json, write_json
 RECORD = "annealing.json"
 
 
-class AnnealedLora(LoraVariant):  # type: ignore[misc]
+class AnnealedLora(LoraVariant):
     """One layer's annealed activation. `beta` is set from outside, by an `Annealer`."""
 
     def __init__(self, name: str):
@@ -71,7 +71,7 @@ def adapt(model: nn.Module, config: LoraConfig, sigma: str | None) -> PeftModel:
 
 
 def _annealed_linear(name: str) -> type[LoraLinear]:
-    class AnnealedLinear(LoraLinear):  # type: ignore[misc]
+    class AnnealedLinear(LoraLinear):
         def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any):
             super().__init__(base_layer, adapter_name, **kwargs)
 

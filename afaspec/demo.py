@@ -32,7 +32,7 @@ from drafts.checkpoint import load_draft
 from drafts.files import read_json, write_json
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
-Stage = Callable[[str, float, float], None]
+Stage = Callable[[str, int, int], None]
 
 
 class DemoConfig(BaseModel):
@@ -150,7 +150,7 @@ def captured(
     """The target's answers on one side of the prompts."""
 
     def on_progress(progress: CaptureProgress) -> None:
-        stage(f"the target answers: {split}", progress.done, progress.total)
+        stage(f"target answers ({split})", int(progress.done), progress.total)
 
     settings = CaptureConfig(
         target=str(target),

@@ -255,7 +255,7 @@ class Metrics:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=step + 1)
 
     def add(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")

@@ -39,7 +39,9 @@ def offline_acceptance(
     Runs in bf16 autocast unless `amp` is off. Blocks that would draft beyond a sequence's end are
     left out, since what the target would have said there is unknown.
     """
-    drafts, accepted, rows = [], [], []
+    drafts: list[int] = []
+    accepted: list[list[int]] = []
+    rows: list[Captured] = []
     for sequence in sequences:
         rows.append(sequence)
         if len(rows) == batch:

@@ -199,7 +199,8 @@ class Eagle3Draft(nn.Module):
         Returns for each step j the normed output [batch, n-1, d], whose row t predicts x[t+j+2].
         Rows whose inputs lie beyond the sequence's end hold values without meaning.
         """
-        hidden, cache, outputs = self.fuse(features[:, :-1]), [], []
+        hidden, outputs = self.fuse(features[:, :-1]), []
+        cache: list[tuple[Tensor, Tensor]] = []
         for j in range(steps):
             tokens = F.pad(input_ids[:, j + 1 :], (0, j))
             normed, hidden = self._step(hidden, tokens, j, cache, first_row=0)
@@ -212,7 +213,8 @@ class Eagle3Draft(nn.Module):
 
         features: [n, layers*target_d] of x[0..n-1]; input_ids: [n+1], the last just sampled.
         """
-        hidden, cache, drafted = self.fuse(features).unsqueeze(0), [], []
+        hidden, drafted = self.fuse(features).unsqueeze(0), []
+        cache: list[tuple[Tensor, Tensor]] = []
         tokens, first = input_ids[1:].unsqueeze(0), 0
         for j in range(k):
             normed, hidden = self._step(hidden, tokens, j, cache, first_row=first)

@@ -159,10 +159,13 @@ def complete(
     if hasattr(llm.llm_engine.vllm_config.observability_config, PER_REQUEST):
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
         metrics = [output.outputs[0].spec_decode_metrics for output in outputs]
-        counted = [(list(m.histogram), m.num_draft_tokens) if m else (None, 0) for m in metrics]
-        return outputs, counted
+        return outputs, [_counted(metric) for metric in metrics]
     assert one_by_one
     return _complete_one_by_one(llm, prompts, sampling)
+
+
+def _counted(metrics: Any) -> tuple[list[int] | None, int]:
+    return (list(metrics.histogram), metrics.num_draft_tokens) if metrics else (None, 0)
 
 
 def _complete_one_by_one(

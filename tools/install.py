@@ -129,9 +129,9 @@ def compile_packages(python: Path) -> None:
     """What pip does by itself, but on one core: without it every start of vLLM is slow."""
     packages = python.parent.parent / "lib"
     # Some packages carry files for other Python versions, which do not compile; that is no failure.
-    command = [python, "-m", "compileall", "-qq", "-j", "0", "-x", "/tests/", packages]
+    options = ["-qq", "-j", "0", "-x", "/tests/", str(packages)]
     with contextlib.suppress(subprocess.CalledProcessError):
-        run(command)
+        run([python, "-m", "compileall", *options])
 
 
 def pip(python: Path, *arguments: str, hide_errors: bool = False) -> None:

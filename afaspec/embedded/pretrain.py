@@ -172,7 +172,7 @@ def _loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
 def _backward(loss_fn: Callable[..., Tensor], model: LlamaForCausalLM, batch: Tensor) -> float:
     with torch.autocast(batch.device.type, torch.bfloat16):
         loss = loss_fn(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return float(loss.detach())
 
 
