@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from afaspec.embedded.assets import ModelFolder
+
 # What a store must share with the settings of a run that goes on with it.
 FIXED = (
     "use_responses",
@@ -38,7 +40,7 @@ class CaptureConfig(BaseModel):
     target: str = Field(description="the target model's folder, or `embedded`")
     prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
     out: Path = Field(description="folder of the feature store")
-    draft: Path | None = Field(None, description="take the layer ids of this draft")
+    draft: ModelFolder | None = Field(None, description="take the layer ids of this draft")
     layer_ids: Annotated[str | None, BeforeValidator(_joined)] = Field(
         None, description="three hidden states to keep, such as 2,6,9 [default: 2, L/2, L-3]"
     )

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from afaspec.annealing import AnnealingSchedule
+from afaspec.embedded.assets import ModelFolder
 
 Arm = Literal["afa-lora", "lora", "full"]
 EAGLE3_TARGETS = ("fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -20,9 +21,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     store: Path = Field(description="feature store that `afaspec capture` wrote")
-    draft: Path = Field(description="base draft to adapt")
+    draft: ModelFolder = Field(description="base draft to adapt: a folder, or embedded-draft")
     out: Path = Field(description="folder of the run")
-    target: Path | None = Field(None, description="target model (default: the store's)")
+    target: ModelFolder | None = Field(None, description="target model (default: the store's)")
 
     arm: Arm = Field("afa-lora", description="afa-lora, lora or full")
     rank: int = Field(16, gt=0, description="LoRA rank")

@@ -17,7 +17,7 @@ def doctor(
 ) -> None:
     """Check this machine and installation; exit code 1 when something required is missing.
 
-    Examples:
+    [bold]Examples[/]
 
         afaspec doctor
 

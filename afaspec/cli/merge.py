@@ -30,10 +30,11 @@ def merge(
       afaspec merge ADAPTER --draft BASE --target TARGET --out MERGED
     """
     from afaspec.cli.console import console
+    from afaspec.embedded.assets import model_folder
     from afaspec.merging import merge as run
 
     with console.status("merging and measuring parity"):
-        parity = run(trained, draft, out, target)
+        parity = run(trained, draft and model_folder(draft), out, target and model_folder(target))
     console.print(
         f"{out}: {parity.changed_tensors} tensors merged, {parity.untouched_tensors} kept as they "
         f"were. Parity with the adapter: {parity.float32:.1e} relative in float32, "

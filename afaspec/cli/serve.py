@@ -37,7 +37,7 @@ def serve(
 
     Ctrl-C or SIGTERM ends vLLM and all its children.
 
-    Examples:
+    [bold]Examples[/]
 
         afaspec serve embedded --draft embedded-draft
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from drafts.errors import UserError
 
@@ -16,6 +19,11 @@ def cache_folder() -> Path:
     if path := os.environ.get("AFASPEC_CACHE"):
         return Path(path)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "afaspec"
+
+
+def model_folder(path: Path) -> Path:
+    """`path`, or the unpacked folder where it is the name of an embedded model."""
+    return resolve_model(str(path)) if str(path) in NAMES else path
 
 
 def resolve_model(name_or_path: str) -> Path:
@@ -32,3 +40,6 @@ def resolve_model(name_or_path: str) -> Path:
             mend="give a folder with config.json and .safetensors files, or `embedded`",
         )
     return path
+
+
+ModelFolder = Annotated[Path, AfterValidator(model_folder)]

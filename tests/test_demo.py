@@ -1,0 +1,66 @@
+"""The demo end to end with real vLLM, on the tiny pair: report, names, and reuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from afaspec.demo import DemoConfig, run_demo
+
+FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
+
+
+@pytest.mark.timeout(600)
+def test_demo_leaves_the_report_that_later_work_relies_on(
+    tiny_target: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    config = DemoConfig(
+        data=str(Path(__file__).parent),
+        out=tmp_path / "demo",
+        target=str(tiny_target),
+        draft=str(tiny_draft),
+        train_prompts=12,
+        eval_prompts=3,
+        prompt_tokens=24,
+        new_tokens=16,
+        steps=6,
+        tuning_steps=3,
+        learning_rates=[1e-3, 1e-2],
+        rounds=1,
+        enforce_eager=True,
+    )
+    stages: set[str] = set()
+    said: list[str] = []
+    finished = run_demo(config, lambda stage, done, total: stages.add(stage), said.append)
+    assert {"training lora", "training afa-lora", "tuning lora at 0.01"} <= stages
+
+    out = tmp_path / "demo"
+    report = json.loads((out / "report.json").read_text())
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    assert list(arms) == ["none", "base", "lora", "afa-lora"]
+    for name, arm in arms.items():
+        assert arm["provenance"]["target"]
+        assert {"value", "low", "high"} <= arm["tokens_per_second"].keys()
+        if name == "none":
+            continue
+        for figure in FIGURES:
+            assert arm[figure]["low"] <= arm[figure]["value"] <= arm[figure]["high"]
+        assert len(arm["per_position"]) == config.k
+        assert arm["offline_acceptance_length"]["value"] >= 1.0
+        assert arm["lossless"]["prompts"] == 3
+    assert (out / "report.html").exists()
+    assert list(out.glob("*.png"))
+    for arm_name in ("lora", "afa-lora"):
+        record = json.loads((out / f"{arm_name}-merged" / "afaspec.json").read_text())
+        assert record["parity"]["float32"] <= 1e-5
+    # equal data, order and steps: only method and learning rate differ
+    runs = [json.loads((out / arm / "config.json").read_text()) for arm in ("lora", "afa-lora")]
+    differing = {key for key in runs[0] if runs[0][key] != runs[1][key]}
+    assert differing <= {"arm", "learning_rate", "out"}
+
+    seen: list[str] = []
+    again = run_demo(config, lambda stage, done, total: seen.append(stage), said.append)
+    assert again.report.as_json() == finished.report.as_json()
+    assert not seen  # nothing was done again
