@@ -64,9 +64,12 @@ def has_gpu() -> bool:
 
 
 def fingerprint(gpu: bool) -> str:
-    """What decides the environment's content: this script, the requirements, the interpreter."""
-    digest = hashlib.sha256()
-    for path in [Path(__file__), ROOT / "pyproject.toml", *REQUIREMENTS]:
+    """What decides the environment's content: the requirements, the interpreter, the place."""
+    import tomllib  # here, so that an older Python gets as far as its message
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(repr((TORCH, project["build-system"], project["project"])).encode())
+    for path in REQUIREMENTS:
         digest.update(path.read_bytes())
     machine = "gpu" if gpu else "cpu"
     return f"{machine} python{platform.python_version()} {ROOT} {digest.hexdigest()}\n"
