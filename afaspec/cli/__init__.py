@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -22,25 +21,30 @@ app = typer.Typer(
     help="Adapt a speculative-decoding draft to your target and traffic, serve it, measure it.",
 )
 for _name in COMMANDS:
-    if find_spec(f"afaspec.cli.{_name}"):
-        _module = import_module(f"afaspec.cli.{_name}")
-        app.command(_name.replace("_", "-"))(getattr(_module, _name))
+    _module = import_module(f"afaspec.cli.{_name}")
+    app.command(_name.replace("_", "-"))(getattr(_module, _name))
 
 _debug = False
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from afaspec import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
-    if version:
-        from afaspec import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 def main() -> None:

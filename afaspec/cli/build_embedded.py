@@ -39,11 +39,14 @@ def build_embedded(
 
       afaspec build-embedded --tokens 300000000 --extra texts/   # on a GPU
     """
-    from afaspec.cli.console import console
+    from afaspec.cli.console import progress
     from afaspec.config import load_config
     from afaspec.embedded.build import BuildConfig
     from afaspec.embedded.build import build_embedded as build
+    from bench.table import stage_bars
 
     flags = {"work": work, "out": out, "extra": extra, "target.minutes": minutes}
     config = load_config(BuildConfig, config_file, flags | {"target.tokens": tokens})
-    build(config, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    with progress() as bars:
+        say = lambda text: bars.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+        build(config, say, stage_bars(bars))

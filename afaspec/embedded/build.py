@@ -32,6 +32,7 @@ from drafts.target import load_lm_head, read_target
 
 DRAFT_BITS = 8
 Say = Callable[[str], None]
+Stage = Callable[[str, int, int], None]
 
 
 class BuildConfig(BaseModel):
@@ -48,16 +49,16 @@ class BuildConfig(BaseModel):
     draft_vocab_size: int = Field(6144, gt=0, description="the draft's reduced vocabulary")
     draft_prompts: int = Field(1200, gt=0, description="Python prompts the target completes")
     draft_new_tokens: int = Field(128, gt=0, description="tokens of each completion")
-    draft_steps: int = Field(700, gt=0, description="optimizer steps of the draft")
+    draft_steps: int = Field(320, gt=0, description="optimizer steps of the draft")
     draft_learning_rate: float = Field(1e-3, gt=0)
     seed: int = 0
 
 
-def build_embedded(config: BuildConfig, say: Say = print) -> None:
-    """Build target and draft and pack them into `config.out`."""
+def build_embedded(config: BuildConfig, say: Say, stage: Stage) -> None:
+    """Build target and draft and pack them into `config.out`. `stage` follows the long parts."""
     config.work.mkdir(parents=True, exist_ok=True)
     target = build_target(config, say)
-    draft = build_draft(config, target, say)
+    draft = build_draft(config, target, say, stage)
     pack(draft, config.out / "draft", DRAFT_BITS)
     write_card(config.work, config.out, config.model_dump(mode="json"))
     say(f"packed pair: {config.out} ({folder_mib(config.out):.1f} MiB)")
@@ -101,7 +102,7 @@ def build_target(config: BuildConfig, say: Say) -> Path:
     return folder
 
 
-def build_draft(config: BuildConfig, target: Path, say: Say) -> Path:
+def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Path:
     """Capture the target's Python completions and train an EAGLE-3 head on them from scratch."""
     prompts = config.work / "python_prompts.jsonl"
     if not prompts.exists():
@@ -125,7 +126,7 @@ def build_draft(config: BuildConfig, target: Path, say: Say) -> Path:
             max_new_tokens=config.draft_new_tokens,
             seed=config.seed,
         ),
-        on_progress=lambda p: say(f"capture: {p.done:.0f} of {p.total} prompts"),
+        on_progress=lambda p: stage("target answers (python)", int(p.done), p.total),
         note=say,
     )
     run = config.work / "draft-run"
@@ -146,7 +147,7 @@ def build_draft(config: BuildConfig, target: Path, say: Say) -> Path:
                 checkpoint_every=50,
                 seed=config.seed,
             ),
-            lambda row: say(json.dumps(row)) if row["step"] % 20 == 0 else None,
+            lambda row: stage("training the draft", row["step"], config.draft_steps),
         )
     merged = config.work / "draft-trained"
     if not merged.exists():
