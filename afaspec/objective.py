@@ -65,9 +65,10 @@ class DraftObjective(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss per token over the draft steps, weighted; a float32 scalar."""
-        outputs = self.draft(batch.hidden, batch.input_ids, len(self.weights))
         labels = batch.input_ids[:, 1:]
         counts = batch.loss_mask[:, 1:] & (self.draft.t2d[labels] >= 0)
+        first = max(int(counts.any(dim=0).to(torch.uint8).argmax()) - len(self.weights), 0)
+        outputs = self.draft(batch.hidden, batch.input_ids, len(self.weights), first)
         row, position = counts.nonzero(as_tuple=True)  # final[row, position] predicts the label
         with torch.no_grad():
             final = batch.final[row, position].to(self.target_head.dtype)
@@ -75,7 +76,7 @@ class DraftObjective(nn.Module):
         total = outputs[0].new_zeros((), dtype=torch.float32)
         for j, (weight, normed) in enumerate(zip(self.weights, outputs, strict=True)):
             inside = position > j
-            picked = normed[row[inside], position[inside] - j - 1]
+            picked = normed[row[inside], position[inside] - j - 1 - first]
             share = picked.new_full((len(picked),), weight, dtype=torch.float32)
             total = total + chunked_loss(
                 self.loss,

@@ -72,8 +72,12 @@ def _collect(
 def match_matrix(
     draft: Eagle3Draft, rows: list[Captured], k: int, *, amp: bool = True
 ) -> list[np.ndarray]:
-    """For each sequence [n - k - 1, k]: does the j-th draft after row t equal the path?"""
+    """For each sequence [n - k - 1, k]: does the j-th draft after row t equal the path?
+
+    Rows of the prompts, from which no server drafts, are False.
+    """
     import torch
+    from torch.nn.functional import pad
     from torch.nn.utils.rnn import pad_sequence
 
     device = draft.fc.weight.device
@@ -82,11 +86,13 @@ def match_matrix(
     if not amp:
         features = features.to(draft.fc.weight.dtype)
     target_ids = draft.target_ids()
+    first = max(min(int(r.loss_mask.nonzero()[0]) for r in rows) - 1, 0)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
         hits = []
-        for j, normed in enumerate(draft(features, ids, k)):
+        for j, normed in enumerate(draft(features, ids, k, first)):
             drafted = target_ids[draft.logits(normed).argmax(-1)]
-            hits.append(drafted[:, : -(j + 1)] == ids[:, j + 2 :])
+            known = ids[:, j + 2 + first :]
+            hits.append(pad(drafted[:, : known.shape[1]] == known, (first, 0)))
     results = []
     for i, row in enumerate(rows):
         length = max(len(row.input_ids) - k - 1, 0)

@@ -67,14 +67,18 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(wide, kv_heads * size, bias=bias)
         self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=False)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values: [batch, heads, rows, head_dim] each."""
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotated queries [batch, heads, rows, head_dim] of x [batch, rows, 2d]."""
         q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return _rotate(q, cos, sin)
+
+    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys, and values, repeated for all heads: [batch, heads, rows, head_dim]."""
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+        return _rotate(k, cos, sin), v
 
     def attend(self, q: Tensor, steps: list[tuple[Tensor, Tensor]], first_row: int) -> Tensor:
         """Each row attends causally to step 0 and to its own entries of the later steps.
@@ -130,13 +134,18 @@ class DecoderLayer(nn.Module):
         steps: list[tuple[Tensor, Tensor]],
         first_row: int,
     ) -> Tensor:
-        """The residual stream after the layer, [batch, rows, d]; appends its keys to `steps`."""
+        """The residual stream after the layer, [batch, rows, d]; appends its keys to `steps`.
+
+        The given rows end at the sequence's last. Rows before `first_row` only provide keys.
+        """
         normed = self.hidden_norm(hidden)
         residual = normed if self.norm_before_residual else hidden
         wide = torch.cat([self.input_layernorm(embeds), normed], dim=-1)
-        q, k, v = self.self_attn.project(wide, cos, sin)
-        steps.append((k, v))
-        residual = residual + self.self_attn.o_proj(self.self_attn.attend(q, steps, first_row))
+        steps.append(self.self_attn.keys_values(wide, cos, sin))
+        before = hidden.shape[1] - (steps[0][0].shape[2] - first_row)
+        q = self.self_attn.queries(wide[:, before:], cos[:, before:], sin[:, before:])
+        mixed = self.self_attn.attend(q, steps, first_row)
+        residual = residual[:, before:] + self.self_attn.o_proj(mixed)
         return residual + self.mlp(self.post_attention_layernorm(residual))
 
 
@@ -192,18 +201,21 @@ class Eagle3Draft(nn.Module):
         """Draft-vocabulary logits [..., draft_vocab] of the outputs of `forward`."""
         return self.lm_head(normed) * self.config.logit_scale
 
-    def forward(self, features: Tensor, input_ids: Tensor, steps: int) -> list[Tensor]:
-        """Draft `steps` tokens after every row, the target's own tokens fed in (teacher forcing).
+    def forward(
+        self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
+    ) -> list[Tensor]:
+        """Draft `steps` tokens after each row, the target's own tokens fed in (teacher forcing).
 
         features: [batch, n, layers*target_d]; input_ids: [batch, n], right-padded.
-        Returns for each step j the normed output [batch, n-1, d], whose row t predicts x[t+j+2].
-        Rows whose inputs lie beyond the sequence's end hold values without meaning.
+        Returns for each step j the normed outputs [batch, n-1-first_row, d] of rows first_row..n-2;
+        that of row t predicts x[t+j+2]. Rows whose inputs lie beyond the sequence's end hold values
+        without meaning. A prompt's rows, where nothing is drafted, cost only their keys.
         """
         hidden, outputs = self.fuse(features[:, :-1]), []
         cache: list[tuple[Tensor, Tensor]] = []
         for j in range(steps):
-            tokens = F.pad(input_ids[:, j + 1 :], (0, j))
-            normed, hidden = self._step(hidden, tokens, j, cache, first_row=0)
+            tokens = F.pad(input_ids[:, j + 1 :], (0, j))[:, -hidden.shape[1] :]
+            normed, hidden = self._step(hidden, tokens, j, cache, first_row)
             outputs.append(normed)
         return outputs
 
@@ -215,12 +227,11 @@ class Eagle3Draft(nn.Module):
         """
         hidden, drafted = self.fuse(features).unsqueeze(0), []
         cache: list[tuple[Tensor, Tensor]] = []
-        tokens, first = input_ids[1:].unsqueeze(0), 0
+        tokens = input_ids[1:].unsqueeze(0)
         for j in range(k):
-            normed, hidden = self._step(hidden, tokens, j, cache, first_row=first)
+            normed, hidden = self._step(hidden, tokens, j, cache, first_row=len(features) - 1)
             best = self.logits(normed[:, -1]).argmax(-1)
             drafted.append(int(best + self.d2t[best]))
-            hidden, first = hidden[:, -1:], len(features) - 1
             tokens = torch.tensor([[drafted[-1]]], device=input_ids.device)
         return drafted
 
@@ -232,8 +243,12 @@ class Eagle3Draft(nn.Module):
         cache: list[tuple[Tensor, Tensor]],
         first_row: int,
     ) -> tuple[Tensor, Tensor]:
-        """One draft step for rows first_row..: the normed output and the state fed to step j+1."""
-        positions = torch.arange(first_row, first_row + hidden.shape[1], device=hidden.device) + j
+        """One draft step: normed output and state fed to step j+1, of the rows from first_row on.
+
+        hidden and tokens cover the last rows of the sequence: all of them at step 0.
+        """
+        rows = cache[0][0].shape[2] if cache else hidden.shape[1]
+        positions = torch.arange(rows - hidden.shape[1], rows, device=hidden.device) + j
         cos, sin = self.rotary(hidden, positions.unsqueeze(0))
         embeds = self.embed_tokens(tokens)
         out = self.midlayer(hidden, embeds, cos, sin, cache, first_row)

@@ -27,6 +27,7 @@ def test_demo_leaves_the_report_that_later_work_relies_on(
         new_tokens=16,
         steps=6,
         tuning_steps=3,
+        tune=True,
         learning_rates=[1e-3, 1e-2],
         rounds=1,
         enforce_eager=True,

@@ -18,6 +18,13 @@ def demo(
         int | None, typer.Option(help="Prompts the target answers for training.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each arm.")] = None,
+    tune: Annotated[
+        bool | None,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Tune each arm's learning rate by short runs (default: only with --data).",
+        ),
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of measuring.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
     enforce_eager: Annotated[
@@ -47,6 +54,7 @@ def demo(
 
     flags = {"data": data, "out": out, "train_prompts": train_prompts, "steps": steps}
     flags |= {"rounds": rounds, "seed": seed, "enforce_eager": enforce_eager}
+    flags["tune"] = data is not None if tune is None else tune
     config = load_config(DemoConfig, None, flags)
     require_vllm()
     with progress() as bars:
