@@ -96,32 +96,29 @@ def _start(
     stack: ExitStack,
     progress: Progress,
 ) -> dict[str, EngineProcess]:
-    """One engine per arm. Eager ones load side by side; compiled ones in turn, as each finds in
-    the compiler's cache what the one before it put there."""
+    """One engine per arm. They load and compile side by side, each mostly on one core."""
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    arms = config.arms
     engines: dict[str, EngineProcess] = {}
-    for group in [arms] if config.enforce_eager else [(arm,) for arm in arms]:
-        for arm in group:
-            progress("starting engines", len(engines), len(arms))
-            settings = EngineSettings(
-                target=config.target,
-                draft=arm.draft,
-                k=config.k,
-                temperature=config.temperature,
-                seed=config.seed,
-                dtype=config.dtype,
-                max_model_len=longest + config.max_tokens + config.k + 1,
-                enforce_eager=config.enforce_eager,
-                batch=config.concurrency,
-                cache_gib=config.cache_gib,
-                draft_sample_method=config.draft_sample_method,
-            )
-            engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=False)
-            engines[arm.name] = stack.enter_context(engine)
-        for arm in group:
-            engines[arm.name].wait_ready()
-    progress("starting engines", len(arms), len(arms))
+    for arm in config.arms:
+        settings = EngineSettings(
+            target=config.target,
+            draft=arm.draft,
+            k=config.k,
+            temperature=config.temperature,
+            seed=config.seed,
+            dtype=config.dtype,
+            max_model_len=longest + config.max_tokens + config.k + 1,
+            enforce_eager=config.enforce_eager,
+            batch=config.concurrency,
+            cache_gib=config.cache_gib,
+            draft_sample_method=config.draft_sample_method,
+        )
+        engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=False)
+        engines[arm.name] = stack.enter_context(engine)
+    for done, engine in enumerate(engines.values()):
+        progress("starting engines", done, len(engines))
+        engine.wait_ready()
+    progress("starting engines", len(engines), len(engines))
     return engines
 
 
