@@ -51,12 +51,12 @@ def train(config: TrainConfig, report: Report = lambda row: None) -> Trained:
     target, info = read_target(target_folder), read_draft_info(config.draft)
     check_fit(store.manifest, config.store, info, target)
     train_ids, held_out = split_sequences(len(store), config)
-    claim_folder(config)
 
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     torch.manual_seed(config.seed)
     draft = load_draft(config.draft, target_folder)
     wrapped, trained = prepare_arm(draft, config)
+    claim_folder(config)  # nothing is written before all of the input has proved good
     objective = DraftObjective(
         draft,
         load_lm_head(target_folder).to(
@@ -233,7 +233,8 @@ def claim_folder(config: TrainConfig) -> None:
         write_json(path, wanted)
         return
     recorded = read_json(path)
-    if changed := sorted(k for k in wanted if recorded.get(k) != wanted[k]):
+    compared = wanted.keys() - {"out"}  # a run may be moved
+    if changed := sorted(k for k in compared if recorded.get(k) != wanted[k]):
         raise UserError(
             f"belongs to a run with another {', '.join(changed)}",
             where=config.out,

@@ -230,7 +230,8 @@ def draft_with_two_layers(p: Place) -> list[object]:
 def folder_of_another_run(p: Place) -> list[object]:
     shutil.copytree(p.run, p.out)
     (p.out / "manifest.json").unlink()
-    return p.train("--rank", "9", "--steps", "6")
+    same = ["--steps", "6", "--eval-every", "6", "--no-compiled", "--no-tensorboard"]
+    return p.train("--rank", "9", *same)
 
 
 @case("still non-linear (beta = 0.5)")
