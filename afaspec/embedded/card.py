@@ -38,8 +38,9 @@ afaspec can be tried, tested and demonstrated with no network; it is no good at 
 ({steps[-1]["minutes"]:.0f} minutes): Muon and AdamW, bf16 autocast,
   the last {target["rounded_fraction"]:.0%} on weights rounded to int4.
 - Held-out loss, nats per token: {held_out}.
-- Shipped as int4 groups of 64 (compressed-tensors, `pack-quantized`). The unpacked model *is* the
-  model.
+- Shipped as int4 groups of 64, each matrix in compressed-tensors' `pack-quantized` layout. The
+  embedding is packed too, which transformers does not read: afaspec unpacks both models once, into
+  its cache. The unpacked model *is* the model.
 
 **Draft**: an EAGLE-3 head with a vocabulary of {settings["draft_vocab_size"]}, \
 trained from scratch on {settings["draft_prompts"]} Python completions
