@@ -17,13 +17,12 @@ import typer
 
 from afaspec.adapter import annealed_layers
 from afaspec.annealing import Annealer
-from afaspec.objective import DraftObjective, collate
+from afaspec.objective import collate
 from afaspec.store import FeatureStore
 from afaspec.train_config import Arm, TrainConfig
-from afaspec.training import draw, prepare_arm, split_sequences
+from afaspec.training import draw, make_objective, prepare_arm, split_sequences
 from bench.statistics import Figure, Resampler, figure, ratio
 from drafts.checkpoint import load_draft
-from drafts.target import load_lm_head
 
 
 def stepper(config: TrainConfig, target: Path) -> Callable[[int], float]:
@@ -33,16 +32,7 @@ def stepper(config: TrainConfig, target: Path) -> Callable[[int], float]:
     torch.manual_seed(config.seed)
     draft = load_draft(config.draft, target)
     _, trained = prepare_arm(draft, config)
-    head = load_lm_head(target).to(torch.bfloat16)
-    objective = DraftObjective(
-        draft,
-        head,
-        loss=config.loss,
-        draft_steps=config.draft_steps,
-        step_decay=config.step_decay,
-        chunk=config.chunk,
-        compiled=config.compiled,
-    )
+    objective = make_objective(draft, target, config)
     optimizer = torch.optim.AdamW(trained, lr=config.peak_learning_rate(), fused=True)
     Annealer(annealed_layers(draft), config.annealing, 10**9).follow(optimizer)  # beta stays 1
 

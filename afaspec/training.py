@@ -27,6 +27,7 @@ from afaspec.train_checks import check_fit
 from afaspec.train_config import TrainConfig
 from bench.offline import offline_acceptance
 from drafts.checkpoint import load_draft, read_draft_info
+from drafts.eagle3 import Eagle3Draft
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
 from drafts.target import load_lm_head, read_target
@@ -57,17 +58,7 @@ def train(config: TrainConfig, report: Report = lambda row: None) -> Trained:
     draft = load_draft(config.draft, target_folder)
     wrapped, trained = prepare_arm(draft, config)
     claim_folder(config)  # nothing is written before all of the input has proved good
-    objective = DraftObjective(
-        draft,
-        load_lm_head(target_folder).to(
-            torch.bfloat16 if config.precision == "bf16" else torch.float32
-        ),
-        loss=config.loss,
-        draft_steps=config.draft_steps,
-        step_decay=config.step_decay,
-        chunk=config.chunk,
-        compiled=config.compiled,
-    )
+    objective = make_objective(draft, target_folder, config)
     optimizer = torch.optim.AdamW(
         trained, lr=config.peak_learning_rate(), weight_decay=config.weight_decay, fused=True
     )
@@ -181,6 +172,20 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
     )
     wrapped.peft_config["default"].base_model_name_or_path = str(config.draft)
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
+
+
+def make_objective(draft: Eagle3Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
+    """The loss that `config` asks for, against the target's own output layer."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return DraftObjective(
+        draft,
+        load_lm_head(target_folder).to(dtype),
+        loss=config.loss,
+        draft_steps=config.draft_steps,
+        step_decay=config.step_decay,
+        chunk=config.chunk,
+        compiled=config.compiled,
+    )
 
 
 def evaluate(
