@@ -40,9 +40,11 @@ class CaptureConfig(BaseModel):
     target: str = Field(description="the target model's folder, or `embedded`")
     prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
     out: Path = Field(description="folder of the feature store")
-    draft: ModelFolder | None = Field(None, description="take the layer ids of this draft")
+    draft: ModelFolder | None = Field(
+        None, description="keep just the hidden states that this draft reads"
+    )
     layer_ids: Annotated[str | None, BeforeValidator(_joined)] = Field(
-        None, description="three hidden states to keep, such as 2,6,9 [default: 2, L/2, L-3]"
+        None, description="hidden states to keep, such as 2,6,9, or none [default: 2, L/2, L-3]"
     )
 
     limit: int | None = Field(None, gt=0, description="prompts at most, drawn by seed")
@@ -76,12 +78,12 @@ class CaptureConfig(BaseModel):
 
     @field_validator("layer_ids")
     @classmethod
-    def _three_layers(cls, text: str | None) -> str | None:
-        if text is None:
-            return None
+    def _distinct_layers(cls, text: str | None) -> str | None:
+        if text in (None, "none"):
+            return text
         parts = [part.strip() for part in text.split(",")]
-        if len(set(parts)) != 3 or len(parts) != 3 or not all(part.isdigit() for part in parts):
-            raise ValueError("expected three distinct layer ids, such as 2,6,9")
+        if len(set(parts)) != len(parts) or not all(part.isdigit() for part in parts):
+            raise ValueError("expected distinct layer ids, such as 2,6,9, or none")
         return ",".join(parts)
 
     @field_validator("suffixes")
@@ -90,7 +92,9 @@ class CaptureConfig(BaseModel):
         return [s if s.startswith(".") else f".{s}" for s in suffixes] if suffixes else None
 
     def chosen_layer_ids(self) -> tuple[int, ...] | None:
-        return tuple(map(int, self.layer_ids.split(","))) if self.layer_ids else None
+        if self.layer_ids is None:
+            return None
+        return () if self.layer_ids == "none" else tuple(map(int, self.layer_ids.split(",")))
 
     def fixed_settings(self) -> dict[str, Any]:
         """The settings that decide what a store holds, as JSON values."""

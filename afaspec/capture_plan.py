@@ -15,8 +15,9 @@ from afaspec.manifest import Manifest, TargetRecord, token_bytes
 from afaspec.target_model import load_tokenizer, read_model_config
 from afaspec.versions import versions
 from bench.prompts import EncodedPrompt, encode_prompts, read_prompts
-from drafts.checkpoint import default_layer_ids, read_draft_info
+from drafts.checkpoint import read_draft_info, wanted_layer_ids
 from drafts.errors import UserError
+from drafts.formats.common import default_layer_ids
 from drafts.target import TargetInfo, read_target
 
 GIB = 1 << 30
@@ -141,7 +142,7 @@ def choose_layer_ids(config: CaptureConfig, target: TargetInfo) -> tuple[int, ..
     ids, origin = config.chosen_layer_ids(), "--layer-ids"
     if ids is None and config.draft is not None:
         info = read_draft_info(config.draft)
-        ids, origin = info.layer_ids, f"draft {config.draft}"
+        ids, origin = wanted_layer_ids(info, target), f"draft {config.draft}"
     if ids is None:
         ids, origin = default_layer_ids(layers), "the default (2, L/2, L-3)"
     wrong = [i for i in ids if not 0 <= i <= layers]
@@ -152,9 +153,9 @@ def choose_layer_ids(config: CaptureConfig, target: TargetInfo) -> tuple[int, ..
             where=target.folder,
             mend=mend,
         )
-    if len(ids) != 3 or len(set(ids)) != 3:
+    if len(set(ids)) != len(ids):
         raise UserError(
-            f"layer ids {list(ids)} from {origin} are not three distinct ones "
+            f"layer ids {list(ids)} from {origin} are not distinct "
             f"(the target has {layers} layers)",
             where=target.folder,
             mend=mend,

@@ -29,7 +29,7 @@ def features(
         # Right padding needs no mask: with causal attention no token sees what follows it.
         with tapped(model, layer_ids) as states:
             final = _decoder(model)(input_ids=tokens.to(model.device), use_cache=False)[0]
-            stacked = torch.cat([states[i] for i in layer_ids], dim=-1)
+            stacked = torch.cat([states[i] for i in layer_ids] or [final[..., :0]], dim=-1)
         hidden, final = stacked.to("cpu", torch.bfloat16), final.to("cpu", torch.bfloat16)
         for row, ids in enumerate(group):
             yield hidden[row, : len(ids)].clone(), final[row, : len(ids)].clone()

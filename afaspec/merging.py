@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from afaspec.adapter import read_record, refuse_non_linear
 from afaspec.versions import versions
-from drafts.checkpoint import load_draft, module_name, read_draft_info, write_like
-from drafts.eagle3 import Eagle3Draft
+from drafts.checkpoint import load_draft, module_names, read_draft_info, write_like
+from drafts.draft import Draft
 from drafts.errors import UserError
 from drafts.files import atomic_folder, hash_file, read_json, remove_leftovers, write_json
 from drafts.tensors import open_tensors, read_header
@@ -137,8 +137,8 @@ def check_base(base: Path, run: Path | None, result: Path) -> None:
                 where=base,
                 mend="give the base draft of the run, unchanged",
             )
-    info = open_tensors(base)
-    shapes = {module_name(name): header.shape for name, header in info.headers.items()}
+    names, headers = module_names(read_draft_info(base)), open_tensors(base).headers
+    shapes = {names[stored]: header.shape for stored, header in headers.items()}
     for name, header in read_header(next(result.glob("*.safetensors"))).items():
         if name.endswith(("lora_A.weight", "lora_B.weight")):
             plain = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] + ".weight"
@@ -154,7 +154,7 @@ def check_base(base: Path, run: Path | None, result: Path) -> None:
             )
 
 
-def load_result(draft: Eagle3Draft, result: Path) -> nn.Module:
+def load_result(draft: Draft, result: Path) -> nn.Module:
     """The draft as it was trained: with its adapter attached, or its weights replaced."""
     if (result / "weights.safetensors").exists():
         draft.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
@@ -189,27 +189,28 @@ def measure_parity(
     merged = load_draft(base, target).eval()
     merged.load_state_dict(changed, strict=False)
     stored = load_draft(written, target).eval()
-    config = merged.config
+    info = read_draft_info(base)
+    steps = min(3, info.max_k or 3)
     generator = torch.Generator().manual_seed(0)
-    fused = len(config.layer_ids) * config.target_hidden_size
-    features = torch.randn(2, 48, fused, generator=generator)
-    ids = torch.randint(config.vocab_size, (2, 48), generator=generator)
+    features = torch.randn(2, 48, merged.feature_size, generator=generator)
+    ids = torch.randint(info.vocab_size, (2, 48), generator=generator)
 
     def outputs(draft: Any) -> Tensor:
-        return torch.stack([draft.logits(normed)[:, :40] for normed in draft(features, ids, 3)])
+        drafted = draft(features, ids, steps)
+        return torch.stack([draft.logits(row, j)[:, :40] for j, row in enumerate(drafted)])
 
     reference = outputs(adapted)
     peak = reference.abs().max()
-    headers, written_headers = open_tensors(base), open_tensors(written)
+    names, headers, written_headers = module_names(info), open_tensors(base), open_tensors(written)
     same = sum(
         torch.equal(headers.load(n).view(-1), written_headers.load(n).view(-1))
         for n in headers.headers
-        if module_name(n) not in changed
+        if names[n] not in changed
     )
     return Parity(
         float32=float((outputs(merged) - reference).abs().max() / peak),
         stored=float((outputs(stored) - reference).abs().max() / peak),
-        dtype=read_draft_info(base).dtype,
+        dtype=info.dtype,
         untouched_tensors=same,
         changed_tensors=len(changed),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from afaspec.losses import chunked_loss
-from drafts.eagle3 import Eagle3Draft
+from drafts.draft import Draft
 
 
 @dataclass
@@ -47,7 +48,7 @@ class DraftObjective(nn.Module):
 
     def __init__(
         self,
-        draft: Eagle3Draft,
+        draft: Draft,
         target_head: Tensor,
         *,
         loss: str,
@@ -59,7 +60,8 @@ class DraftObjective(nn.Module):
         super().__init__()
         self.draft = draft
         self.loss, self.chunk, self.compiled = loss, chunk, compiled
-        self.weights = [step_decay**j for j in range(draft_steps)]
+        steps = 1 if draft.steps_alike else draft_steps
+        self.weights = [step_decay**j for j in range(steps)]
         rows = target_head[draft.target_ids().to(target_head.device)]
         self.register_buffer("target_head", rows, persistent=False)
 
@@ -68,7 +70,8 @@ class DraftObjective(nn.Module):
         labels = batch.input_ids[:, 1:]
         counts = batch.loss_mask[:, 1:] & (self.draft.t2d[labels] >= 0)
         first = max(int(counts.any(dim=0).to(torch.uint8).argmax()) - len(self.weights), 0)
-        outputs = self.draft(batch.hidden, batch.input_ids, len(self.weights), first)
+        features = self.draft.features(batch.hidden, batch.final)
+        outputs = self.draft(features, batch.input_ids, len(self.weights), first)
         row, position = counts.nonzero(as_tuple=True)  # final[row, position] predicts the label
         with torch.no_grad():
             final = batch.final[row, position].to(self.target_head.dtype)
@@ -80,7 +83,7 @@ class DraftObjective(nn.Module):
             share = picked.new_full((len(picked),), weight, dtype=torch.float32)
             total = total + chunked_loss(
                 self.loss,
-                self.draft.logits,
+                partial(self.draft.logits, step=j),
                 picked,
                 target_logits[inside],
                 share / max(len(picked), 1),

@@ -11,7 +11,6 @@ from afaspec.annealing import AnnealingSchedule
 from afaspec.embedded.assets import ModelFolder
 
 Arm = Literal["afa-lora", "lora", "full"]
-EAGLE3_TARGETS = ("fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 3e-3, "lora": 3e-3, "full": 5e-4}
 
 
@@ -31,8 +30,8 @@ class TrainConfig(BaseModel):
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
     init: str = Field("default", description="PEFT initialisation: default, pissa, orthogonal, ...")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
-    modules: list[str] = Field(
-        list(EAGLE3_TARGETS), min_length=1, description="linear layers that get adapters"
+    modules: list[str] | None = Field(
+        None, min_length=1, description="linear layers that get adapters [default: all but lm_head]"
     )
     lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
     activation: str = Field("relu", description="AFA's sigma: relu, silu, gelu, leaky_relu, ...")

@@ -23,11 +23,11 @@ from afaspec.annealing import Annealer
 from afaspec.objective import DraftObjective, collate
 from afaspec.run_state import Progress, load_state, save_state, trainable_state
 from afaspec.store import FeatureStore
-from afaspec.train_checks import check_fit
+from afaspec.train_checks import check_fit, check_stored
 from afaspec.train_config import TrainConfig
 from bench.offline import offline_acceptance
 from drafts.checkpoint import load_draft, read_draft_info
-from drafts.eagle3 import Eagle3Draft
+from drafts.draft import Draft
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
 from drafts.target import load_lm_head, read_target
@@ -57,6 +57,7 @@ def train(config: TrainConfig, report: Report = lambda row: None) -> Trained:
     torch.manual_seed(config.seed)
     draft = load_draft(config.draft, target_folder)
     wrapped, trained = prepare_arm(draft, config)
+    check_stored(draft, info)
     claim_folder(config)  # nothing is written before all of the input has proved good
     objective = make_objective(draft, target_folder, config)
     optimizer = torch.optim.AdamW(
@@ -141,18 +142,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
     """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft)."""
     if config.arm == "full":
+        frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
         for name, parameter in draft.named_parameters():
-            frozen = name.startswith("embed_tokens") or (
-                name.startswith("lm_head") and not config.lm_head
-            )
-            parameter.requires_grad_(not frozen)
+            parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
         return draft, [p for p in draft.parameters() if p.requires_grad]
     from peft import LoraConfig
 
-    modules = [*config.modules, *(["lm_head"] if config.lm_head else [])]
     known = {
         name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)
     }
+    chosen = config.modules or sorted(known - {"lm_head"})
+    modules = [*chosen, *(["lm_head"] if config.lm_head else [])]
     if unknown := sorted(set(modules) - known):
         raise UserError(
             f"modules names {', '.join(unknown)}, which the draft has not",
@@ -174,7 +174,7 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
 
 
-def make_objective(draft: Eagle3Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
+def make_objective(draft: Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
     """The loss that `config` asks for, against the target's own output layer."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return DraftObjective(

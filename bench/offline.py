@@ -17,11 +17,11 @@ from bench.acceptance import Acceptance
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drafts.eagle3 import Eagle3Draft
+    from drafts.draft import Draft
 
 
 class Captured(Protocol):
-    """One sequence of a feature store: ids [n], loss_mask [n], hidden [n, layers*d]."""
+    """One sequence of a feature store: ids [n], mask [n], hidden [n, layers*d], final [n, d]."""
 
     @property
     def input_ids(self) -> Tensor: ...
@@ -29,10 +29,12 @@ class Captured(Protocol):
     def loss_mask(self) -> Tensor: ...
     @property
     def hidden(self) -> Tensor: ...
+    @property
+    def final(self) -> Tensor: ...
 
 
 def offline_acceptance(
-    draft: Eagle3Draft, sequences: Iterable[Captured], k: int, *, batch: int = 8, amp: bool = True
+    draft: Draft, sequences: Iterable[Captured], k: int, *, batch: int = 8, amp: bool = True
 ) -> Acceptance:
     """Acceptance of `draft` with k speculative tokens on greedy `sequences`.
 
@@ -55,7 +57,7 @@ def offline_acceptance(
 
 
 def _collect(
-    draft: Eagle3Draft,
+    draft: Draft,
     rows: list[Captured],
     k: int,
     amp: bool,
@@ -70,7 +72,7 @@ def _collect(
 
 
 def match_matrix(
-    draft: Eagle3Draft, rows: list[Captured], k: int, *, amp: bool = True
+    draft: Draft, rows: list[Captured], k: int, *, amp: bool = True
 ) -> list[np.ndarray]:
     """For each sequence [n - k - 1, k]: does the j-th draft after row t equal the path?
 
@@ -80,17 +82,18 @@ def match_matrix(
     from torch.nn.functional import pad
     from torch.nn.utils.rnn import pad_sequence
 
-    device = draft.fc.weight.device
+    device = draft.device
     ids = pad_sequence([r.input_ids.long() for r in rows], batch_first=True).to(device)
-    features = pad_sequence([r.hidden for r in rows], batch_first=True).to(device)
+    picked = [draft.features(r.hidden, r.final) for r in rows]
+    features = pad_sequence(picked, batch_first=True).to(device)
     if not amp:
-        features = features.to(draft.fc.weight.dtype)
+        features = features.to(draft.dtype)
     target_ids = draft.target_ids()
     first = max(min(int(r.loss_mask.nonzero()[0]) for r in rows) - 1, 0)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
         hits = []
         for j, normed in enumerate(draft(features, ids, k, first)):
-            drafted = target_ids[draft.logits(normed).argmax(-1)]
+            drafted = target_ids[draft.logits(normed, j).argmax(-1)]
             known = ids[:, j + 2 + first :]
             hits.append(pad(drafted[:, : known.shape[1]] == known, (first, 0)))
     results = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drafts.checkpoint import DraftInfo, default_layer_ids, module_name, read_draft_info
+from drafts.checkpoint import DraftInfo, module_names, read_draft_info, wanted_layer_ids
 from drafts.errors import UserError
 from drafts.target import TargetInfo, read_target
 from drafts.tensors import open_tensors
@@ -36,15 +36,16 @@ class Check:
 def compare(target: Path, draft: Path) -> list[Check]:
     """All rows. Raises `UserError` only for a folder that cannot be read at all."""
     t, d = read_target(target), read_draft_info(draft)
-    return [
-        Check("method", t.model_type, d.method, True),
-        _vocabulary(t, d),
-        _hidden_size(t, d),
-        _layer_ids(t, d),
-        _positions(t, d),
-        _rope(t, d),
-        _dtype(t, d),
-    ]
+    checks = [Check("method", t.model_type, d.method, True), _vocabulary(t, d)]
+    if d.reads != "nothing":
+        checks.append(_hidden_size(t, d))
+    if d.reads == "layers":
+        checks.append(_layer_ids(t, d))
+    if d.max_positions is not None:
+        checks.append(_positions(t, d))
+    if d.rope is not None:
+        checks.append(_rope(t, d))
+    return [*checks, _dtype(t, d)]
 
 
 def require_compatible(target: Path, draft: Path) -> list[Check]:
@@ -84,7 +85,7 @@ def _vocabulary(t: TargetInfo, d: DraftInfo) -> Check:
 
 def _hidden_size(t: TargetInfo, d: DraftInfo) -> Check:
     fits, note = d.target_hidden_size == t.hidden_size, ""
-    if not d.has_embedding:
+    if "embed_tokens.weight" in d.shared:
         fits = fits and d.hidden_size == t.hidden_size
         note = "the draft shares the target's embedding"
     found = f"{d.target_hidden_size}"
@@ -98,8 +99,8 @@ def _layer_ids(t: TargetInfo, d: DraftInfo) -> Check:
 
     vLLM hands them over in ascending order whatever the config says, and merges equal ones.
     """
-    ids = d.layer_ids or default_layer_ids(t.num_layers)
-    inputs = _fused_inputs(d.folder)
+    ids = wanted_layer_ids(d, t)
+    inputs = _fused_inputs(d)
     fits = (
         list(ids) == sorted(set(ids))
         and ids[-1] <= t.num_layers
@@ -120,12 +121,14 @@ def _layer_ids(t: TargetInfo, d: DraftInfo) -> Check:
     )
 
 
-def _fused_inputs(draft: Path) -> int:
-    headers = {module_name(name): header for name, header in open_tensors(draft).headers.items()}
-    return headers["fc.weight"].shape[1] if "fc.weight" in headers else 0
+def _fused_inputs(d: DraftInfo) -> int:
+    stored = {own: name for name, own in module_names(d).items()}
+    headers = open_tensors(d.folder).headers
+    return headers[stored["fc.weight"]].shape[1] if "fc.weight" in stored else 0
 
 
 def _positions(t: TargetInfo, d: DraftInfo) -> Check:
+    assert d.max_positions is not None
     note = ""
     if d.max_positions < t.max_positions:
         note = f"no speculation past {d.max_positions:,} tokens"
@@ -134,6 +137,8 @@ def _positions(t: TargetInfo, d: DraftInfo) -> Check:
 
 def _rope(t: TargetInfo, d: DraftInfo) -> Check:
     """For information: a draft may be trained with a rope of its own."""
+
+    assert d.rope is not None
 
     def text(rope: dict[str, object]) -> str:
         return f"{rope['rope_type']}, theta {rope['rope_theta']:g}"

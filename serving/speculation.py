@@ -28,10 +28,18 @@ def speculative_config(
         raise UserError(f"k is {k}, expected at least 1", mend="give --k 1 or more (3 is usual)")
     if draft == "ngram":
         return {"method": "ngram", "num_speculative_tokens": k, **NGRAM_LOOKUP}
+    info = read_draft_info(Path(draft))
+    if info.max_k is not None and k > info.max_k:
+        raise UserError(
+            f"drafts at most {info.max_k} tokens a step, not {k}",
+            where=info.folder,
+            mend=f"give --k {info.max_k} or less",
+        )
     config: dict[str, Any] = {
-        "method": read_draft_info(Path(draft)).method,
+        "method": info.method,
         "model": str(draft),
         "num_speculative_tokens": k,
+        **(info.speculation or {}),
     }
     if draft_sample_method is not None:
         config["draft_sample_method"] = draft_sample_method

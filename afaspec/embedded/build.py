@@ -112,7 +112,7 @@ def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Pa
     start = config.work / "draft-start"
     if not start.exists():
         with atomic_folder(start) as temporary:
-            save_draft(random_draft(config, target), temporary, dtype=torch.float32)
+            save_draft(random_draft(config, target), "eagle3", temporary, dtype=torch.float32)
     store = config.work / "python-store"
     capture(
         CaptureConfig(

@@ -22,7 +22,6 @@ def write_card(work: Path, out: Path, settings: dict[str, Any]) -> None:
 
 def card(target_rows: list[dict[str, Any]], draft_rows: list[dict[str, Any]], settings: Any) -> str:
     final = target_rows[-1]
-    steps = [row for row in target_rows if "loss" in row]
     held_out = ", ".join(f"{name} {loss:.2f}" for name, loss in final["final_held_out"].items())
     best = max((r for r in draft_rows if "acceptance_length" in r), key=_acceptance)
     target = settings["target"]
@@ -35,7 +34,7 @@ afaspec can be tried, tested and demonstrated with no network; it is no good at 
 - Data: Python source of the standard library and installed packages, C++ headers of PyTorch, and at
   build time Markdown design documents, Python programs and grade-school maths problems.
 - Trained on {final["tokens"]:,} tokens in {final["step"]:,} steps \
-({steps[-1]["minutes"]:.0f} minutes): Muon and AdamW, bf16 autocast,
+({final["minutes"]:.0f} minutes): Muon and AdamW, bf16 autocast,
   the last {target["rounded_fraction"]:.0%} on weights rounded to int4.
 - Held-out loss, nats per token: {held_out}.
 - Shipped as int4 groups of 64, each matrix in compressed-tensors' `pack-quantized` layout. The

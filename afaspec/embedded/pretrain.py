@@ -157,6 +157,7 @@ def pretrain(
         final = {
             "step": step,
             "tokens": tokens,
+            "minutes": round((spent + time.monotonic() - started) / 60, 2),
             "final_held_out": _evaluate(model, held_out, config),
         }
         log.write(json.dumps(final) + "\n")

@@ -109,10 +109,9 @@ flags_case("no_room_for_a_prompt", "leave no room for a prompt: the target has 1
            "--layer-ids", "1,2,3", "--max-new-tokens", "1024")  # fmt: skip
 flags_case("layer_out_of_range", "9 is out of range, the target has layers 0 to 4",
            "--layer-ids", "1,2,9")  # fmt: skip
-flags_case("layer_twice", "expected three distinct layer ids", "--layer-ids", "1,2,2")
-flags_case("two_layers", "expected three distinct layer ids", "--layer-ids", "1,2")
-flags_case("layers_in_words", "expected three distinct layer ids", "--layer-ids", "low,mid,high")
-flags_case("default_layers_coincide", "are not three distinct ones")
+flags_case("layer_twice", "expected distinct layer ids", "--layer-ids", "1,2,2")
+flags_case("layers_in_words", "expected distinct layer ids", "--layer-ids", "low,mid,high")
+flags_case("default_layers_coincide", "are not distinct")
 flags_case("negative_temperature", "temperature is", *LAYERS, "--temperature", "-1")
 flags_case("limit_zero", "limit is 0", *LAYERS, "--limit", "0")
 flags_case("unknown_split", "split is 'test'", *LAYERS, "--split", "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from afaspec.embedded.assets import ASSETS, resolve_model
+from afaspec.embedded.build import BuildConfig
+from afaspec.embedded.card import write_card
 from afaspec.embedded.quantize import (
     pack_state,
     quantization_config,
@@ -83,6 +86,20 @@ def test_unpacking_happens_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     stamp = (first / "model.safetensors").stat().st_mtime_ns
     assert resolve_model("embedded-draft") == first
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_the_shortest_build_has_a_card_too(tmp_path: Path) -> None:
+    """A build so short that it logged no step on its way still ends with its card."""
+    work, out = tmp_path / "work", tmp_path / "pair"
+    (work / "draft-run").mkdir(parents=True)
+    out.mkdir()
+    final = {"step": 13, "tokens": 53248, "minutes": 2.0, "final_held_out": {"python": 6.44}}
+    (work / "loss.jsonl").write_text(json.dumps(final) + "\n")
+    row = {"step": 20, "loss": 4.0, "acceptance_length": 1.25}
+    (work / "draft-run" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    write_card(work, out, BuildConfig().model_dump(mode="json"))
+    assert "53,248 tokens in 13 steps (2 minutes)" in (out / "README.md").read_text()
+    assert (out / "loss.png").stat().st_size > 1000
 
 
 def test_other_names_are_folders(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_float32_base_keeps_every_bit_of_the_merge(
 
     base = tmp_path / "base"
     base.mkdir()
-    save_draft(load_draft(tiny_draft, tiny_target), base, dtype=torch.float32)
+    save_draft(load_draft(tiny_draft, tiny_target), "eagle3", base, dtype=torch.float32)
     trained = run(store, base, tmp_path / "run", arm="afa-lora", init="pissa")
     parity = merge(trained, None, tmp_path / "merged")
     assert parity.stored == parity.float32 <= 1e-5

@@ -129,12 +129,12 @@ def store_is_something_else(p: Place) -> list[object]:
     return p.train(store=p.target)
 
 
-@case("architectures is ['MedusaModel']")
-def draft_of_another_family(p: Place) -> list[object]:
-    return p.train(draft=p.edited_draft(architectures=["MedusaModel"]))
+@case("is no draft that afaspec knows: its config says ['MLPSpeculatorPreTrainedModel']")
+def draft_of_an_unknown_family(p: Place) -> list[object]:
+    return p.train(draft=p.edited_draft(architectures=["MLPSpeculatorPreTrainedModel"]))
 
 
-@case("architectures is ['LlamaForCausalLM']")
+@case("is no draft that afaspec knows: its config says ['LlamaForCausalLM']")
 def target_given_as_draft(p: Place) -> list[object]:
     return p.train(draft=p.target)
 
@@ -221,7 +221,7 @@ def store_of_another_target(p: Place) -> list[object]:
     return p.train("--target", write_target(p.folder / "other", seed=9))
 
 
-@case("num_hidden_layers = 2, expected 1")
+@case("lacks the tensor layers.1.mlp.down_proj.weight")
 def draft_with_two_layers(p: Place) -> list[object]:
     return p.train(draft=p.edited_draft(num_hidden_layers=2))
 

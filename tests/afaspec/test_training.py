@@ -150,7 +150,7 @@ def test_objective_counts_response_tokens_the_draft_can_say(
                 if not s.loss_mask[t + j + 2] or draft.t2d[token] < 0:
                     continue
                 p = (head @ s.final[t + j + 1].float())[draft.target_ids()].log_softmax(-1)
-                q = draft.logits(normed[t]).log_softmax(-1)
+                q = draft.logits(normed[t], j).log_softmax(-1)
                 rows.append(float((p.exp() * (p - q)).sum().detach()))
         expected += weight * sum(rows) / len(rows)
     assert float(objective(batch).detach()) == pytest.approx(expected / 1.5, rel=1e-4)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.offline import match_matrix, offline_acceptance, walk_blocks
 from drafts.checkpoint import load_draft
-from drafts.eagle3 import Eagle3Draft
+from drafts.draft import Draft
 
 PROMPT, RESPONSE = 6, 30
 
@@ -22,31 +22,31 @@ class Stored:
     input_ids: Tensor
     loss_mask: Tensor
     hidden: Tensor
+    final: Tensor
 
 
 @pytest.fixture(scope="module")
-def draft(tiny_draft: Path, tiny_target: Path) -> Eagle3Draft:
+def draft(tiny_draft: Path, tiny_target: Path) -> Draft:
     return load_draft(tiny_draft, tiny_target).eval()
 
 
-def sequences(draft: Eagle3Draft, count: int, agreement: float) -> list[Stored]:
+def sequences(draft: Draft, count: int, agreement: float) -> list[Stored]:
     """Random features, and a path that often follows what the draft proposes."""
     generator = torch.Generator().manual_seed(3)
-    config, length = draft.config, PROMPT + RESPONSE
+    length = PROMPT + RESPONSE
     stored = []
     for _ in range(count):
-        fused = len(config.layer_ids) * config.target_hidden_size
-        hidden = torch.randn(length, fused, generator=generator)
-        ids = torch.randint(config.vocab_size, (length,), generator=generator)
+        hidden = torch.randn(length, draft.feature_size, generator=generator)
+        ids = torch.randint(draft.vocab_size, (length,), generator=generator)
         for t in range(PROMPT, length - 1):
             if torch.rand((), generator=generator) < agreement:
                 ids[t + 1] = draft.propose(hidden[:t], ids[: t + 1], 1)[0]
         mask = torch.arange(length) >= PROMPT
-        stored.append(Stored(ids, mask, hidden))
+        stored.append(Stored(ids, mask, hidden, hidden[:, :1]))
     return stored
 
 
-def serve(draft: Eagle3Draft, sequence: Stored, k: int) -> tuple[int, list[int]]:
+def serve(draft: Draft, sequence: Stored, k: int) -> tuple[int, list[int]]:
     """What a server does: propose after the known tokens, accept while right, one bonus token."""
     path, drafts, accepted = sequence.input_ids, 0, [0] * k
     known = PROMPT + 1
@@ -62,7 +62,7 @@ def serve(draft: Eagle3Draft, sequence: Stored, k: int) -> tuple[int, list[int]]
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_offline_equals_a_server_that_goes_token_by_token(draft: Eagle3Draft, k: int) -> None:
+def test_offline_equals_a_server_that_goes_token_by_token(draft: Draft, k: int) -> None:
     stored = sequences(draft, count=5, agreement=0.7)
     measured = offline_acceptance(draft, stored, k, batch=2, amp=False)
     served = [serve(draft, sequence, k) for sequence in stored]
@@ -71,9 +71,9 @@ def test_offline_equals_a_server_that_goes_token_by_token(draft: Eagle3Draft, k:
     assert measured.acceptance_length > 1.2  # the case is not an empty one
 
 
-def test_padding_changes_nothing(draft: Eagle3Draft) -> None:
+def test_padding_changes_nothing(draft: Draft) -> None:
     short, long = sequences(draft, count=2, agreement=0.5)
-    short = Stored(short.input_ids[:20], short.loss_mask[:20], short.hidden[:20])
+    short = Stored(short.input_ids[:20], short.loss_mask[:20], short.hidden[:20], short.final[:20])
     alone = match_matrix(draft, [short], 3, amp=False)[0]
     together = match_matrix(draft, [short, long], 3, amp=False)[0]
     assert np.array_equal(alone, together)
@@ -87,8 +87,8 @@ def test_walking_jumps_over_accepted_tokens() -> None:
     assert walk_blocks(matches, first_row=6) == (0, [0, 0])
 
 
-def test_a_sequence_too_short_to_draft_counts_nothing(draft: Eagle3Draft) -> None:
+def test_a_sequence_too_short_to_draft_counts_nothing(draft: Draft) -> None:
     (stored,) = sequences(draft, count=1, agreement=0.5)
-    tiny = Stored(stored.input_ids[:8], stored.loss_mask[:8], stored.hidden[:8])
+    tiny = Stored(stored.input_ids[:8], stored.loss_mask[:8], stored.hidden[:8], stored.final[:8])
     measured = offline_acceptance(draft, [tiny], 3, amp=False)
     assert measured.drafts_per_prompt.tolist() == [0]

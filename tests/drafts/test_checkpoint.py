@@ -47,7 +47,7 @@ def test_both_layouts_are_the_same_draft(
     tmp_path: Path, tiny_draft: Path, tiny_target: Path
 ) -> None:
     other = speculators_draft(tmp_path / "speculators")
-    assert read_draft_info(tiny_draft).format == "eagle3"
+    assert read_draft_info(tiny_draft).format == "eagle"
     assert read_draft_info(other).format == "speculators"
     one, two = load_draft(tiny_draft, tiny_target), load_draft(other)
     assert one.config == two.config
@@ -56,11 +56,11 @@ def test_both_layouts_are_the_same_draft(
             assert torch.equal(parameter, two.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("layout", ["eagle3", "speculators"])
+@pytest.mark.parametrize("layout", ["eagle", "speculators"])
 def test_write_like_changes_only_what_is_named(
     tmp_path: Path, tiny_draft: Path, layout: str
 ) -> None:
-    base = tiny_draft if layout == "eagle3" else speculators_draft(tmp_path / "base")
+    base = tiny_draft if layout == "eagle" else speculators_draft(tmp_path / "base")
     out = tmp_path / "out"
     out.mkdir()
     new = torch.randn(128, 384)
@@ -82,7 +82,7 @@ def test_writing_nothing_new_copies_the_file(tmp_path: Path, tiny_draft: Path) -
 
 def test_saved_draft_loads_again(tmp_path: Path, tiny_draft: Path, tiny_target: Path) -> None:
     draft = load_draft(tiny_draft, tiny_target)
-    save_draft(draft, tmp_path, dtype=torch.float32)
+    save_draft(draft, "eagle3", tmp_path, dtype=torch.float32)
     again = load_draft(tmp_path, tiny_target)
     assert again.config == draft.config
     for name, value in draft.state_dict().items():

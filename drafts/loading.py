@@ -1,0 +1,85 @@
+"""Filling a draft module from a checkpoint: stored tensors, shared ones, and the vocabulary map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drafts.errors import UserError
+from drafts.target import load_embedding, load_lm_head
+from drafts.tensors import open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.draft import Draft
+    from drafts.info import DraftInfo
+
+FETCH = "download the draft again, or check that it is a draft of this family"
+SHARED = {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}
+IGNORED = ("t2d", "rotary_emb.inv_freq")  # in some checkpoints; vLLM derives them
+
+
+def fill(
+    draft: Draft, info: DraftInfo, module_name: Callable[[str], str], target: Path | None
+) -> Draft:
+    """Load `draft`'s weights in float32. What the checkpoint shares comes from the target."""
+    stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
+    d2t = stored.pop("d2t", None)
+    wanted = dict(draft.state_dict())
+    wanted.pop("d2t")
+    for name in SHARED:
+        if name in wanted and name not in stored:
+            stored[name] = shared_tensor(name, tuple(wanted[name].shape), info, target)
+    if lacking := sorted(wanted.keys() - stored.keys()):
+        raise UserError(f"lacks {', '.join(lacking[:4])}", where=info.folder, mend=FETCH)
+    for name, value in wanted.items():
+        if stored[name].shape != value.shape:
+            raise UserError(
+                f"{name} is {list(stored[name].shape)}, the config says {list(value.shape)}",
+                where=info.folder,
+                mend=FETCH,
+            )
+    draft.load_state_dict({name: stored[name].float() for name in wanted}, strict=False)
+    draft.set_vocabulary_map(vocabulary_map(d2t, info))
+    return draft
+
+
+def shared_tensor(
+    name: str, shape: tuple[int, ...], info: DraftInfo, target: Path | None
+) -> Tensor:
+    """The target's embedding or output matrix, for a draft that has none of its own."""
+    if target is None:
+        raise UserError(
+            f"has no {name}, so it shares the target's",
+            where=info.folder,
+            mend="give the target's folder as well",
+        )
+    tensor = SHARED[name](target)
+    if tuple(tensor.shape) != shape:
+        what = "embedding" if name.startswith("embed") else "lm_head"
+        raise UserError(
+            f"shares the target's {what}, which is {list(tensor.shape)}, but needs {list(shape)}",
+            where=info.folder,
+            mend="use the draft with the target it was trained for",
+        )
+    return tensor
+
+
+def vocabulary_map(d2t: Tensor | None, info: DraftInfo) -> Tensor:
+    """d2t [draft_vocab] as int64, checked; zeros for a full vocabulary."""
+    import torch
+
+    if info.draft_vocab_size == info.vocab_size:
+        return torch.zeros(info.vocab_size, dtype=torch.long)
+    if d2t is None:
+        raise UserError(
+            "has a reduced vocabulary but no d2t tensor that maps it", where=info.folder, mend=FETCH
+        )
+    ids = torch.arange(info.draft_vocab_size) + d2t.long()
+    if d2t.shape != (info.draft_vocab_size,) or ids.min() < 0 or ids.max() >= info.vocab_size:
+        raise UserError("d2t points outside the vocabulary", where=info.folder, mend=FETCH)
+    if len(ids.unique()) != len(ids):
+        raise UserError("d2t maps two draft ids to one token", where=info.folder, mend=FETCH)
+    return d2t.long()
