@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from drafts.draft import Draft, Reads
+    from drafts.fresh import FreshOptions
     from drafts.tensors import Header
 
 
@@ -66,6 +67,7 @@ class Family:
     module_name: the module's parameter name for a stored tensor name.
     load: the module in float32, given the target's folder where it shares tensors or layer ids.
     dump: config.json and tensors of a module in the layout `formats[0]`, given the dtype.
+    fresh: a random module for the target in a folder.
     """
 
     name: str
@@ -76,3 +78,4 @@ class Family:
     module_name: Callable[[str], str]
     load: Callable[[DraftInfo, Path | None], Draft]
     dump: Callable[[Any, Any], tuple[dict[str, Any], dict[str, Tensor]]]
+    fresh: Callable[[Path, FreshOptions], Draft]

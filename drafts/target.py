@@ -19,7 +19,10 @@ EMBEDDING_NAMES = ("model.embed_tokens.weight", "model.language_model.embed_toke
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """A target's shape and identity. `dtype` is the stored one; `sha256` covers the weights too."""
+    """A target's shape and identity.
+
+    `dtype` is the stored one; `config` is that of the language model; `sha256` covers the weights.
+    """
 
     folder: Path
     model_type: str
@@ -29,6 +32,7 @@ class TargetInfo:
     max_positions: int
     dtype: str
     rope: dict[str, Any]
+    config: dict[str, Any]
     sha256: str
 
 
@@ -57,6 +61,7 @@ def read_target(folder: Path) -> TargetInfo:
         max_positions=text.get("max_position_embeddings", 2048),
         dtype=text.get("dtype") or text.get("torch_dtype") or first.dtype,
         rope=rope_of(text),
+        config=text,
         sha256=_hash(str(folder.resolve()), _stamp(folder)),
     )
 
@@ -64,6 +69,8 @@ def read_target(folder: Path) -> TargetInfo:
 def rope_of(config: dict[str, Any]) -> dict[str, Any]:
     """The rope's type, theta and scaling, from either the old or the new config spelling."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if "full_attention" in rope:  # one rope for each kind of layer
+        rope = dict(rope["full_attention"])
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return rope

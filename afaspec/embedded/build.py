@@ -26,9 +26,10 @@ from afaspec.merging import merge
 from afaspec.train_config import TrainConfig
 from afaspec.training import train
 from drafts.checkpoint import save_draft
-from drafts.eagle3 import Eagle3Config, Eagle3Draft
+from drafts.draft import Draft
 from drafts.files import atomic_file, atomic_folder
-from drafts.target import load_lm_head, read_target
+from drafts.fresh import FreshOptions, fresh_draft
+from drafts.target import read_target
 
 DRAFT_BITS = 8
 Say = Callable[[str], None]
@@ -155,35 +156,11 @@ def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Pa
     return merged
 
 
-def random_draft(config: BuildConfig, target: Path) -> Eagle3Draft:
+def random_draft(config: BuildConfig, target: Path) -> Draft:
     """A fresh head: small random weights, the target's own output rows, the commonest tokens."""
-    info = read_target(target)
-    size = info.hidden_size
-    torch.manual_seed(config.seed)
-    draft = Eagle3Draft(
-        Eagle3Config(
-            hidden_size=size,
-            target_hidden_size=size,
-            intermediate_size=config.target.intermediate_size,
-            num_attention_heads=config.target.num_attention_heads,
-            num_key_value_heads=config.target.num_key_value_heads,
-            head_dim=size // config.target.num_attention_heads,
-            vocab_size=info.vocab_size,
-            draft_vocab_size=config.draft_vocab_size,
-            max_positions=info.max_positions,
-            layer_ids=(2, info.num_layers // 2, info.num_layers - 3),
-            rope=info.rope,
-            rms_norm_eps=1e-6,
-        )
-    )
-    for module in draft.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=0.02)
-    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, info.vocab_size)
-    draft.set_vocabulary_map(kept - torch.arange(len(kept)))
-    with torch.no_grad():
-        draft.lm_head.weight.copy_(load_lm_head(target)[kept].float())
-    return draft
+    vocab = read_target(target).vocab_size
+    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, vocab)
+    return fresh_draft("eagle3", target, FreshOptions(kept=kept, seed=config.seed))
 
 
 def common_tokens(streams: Path, count: int, vocab_size: int) -> torch.Tensor:

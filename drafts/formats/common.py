@@ -10,7 +10,7 @@ from drafts.errors import UserError
 from drafts.files import hash_model
 from drafts.info import DraftInfo, Source
 from drafts.loading import FETCH, SHARED
-from drafts.target import rope_of
+from drafts.target import TargetInfo, rope_of
 
 REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
@@ -52,6 +52,23 @@ def layer_fields(flat: dict[str, Any]) -> dict[str, Any]:
         "rms_norm_eps": flat.get("rms_norm_eps", 1e-6),
         "hidden_act": flat.get("hidden_act", "silu"),
         "attention_bias": bool(flat.get("attention_bias", False)),
+    }
+
+
+def layer_sizes(target: TargetInfo, num_layers: int) -> dict[str, Any]:
+    """The arguments of `LayerConfig` for a fresh draft: layers of the target's own sizes."""
+    config = target.config
+    heads = config["num_attention_heads"]
+    return {
+        "hidden_size": target.hidden_size,
+        "intermediate_size": config["intermediate_size"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or target.hidden_size // heads,
+        "max_positions": target.max_positions,
+        "num_layers": num_layers,
+        "rope": target.rope,
+        "rms_norm_eps": 1e-6,
     }
 
 
@@ -140,6 +157,14 @@ def check_layer_ids(ids: Any, path: Path, field: str) -> tuple[int, ...] | None:
             mend="write the layers that the draft was trained on",
         )
     return tuple(ids)
+
+
+def spread_layer_ids(num_layers: int) -> tuple[int, ...]:
+    """Low, middle and high layers for a fresh draft: vLLM's default where they are distinct."""
+    usual = default_layer_ids(num_layers)
+    if usual[0] < usual[1] < usual[2]:
+        return usual
+    return tuple(sorted({1, max(num_layers // 2, 1), max(num_layers - 1, 1)}))
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:

@@ -20,8 +20,11 @@ from drafts.formats.common import (
     is_speculators,
     layer_config,
     layer_fields,
+    layer_sizes,
     make_info,
+    spread_layer_ids,
 )
+from drafts.fresh import FreshOptions, init_linears, take_from_target
 from drafts.info import DraftInfo, Family, Source
 from drafts.loading import FETCH, fill
 from drafts.target import read_target
@@ -157,6 +160,24 @@ def stored_tensors(draft: Any, dtype: Any) -> dict[str, Tensor]:
     return state
 
 
+def fresh(target: Path, options: FreshOptions) -> Eagle3Draft:
+    from drafts.eagle3 import Eagle3Config, Eagle3Draft
+
+    info = read_target(target)
+    draft = Eagle3Draft(
+        Eagle3Config(
+            **layer_sizes(info, options.num_layers or 1),
+            target_hidden_size=info.hidden_size,
+            vocab_size=info.vocab_size,
+            draft_vocab_size=info.vocab_size if options.kept is None else len(options.kept),
+            layer_ids=options.layer_ids or spread_layer_ids(info.num_layers),
+        )
+    )
+    init_linears(draft)
+    take_from_target(draft, target, options.kept)
+    return draft
+
+
 FAMILY = Family(
     name="eagle3",
     title="EAGLE-3",
@@ -166,4 +187,5 @@ FAMILY = Family(
     module_name=module_name,
     load=load,
     dump=dump,
+    fresh=fresh,
 )
