@@ -1,36 +1,122 @@
-"""Parity with vLLM: the tokens that vLLM's drafter proposes are those of our module."""
+"""Parity with vLLM: the tokens that vLLM's drafters propose are those of our modules.
+
+Each draft is fitted to what the tiny target says after some of the prompts, so that proposals are
+accepted, rejected and accepted in part. Compared is every token of every proposal, at float32.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from drafts.checkpoint import load_draft
-from tests.tiny_models import LAYER_IDS, write_draft
+from afaspec.objective import Batch, DraftObjective
+from drafts.checkpoint import load_draft, read_draft_info, save_draft, wanted_layer_ids
+from drafts.draft import Draft
+from drafts.fresh import FreshOptions, fresh_draft
+from drafts.target import load_lm_head, read_target
+from tests.tiny_models import write_draft
 
 PROMPTS = [[5, 9, 200, 31, 44, 17, 300, 8], [400, 3, 3, 77, 120, 256], list(range(100, 140))]
+FITTED = 2  # prompts whose continuations the drafts are fitted to
 NEW_TOKENS = 24
+EVERY_K = (1, 2, 3, 4, 5)
+Case = tuple[Callable[[Path, Path], Path], tuple[int, ...]]  # (folder, target) -> draft; ks
 
 
-def vllm_proposals(target: Path, draft: Path, k: int) -> list[dict[str, Any]]:
-    request = {"target": str(target), "draft": str(draft), "k": k}
+def fresh(family: str, **options: Any) -> Callable[[Path, Path], Path]:
+    """A maker of fresh drafts of a family."""
+
+    def make(folder: Path, target: Path) -> Path:
+        folder.mkdir()
+        draft = fresh_draft(family, target, FreshOptions(max_k=max(EVERY_K), **options))
+        save_draft(draft, family, folder, dtype=torch.float32)
+        return folder
+
+    return make
+
+
+def eagle3(**switches: Any) -> Callable[[Path, Path], Path]:
+    """A maker of EAGLE-3 drafts with switches of its config, and a reduced vocabulary."""
+    return lambda folder, target: write_draft(folder, **switches)
+
+
+CASES: dict[str, Case] = {
+    "eagle3": (fresh("eagle3"), EVERY_K),
+    "eagle3, two layers": (fresh("eagle3", num_layers=2), (1, 3)),
+    "eagle3, norm_before_residual": (eagle3(norm_before_residual=True), (3,)),
+    "eagle3, norm_output": (eagle3(norm_output=True, rope_theta=500000.0), (4,)),
+}
+
+
+def vllm_proposals(target: Path, draft: Path, ks: tuple[int, ...]) -> list[list[dict[str, Any]]]:
+    request = {"target": str(target), "draft": str(draft), "ks": ks}
     request |= {"prompts": PROMPTS, "new_tokens": NEW_TOKENS}
     ran = subprocess.run(
         [sys.executable, "-m", "tests.drafts.vllm_proposals"],
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
     )
     lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULTS ")]
     assert lines, ran.stdout[-2000:] + ran.stderr[-4000:]
     return json.loads(lines[-1].removeprefix("RESULTS "))
+
+
+class Reference:
+    """The tiny target in float32: its greedy continuations, and the states that drafts read."""
+
+    def __init__(self, folder: Path):
+        from transformers import AutoModelForCausalLM
+
+        self.folder = folder
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def path(self, prompt: list[int]) -> list[int]:
+        path = list(prompt)
+        for _ in range(NEW_TOKENS):
+            path.append(int(self.model(torch.tensor([path])).logits[0, -1].argmax()))
+        return path
+
+    @torch.no_grad()
+    def states(self, path: list[int], layer_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Hidden states after the layers [n, L*d], and the final one [n, d]."""
+        output = self.model.model(torch.tensor([path]), output_hidden_states=True)
+        final = output.last_hidden_state[0]
+        chosen = [output.hidden_states[i][0] for i in layer_ids]
+        return torch.cat(chosen, dim=-1) if chosen else final[:, :0], final
+
+
+def fit(draft: Draft, reference: Reference, layer_ids: tuple[int, ...], steps: int) -> None:
+    """Train all of `draft` but its embedding on the target's continuations, for a moment."""
+    batches = []
+    for prompt in PROMPTS[:FITTED]:
+        path = reference.path(prompt)
+        hidden, final = reference.states(path, layer_ids)
+        ids = torch.tensor([path])
+        mask = torch.arange(len(path)).unsqueeze(0) >= len(prompt)
+        batches.append(Batch(ids, mask, hidden.unsqueeze(0), final.unsqueeze(0)))
+    head = load_lm_head(reference.folder).float()
+    objective = DraftObjective(
+        draft, head, loss="kl", draft_steps=steps, step_decay=1.0, chunk=999, compiled=False
+    )
+    for name, parameter in draft.named_parameters():
+        parameter.requires_grad_({"embed_tokens", "lm_head"}.isdisjoint(name.split(".")))
+    trained = [p for p in draft.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.0)
+    for i in range(40):
+        objective(batches[i % FITTED]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def accepted(proposal: list[int], path: list[int]) -> int:
@@ -42,39 +128,38 @@ def accepted(proposal: list[int], path: list[int]) -> int:
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_target: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(tiny_target, dtype=torch.float32).eval()
+def reference(tiny_target: Path) -> Reference:
+    return Reference(tiny_target)
 
 
-@pytest.mark.parametrize(
-    ("k", "switches"),
-    [
-        (1, {}),
-        (3, {"norm_before_residual": True}),
-        (5, {}),
-        (4, {"norm_output": True, "rope_theta": 500000.0}),
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_vllm_proposes_what_our_module_proposes(
-    k: int, switches: dict[str, Any], tmp_path: Path, tiny_target: Path, reference: Any
+    name: str, tmp_path: Path, tiny_target: Path, reference: Reference
 ) -> None:
-    draft_folder = write_draft(tmp_path / "draft", **switches)
-    results = vllm_proposals(tiny_target, draft_folder, k)
-    draft = load_draft(draft_folder, tiny_target).eval()
-    compared = 0
-    for prompt, result in zip(PROMPTS, results, strict=True):
-        path = prompt + result["output"]
-        with torch.no_grad():
-            states = reference.model(torch.tensor([path]), output_hidden_states=True).hidden_states
-        features = torch.cat([states[i][0] for i in LAYER_IDS], dim=-1)
-        known = len(prompt) + 1  # the prompt and the token sampled from it
-        for proposal in result["proposed"]:
-            if known > len(path):
-                break
-            ours = draft.propose(features[: known - 1], torch.tensor(path[:known]), k)
-            assert ours == proposal, f"after {known} tokens"
-            compared += 1
-            known += accepted(proposal, path[known:]) + 1
-    assert compared > 20
+    make, ks = CASES[name]
+    base = make(tmp_path / "base", tiny_target)
+    info = read_draft_info(base)
+    layer_ids = wanted_layer_ids(info, read_target(tiny_target))
+    draft = load_draft(base, tiny_target)
+    fit(draft, reference, layer_ids, max(ks))
+    fitted = tmp_path / "fitted"
+    fitted.mkdir()
+    save_draft(draft, info.family, fitted, dtype=torch.float32)
+    draft = load_draft(fitted, tiny_target).eval()
+
+    taken = refused = 0
+    for k, runs in zip(ks, vllm_proposals(tiny_target, fitted, ks), strict=True):
+        for prompt, run in zip(PROMPTS, runs, strict=True):
+            path = prompt + run["output"]
+            features = draft.features(*reference.states(path, layer_ids))
+            known = len(prompt) + 1  # the prompt and the token sampled from it
+            for proposal in run["proposed"]:
+                if known > len(path):
+                    break
+                ours = draft.propose(features[: known - 1], torch.tensor(path[:known]), k)
+                assert ours == proposal, f"k = {k}, after {known} tokens"
+                count = accepted(proposal, path[known:])
+                taken, refused = taken + count, refused + (count < k)
+                known += count + 1
+    assert taken > 20, "the case accepts too little to say much"
+    assert refused > 20, "the case rejects too little to say much"
