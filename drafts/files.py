@@ -47,6 +47,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_empty(folder: Path) -> None:
+    """Raise `UserError` where `folder` holds anything already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("is there already", where=folder, mend="choose another --out, or remove it")
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Rename folder `new` to `path`; a folder that stood there is removed."""
     if not path.exists():

@@ -59,6 +59,14 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """A checkpoint in another layout: its config.json, and a tensor's name there from its old."""
+
+    config: dict[str, Any]
+    rename: Callable[[str], str]
+
+
+@dataclass(frozen=True)
 class Family:
     """One draft family. The functions raise `UserError` for damaged checkpoints.
 
@@ -68,6 +76,7 @@ class Family:
     load: the module in float32, given the target's folder where it shares tensors or layer ids.
     dump: config.json and tensors of a module in the layout `formats[0]`, given the dtype.
     fresh: a random module for the target in a folder.
+    to_layout: a checkpoint of this config.json in another of `formats`, where there is another.
     """
 
     name: str
@@ -79,3 +88,4 @@ class Family:
     load: Callable[[DraftInfo, Path | None], Draft]
     dump: Callable[[Any, Any], tuple[dict[str, Any], dict[str, Tensor]]]
     fresh: Callable[[Path, FreshOptions], Draft]
+    to_layout: Callable[[DraftInfo, dict[str, Any], str], Layout] | None = None

@@ -24,8 +24,9 @@ from drafts.formats.common import (
     make_info,
     spread_layer_ids,
 )
+from drafts.formats.speculators import from_speculators, to_speculators
 from drafts.fresh import FreshOptions, init_linears, take_from_target
-from drafts.info import DraftInfo, Family, Source
+from drafts.info import DraftInfo, Family, Layout, Source
 from drafts.loading import FETCH, fill
 from drafts.target import read_target
 
@@ -42,6 +43,7 @@ ARCHITECTURES = {
     "Eagle3DraftModel",
 }
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+USUAL_K = 3  # what a speculators config names for servers that ask for no number
 SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 
 
@@ -156,7 +158,7 @@ def stored_tensors(draft: Any, dtype: Any) -> dict[str, Tensor]:
     if draft.config.draft_vocab_size != draft.config.vocab_size:
         state["d2t"] = draft.d2t.contiguous()
     if draft.config.num_layers == 1:
-        state = {n.replace("layers.0.", "midlayer.", 1): t for n, t in state.items()}
+        state = {first_layer_name(n): t for n, t in state.items()}
     return state
 
 
@@ -178,6 +180,29 @@ def fresh(target: Path, options: FreshOptions) -> Eagle3Draft:
     return draft
 
 
+def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+    flat = info.config
+    nested = flat.get("eagle_config") or {}
+    own: dict[str, Any] = {key: bool(nested.get(key, flat.get(key, False))) for key in SWITCHES}
+    own["draft_vocab_size"] = info.draft_vocab_size
+    if info.target_hidden_size != info.hidden_size:
+        own["target_hidden_size"] = info.target_hidden_size
+    if info.layer_ids is not None:
+        own[LAYER_IDS] = list(info.layer_ids)
+    if layout == "speculators":
+        config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K)
+        return Layout(config, lambda name: name.replace("midlayer.", "layers.0.", 1))
+    qwen3 = flat.get("model_type") == "qwen3"
+    architecture = "Eagle3Qwen3ForCausalLM" if qwen3 else "LlamaForCausalLMEagle3"
+    config = from_speculators(raw, architecture, own)
+    return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
+
+
+def first_layer_name(name: str) -> str:
+    """EAGLE's name for a tensor of a draft with one decoder layer."""
+    return name.replace("layers.0.", "midlayer.", 1)
+
+
 FAMILY = Family(
     name="eagle3",
     title="EAGLE-3",
@@ -188,4 +213,5 @@ FAMILY = Family(
     load=load,
     dump=dump,
     fresh=fresh,
+    to_layout=to_layout,
 )

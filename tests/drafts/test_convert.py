@@ -1,0 +1,194 @@
+"""Conversion: another layout of the same draft, a way back without loss, and vLLM serves both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from drafts.checkpoint import load_draft, save_draft
+from drafts.convert import RECORD, changed, convert, differences
+from drafts.errors import UserError
+from drafts.files import read_json
+from drafts.formats import FAMILIES
+from drafts.fresh import FreshOptions, fresh_draft
+from serving.engine import EngineProcess, EngineSettings
+from tests.drafts.test_checkpoint import speculators_draft
+from tests.tiny_models import HIDDEN, draft_config, draft_tensors
+
+TWO_LAYOUTS = [name for name, family in FAMILIES.items() if len(family.formats) > 1]
+ONE_LAYOUT = [name for name, family in FAMILIES.items() if len(family.formats) == 1]
+
+
+def same_checkpoint(one: Path, two: Path) -> None:
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert read_json(one / "config.json") == read_json(two / "config.json")
+
+
+def write_fresh(family: str, folder: Path, target: Path) -> Path:
+    options = FreshOptions(layer_ids=(1, 2, 3) if family != "draft_model" else None)
+    folder.mkdir()
+    save_draft(fresh_draft(family, target, options), family, folder, dtype=torch.bfloat16)
+    return folder
+
+
+@pytest.mark.parametrize("family", TWO_LAYOUTS)
+def test_there_and_back_again(family: str, tiny_target: Path, tmp_path: Path) -> None:
+    base = write_fresh(family, tmp_path / "base", tiny_target)
+    first, second = FAMILIES[family].formats
+    there = convert(base, second, tmp_path / "there")
+    assert (there.format, there.family) == (second, family)
+    one, two = load_draft(base, tiny_target), load_draft(there.folder, tiny_target)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+    convert(there.folder, first, tmp_path / "back")
+    same_checkpoint(base, tmp_path / "back")
+
+    # The same from the second layout, as it comes without any record of a conversion.
+    (there.folder / RECORD).unlink(missing_ok=True)
+    convert(there.folder, first, tmp_path / "plain")
+    convert(tmp_path / "plain", second, tmp_path / "again")
+    same_checkpoint(there.folder, tmp_path / "again")
+
+
+def test_speculators_fields_without_a_place_come_back(tmp_path: Path, tiny_target: Path) -> None:
+    base = speculators_draft(tmp_path / "base")
+    config = read_json(base / "config.json") | {"speculators_version": "0.1", "auto_map": {"": "x"}}
+    (base / "config.json").write_text(json.dumps(config))
+    there = convert(base, "eagle", tmp_path / "eagle")
+    made = read_json(there.folder / "config.json")
+    assert made["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert made["model_type"] == "llama"
+    assert "speculators_version" not in made
+    assert "midlayer.mlp.up_proj.weight" in load_file(there.folder / "model.safetensors")
+    convert(there.folder, "speculators", tmp_path / "back", tiny_target)
+    back = read_json(tmp_path / "back" / "config.json")
+    assert back["speculators_config"].pop("verifier") == {
+        "architectures": ["LlamaForCausalLM"],
+        "name_or_path": str(tiny_target),
+    }
+    config["speculators_config"].pop("verifier")
+    assert back == config
+
+
+def test_tensor_names_of_other_tools_come_back(tmp_path: Path) -> None:
+    """SpecForge's switches in `eagle_config`, and the first layer under its other name."""
+    base = tmp_path / "base"
+    base.mkdir()
+    config = draft_config(eagle_config={"norm_before_fc": True, "use_aux_hidden_state": True})
+    (base / "config.json").write_text(json.dumps(config))
+    tensors = {k.replace("midlayer.", "layers.0."): v for k, v in draft_tensors().items()}
+    tensors["input_norm.weight"] = torch.ones(3 * HIDDEN, dtype=torch.bfloat16)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt", "made": "elsewhere"})
+    there = convert(base, "speculators", tmp_path / "there").folder
+    assert read_json(there / "config.json")["norm_before_fc"] is True
+    convert(there, "eagle", tmp_path / "back")
+    same_checkpoint(base, tmp_path / "back")
+
+
+def test_an_edit_between_the_ways_is_kept(tmp_path: Path, tiny_draft: Path) -> None:
+    there = convert(tiny_draft, "speculators", tmp_path / "there").folder
+    config = read_json(there / "config.json")
+    config["eagle_aux_hidden_state_layer_ids"] = [0, 2, 4]
+    (there / "config.json").write_text(json.dumps(config))
+    back = convert(there, "eagle", tmp_path / "back")
+    assert back.layer_ids == (0, 2, 4)
+
+
+def test_order_and_metadata_of_the_tensors_stay(tmp_path: Path, tiny_draft: Path) -> None:
+    there = convert(tiny_draft, "speculators", tmp_path / "there").folder
+
+    def offsets(folder: Path) -> list[Any]:
+        data = (folder / "model.safetensors").read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return [entry.get("data_offsets") for entry in header.values()]
+
+    assert offsets(there) == offsets(tiny_draft)
+    with safe_open(there / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_sharded_drafts_and_their_other_files_convert(tmp_path: Path, tiny_draft: Path) -> None:
+    base, tensors = tmp_path / "base", load_file(tiny_draft / "model.safetensors")
+    base.mkdir()
+    (base / "config.json").write_bytes((tiny_draft / "config.json").read_bytes())
+    (base / "NOTES.md").write_text("trained on tickets\n")
+    names, where = list(tensors), {}
+    for i, part in enumerate((names[:6], names[6:]), 1):
+        file = f"model-0000{i}-of-00002.safetensors"
+        save_file({n: tensors[n] for n in part}, base / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    there = convert(base, "speculators", tmp_path / "there").folder
+    written = read_json(there / "model.safetensors.index.json")["weight_map"]
+    assert written.keys() == load_draft_names(there)
+    assert (there / "NOTES.md").read_text() == "trained on tickets\n"
+    back = convert(there, "eagle", tmp_path / "back").folder
+    for path in base.iterdir():
+        if path.suffix == ".json":
+            assert read_json(path) == read_json(back / path.name)
+        else:
+            assert path.read_bytes() == (back / path.name).read_bytes()
+
+
+def load_draft_names(folder: Path) -> set[str]:
+    return {name for path in folder.glob("*.safetensors") for name in load_file(path)}
+
+
+def test_differences_and_changes_are_opposites() -> None:
+    one = {"a": 1, "b": {"c": [1], "d": {}}, "e": None, "x": {"y": 1}}
+    two = {"a": 2, "b": {"c": [1], "d": {"f": 0}}, "g": {"h": False}, "x": 3}
+    for start, goal in ((one, two), (two, one), (one, one), ({}, two)):
+        assert changed(start, differences(start, goal)) == goal
+
+
+def test_what_cannot_be_converted_is_refused(
+    tmp_path: Path, tiny_draft: Path, tiny_target: Path
+) -> None:
+    with pytest.raises(UserError, match="give --to speculators"):
+        convert(tiny_draft, "medusa", tmp_path / "out")
+    with pytest.raises(UserError, match="has the layout eagle already"):
+        convert(tiny_draft, "eagle", tmp_path / "out")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").touch()
+    with pytest.raises(UserError, match="is there already"):
+        convert(tiny_draft, "speculators", full)
+    assert [path.name for path in full.iterdir()] == ["precious"]
+    for family in ONE_LAYOUT:
+        only = write_fresh(family, tmp_path / family, tiny_target)
+        with pytest.raises(UserError, match="has one layout only"):
+            convert(only, "speculators", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_vllm_serves_both_layouts_alike(tmp_path: Path) -> None:
+    """The embedded pair: same outputs as without a draft, same acceptance, in either layout."""
+    from afaspec.embedded.assets import resolve_model
+    from afaspec.target_model import load_tokenizer
+
+    target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
+    other = convert(draft, "speculators", tmp_path / "speculators").folder
+    tokenizer = load_tokenizer(target)
+    texts = ["def read(path):\n    with open(path", "import os\n\nclass Node:\n    def __init__"]
+    prompts = [tokenizer.encode(text) for text in texts]
+    replies = []
+    for served in (None, draft, other):
+        settings = EngineSettings(
+            target, served, k=3, dtype="float32", max_model_len=128, enforce_eager=True
+        )
+        with EngineProcess(settings) as engine:
+            replies.append(engine.generate(prompts, 48, ignore_eos=True))
+    plain, first, second = replies
+    outputs = [[request.output_ids for request in reply.requests] for reply in replies]
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert plain.counters is None
+    assert first.counters == second.counters
+    assert first.counters is not None
+    assert first.counters.accepted_tokens > 20
