@@ -1,0 +1,264 @@
+"""Medusa checkpoints: vLLM's layout, and FasterDecoding's of bare head and layer numbers.
+
+Which tensors count, and which sizes a config that leaves them out means, is what vLLM makes of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drafts.errors import UserError
+from drafts.files import hash_model
+from drafts.formats.common import check_shapes
+from drafts.fresh import FreshOptions
+from drafts.info import DraftInfo, Family, Source
+from drafts.loading import FETCH, vocabulary_map
+from drafts.target import load_lm_head, read_target
+from drafts.tensors import open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.medusa import MedusaConfig, MedusaDraft
+
+ARCHITECTURE = "MedusaModel"
+DEFAULTS = {"hidden_size": 4096, "num_heads": 5, "num_hidden_layers": 1}
+SHARED_HEAD = "lm_head.weight"
+FIRST_HEAD = "lm_heads.0.head.weight"
+TOKEN_MAP = "token_map"  # the target id of each draft id
+
+
+def matches(source: Source) -> bool:
+    raw = source.raw
+    named = raw.get("model_type") == "medusa" or ARCHITECTURE in (raw.get("architectures") or [])
+    return named or "medusa_num_heads" in raw
+
+
+def describe(source: Source) -> DraftInfo:
+    names = {module_name(stored): header for stored, header in source.headers.items()}
+    flat = flatten(source, names)
+    check_tensors(source, names, flat)
+    reduced = flat["draft_vocab_size"] != flat["vocab_size"]
+    if reduced and not flat["original_lm_head"]:
+        raise UserError(
+            "has a reduced vocabulary and an output layer for each head, which vLLM cannot load",
+            where=source.config_path,
+            mend="use a draft of the full vocabulary, or one with original_lm_head",
+        )
+    return DraftInfo(
+        folder=source.folder,
+        family="medusa",
+        format="medusa-heads" if any(map(is_numbered, source.headers)) else "medusa",
+        method="medusa",
+        hidden_size=flat["hidden_size"],
+        target_hidden_size=flat["hidden_size"],
+        vocab_size=flat["vocab_size"],
+        draft_vocab_size=flat["draft_vocab_size"],
+        layer_ids=(),
+        max_positions=None,
+        rope=None,
+        dtype=names["blocks.0.0.linear.weight"].dtype,
+        shared=(SHARED_HEAD,) if flat["original_lm_head"] else (),
+        config=flat,
+        sha256=hash_model(source.folder),
+        reads="final",
+        max_k=flat["num_heads"],
+    )
+
+
+def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
+    """The config under the names that vLLM gives its fields, whatever they are called in it.
+
+    A config without `vocab_size` has that of its first head: vLLM takes the target's.
+    """
+    flat: dict[str, Any] = dict(DEFAULTS)
+    for key, value in source.raw.items():
+        if "num" in key and "heads" in key:
+            flat["num_heads"] = value
+        elif "num" in key and "layers" in key:
+            flat["num_hidden_layers"] = value
+        else:
+            flat[key] = value
+    named = flat.setdefault("architectures", [ARCHITECTURE])
+    if ARCHITECTURE not in named:
+        raise UserError(
+            f"names the architecture {named}, which vLLM does not load as Medusa heads",
+            where=source.config_path,
+            mend=f'write "architectures": ["{ARCHITECTURE}"]',
+        )
+    head = names.get(FIRST_HEAD) or names.get(SHARED_HEAD)
+    if head is None:
+        raise UserError(f"lacks the tensor {FIRST_HEAD}", where=source.folder, mend=FETCH)
+    flat["vocab_size"] = flat.get("vocab_size") or head.shape[0]
+    flat["draft_vocab_size"] = flat.get("truncated_vocab_size") or flat["vocab_size"]
+    flat["original_lm_head"] = bool(flat.get("original_lm_head", False))
+    flat["medusa_fc_bias"] = bool(flat.get("medusa_fc_bias", False))
+    return flat
+
+
+def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -> None:
+    """Raise `UserError` unless vLLM computes with all stored tensors, of the config's sizes."""
+    size, count = flat["hidden_size"], flat["num_heads"]
+    block = names.get("blocks.0.0.linear.weight")
+    if "hidden_size" not in source.raw and block is not None and block.shape != (size, size):
+        raise UserError(
+            f"names no hidden_size; vLLM takes {size}, but the heads have {block.shape[0]}",
+            where=source.config_path,
+            mend=f'write "hidden_size": {block.shape[0]} into it',
+        )
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for i in range(count):
+        for j in range(flat["num_hidden_layers"]):
+            shapes[f"blocks.{i}.{j}.linear.weight"] = (size, size)
+            if flat["medusa_fc_bias"]:
+                shapes[f"blocks.{i}.{j}.linear.bias"] = (size,)
+        if not flat["original_lm_head"]:
+            shapes[f"lm_heads.{i}.head.weight"] = (flat["vocab_size"], size)
+    if flat["original_lm_head"]:
+        head = SHARED_HEAD if SHARED_HEAD in names else FIRST_HEAD
+        rows = names[head].shape[0]  # all tokens', or those of the token map alone
+        whole = flat["vocab_size"]
+        shapes[head] = (whole if rows == whole else flat["draft_vocab_size"], size)
+    if flat["draft_vocab_size"] != flat["vocab_size"]:
+        shapes[TOKEN_MAP] = (flat["draft_vocab_size"],)
+    check_shapes(source, names, shapes, optional=())
+    for name in names.keys() - shapes.keys():
+        group, number, *_ = [*name.split("."), ""]
+        if group not in ("blocks", "lm_heads") or int(number) >= count:
+            continue  # further heads than the config counts are no part of the draft
+        bias = name.startswith("blocks.") and name.endswith(".bias")
+        raise UserError(
+            f"has {name}, which vLLM leaves out by this config: the draft would be another",
+            where=source.folder,
+            mend='write "medusa_fc_bias": true into config.json' if bias else FETCH,
+        )
+
+
+def is_numbered(stored: str) -> bool:
+    """Is this a tensor name of FasterDecoding's layout: head number, layer number, the rest?"""
+    parts = stored.replace("medusa_heads.", "").split(".")
+    return len(parts) > 2 and parts[0].isdigit() and parts[1].isdigit()
+
+
+def module_name(stored: str) -> str:
+    parts = stored.replace("medusa_heads.", "").split(".")
+    if is_numbered(stored) and "linear" in parts:
+        return ".".join(["blocks", *parts])
+    if is_numbered(stored):
+        return f"lm_heads.{parts[0]}.head.{parts[-1]}"
+    if parts[0] == "blocks" and len(parts) == 5:
+        return f"blocks.{parts[1]}.{parts[3]}.linear.{parts[4]}"
+    if parts[0] == "lm_heads" and len(parts) == 3:
+        return f"lm_heads.{parts[1]}.head.{parts[2]}"
+    return ".".join(parts)
+
+
+def stored_name(own: str) -> str:
+    """The name in vLLM's layout of a module's parameter."""
+    parts = own.split(".")
+    if parts[0] == "blocks":
+        return f"blocks.{parts[1]}.layers.{parts[2]}.{parts[4]}"
+    return own.replace(".head.", ".", 1)
+
+
+def config_of(flat: dict[str, Any]) -> MedusaConfig:
+    from drafts.medusa import MedusaConfig
+
+    return MedusaConfig(
+        hidden_size=flat["hidden_size"],
+        vocab_size=flat["vocab_size"],
+        draft_vocab_size=flat["draft_vocab_size"],
+        num_heads=flat["num_heads"],
+        num_layers=flat["num_hidden_layers"],
+        bias=flat["medusa_fc_bias"],
+        shared_head=flat["original_lm_head"],
+        logit_scale=float(flat.get("logit_scale", 1.0)),
+    )
+
+
+def load(info: DraftInfo, target: Path | None) -> MedusaDraft:
+    import torch
+
+    from drafts.medusa import MedusaDraft
+
+    draft = MedusaDraft(config_of(info.config))
+    stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
+    if draft.config.shared_head:
+        stored.setdefault(SHARED_HEAD, stored.get(FIRST_HEAD))
+    if info.draft_vocab_size != info.vocab_size:
+        ids = stored[TOKEN_MAP].long()
+        draft.set_vocabulary_map(vocabulary_map(ids - torch.arange(len(ids)), info))
+        if len(stored[SHARED_HEAD]) > len(ids):
+            stored[SHARED_HEAD] = stored[SHARED_HEAD][ids]
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            parameter.copy_(stored[name])
+    return draft
+
+
+def dump(draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    c = draft.config
+    config = {
+        "architectures": [ARCHITECTURE],
+        "model_type": "medusa",
+        "hidden_size": c.hidden_size,
+        "vocab_size": c.vocab_size,
+        "truncated_vocab_size": c.draft_vocab_size,
+        "num_heads": c.num_heads,
+        "num_hidden_layers": c.num_layers,
+        "medusa_fc_bias": c.bias,
+        "original_lm_head": c.shared_head,
+        "logit_scale": c.logit_scale,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    tensors = {
+        stored_name(own): p.detach().to(dtype).contiguous() for own, p in draft.named_parameters()
+    }
+    if c.draft_vocab_size != c.vocab_size:
+        tensors[TOKEN_MAP] = draft.target_ids()
+    return config, tensors
+
+
+def fresh(target: Path, options: FreshOptions) -> MedusaDraft:
+    """Heads that each start as the target's own output layer, as in the paper: all blocks add 0.
+
+    A reduced vocabulary means one shared output layer, since vLLM loads no other.
+    """
+    import torch
+
+    from drafts.medusa import MedusaConfig, MedusaDraft
+
+    info = read_target(target)
+    head = load_lm_head(target).float()
+    kept = options.kept
+    rows = head if kept is None else head[kept]
+    draft = MedusaDraft(
+        MedusaConfig(
+            hidden_size=info.hidden_size,
+            vocab_size=info.vocab_size,
+            draft_vocab_size=len(rows),
+            num_heads=options.max_k,
+            num_layers=options.num_layers or 1,
+            shared_head=kept is not None,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            parameter.copy_(rows) if name.startswith("lm_head") else parameter.zero_()
+    if kept is not None:
+        draft.set_vocabulary_map(kept - torch.arange(len(kept)))
+    return draft
+
+
+FAMILY = Family(
+    name="medusa",
+    title="Medusa",
+    formats=("medusa", "medusa-heads"),
+    matches=matches,
+    describe=describe,
+    module_name=module_name,
+    load=load,
+    dump=dump,
+    fresh=fresh,
+)
