@@ -71,6 +71,8 @@ class DraftObjective(nn.Module):
         counts = batch.loss_mask[:, 1:] & (self.draft.t2d[labels] >= 0)
         first = max(int(counts.any(dim=0).to(torch.uint8).argmax()) - len(self.weights), 0)
         features = self.draft.features(batch.hidden, batch.final)
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.draft.dtype)
         outputs = self.draft(features, batch.input_ids, len(self.weights), first)
         row, position = counts.nonzero(as_tuple=True)  # final[row, position] predicts the label
         with torch.no_grad():

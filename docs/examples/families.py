@@ -1,0 +1,258 @@
+"""Adapt a draft of every family to one domain and measure all of them: docs/families.md's table.
+
+Bases learn from the embedded target's Python completions (EAGLE-3's is the embedded draft). Each is
+adapted to C++ headers by LoRA, AFA-LoRA and full fine-tuning: same data, order and steps, each with
+the learning rate that did best on held-out training prompts. vLLM serves them on other prompts.
+
+    python docs/examples/families.py --out runs/families
+    python docs/examples/families.py --out runs/families --families eagle --families medusa
+
+Every stage leaves its result in the folder: a second run goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from afaspec.capture import capture
+from afaspec.capture_config import CaptureConfig
+from afaspec.cli.console import console, progress
+from afaspec.demo import cpp_headers, offline_of
+from afaspec.embedded.assets import resolve_model
+from afaspec.merging import merge
+from afaspec.store import FeatureStore
+from afaspec.train_config import Arm as ArmName
+from afaspec.train_config import TrainConfig
+from afaspec.training import train
+from bench.arms import Arm
+from bench.config import BenchConfig
+from bench.report import read_report, write_report
+from bench.run import run_bench
+from bench.table import stage_bars
+from drafts.checkpoint import read_draft_info, save_draft
+from drafts.files import atomic_folder, read_json, write_json
+from drafts.formats import FAMILIES
+from drafts.fresh import FreshOptions, fresh_draft
+from drafts.tokenizer_files import copy_tokenizer
+
+K = 3
+RANK = 32
+RATES: dict[ArmName, tuple[float, ...]] = {
+    "lora": (3e-3, 6e-3),
+    "afa-lora": (3e-3, 6e-3),
+    "full": (3e-4, 1e-3),
+}
+Stage = Callable[[str, int, int], None]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("runs/families"),
+    families: Annotated[list[str] | None, typer.Option(help="Families [default: all].")] = None,
+    python_store: Annotated[Path | None, typer.Option(help="Python completions there are.")] = None,
+    base_steps: Annotated[int, typer.Option(help="Steps of each base from scratch.")] = 300,
+    steps: Annotated[int, typer.Option(help="Steps of each arm.")] = 120,
+    tuning_steps: Annotated[int, typer.Option(help="Steps of each learning rate tried.")] = 30,
+    prompts: Annotated[int, typer.Option(help="Prompts measured in vLLM.")] = 20,
+) -> None:
+    """Train, merge and measure drafts of every family on the embedded target."""
+    target = resolve_model("embedded")
+    with progress() as bars:
+        stage = stage_bars(bars)
+        python = python_store or answers(out, target, sysconfig.get_path("stdlib"), 1000, stage)
+        learn = answers(out, target, str(cpp_headers()), 320, stage, split="train")
+        held = answers(out, target, str(cpp_headers()), prompts, stage, split="eval")
+        for family in families or list(FAMILIES):
+            drafts = {"base": base_draft(out, family, target, python, base_steps, stage)}
+            for arm in RATES:
+                drafts[arm] = adapted(
+                    out / family, arm, drafts["base"], learn, steps, tuning_steps, stage
+                )
+            offline = {
+                name: offline_of(folder, target, FeatureStore.open(held), K)
+                for name, folder in drafts.items()
+            }
+            measured(out / family / "report", target, drafts, prompts, stage, offline=offline)
+        done = {f: out / f / "afa-lora-merged" for f in FAMILIES if (out / f / "report").exists()}
+        measured(
+            out / ("all-" + "-".join(done)), target, done, prompts, stage, rounds=2, eager=False
+        )
+    table = rows(out, list(done))
+    write_json(out / "families.json", table)
+    console.print(markdown(table), markup=False, highlight=False, soft_wrap=True)
+
+
+def answers(
+    out: Path,
+    target: Path,
+    data: str,
+    limit: int,
+    stage: Stage,
+    split: Literal["train", "eval"] = "train",
+) -> Path:
+    """A store of the target's answers, with the states that any family may read."""
+    folder = out / f"store-{Path(data).name}-{split}"
+    capture(
+        CaptureConfig(
+            target=str(target),
+            prompts=data,
+            out=folder,
+            layer_ids="2,6,9",
+            split=split,
+            limit=limit,
+            prompt_tokens=96,
+            max_new_tokens=128,
+        ),
+        lambda now: stage(f"answers, {Path(data).name}", int(now.done), now.total),
+    )
+    return folder
+
+
+def base_draft(out: Path, family: str, target: Path, store: Path, steps: int, stage: Stage) -> Path:
+    """A draft trained from scratch on the store; EAGLE-3's is the embedded one."""
+    if family == "eagle3":
+        return resolve_model("embedded-draft")
+    start, run, merged = (out / family / name for name in ("start", "base-run", "base"))
+    if not start.exists():
+        with atomic_folder(start) as folder:
+            draft = fresh_draft(family, target, FreshOptions(max_k=K))
+            save_draft(draft, family, folder, dtype=torch.bfloat16)
+            if draft.reads == "nothing":  # a model of its own
+                copy_tokenizer(target, folder)
+    if not merged.exists():
+        train(
+            TrainConfig(
+                store=store,
+                draft=start,
+                out=run,
+                target=target,
+                arm="full",
+                lm_head="lm_head.weight" not in read_draft_info(start).shared,
+                steps=steps,
+                learning_rate=1e-3,
+                draft_steps=K,
+                eval_every=100,
+            ),
+            lambda row: stage(f"{family}: base", row["step"], steps),
+        )
+        merge(run, start, merged, target)
+    return merged
+
+
+def adapted(
+    out: Path, arm: ArmName, base: Path, store: Path, steps: int, tuning: int, stage: Stage
+) -> Path:
+    """The base adapted by one arm at its own learning rate, merged."""
+    merged = out / f"{arm}-merged"
+    if merged.exists():
+        return merged
+
+    def run(rate: float, count: int) -> Any:
+        return train(
+            TrainConfig(
+                store=store,
+                draft=base,
+                out=out / f"{arm}-{count}-{rate:g}",
+                arm=arm,
+                rank=RANK,
+                steps=count,
+                learning_rate=rate,
+                draft_steps=K,
+                eval_every=min(count, 40),
+            ),
+            lambda row: stage(f"{out.name}: {arm}, {rate:g}", row["step"], count),
+        )
+
+    tries = {rate: run(rate, tuning).acceptance_length for rate in RATES[arm]}
+    best = max(tries, key=lambda rate: tries[rate])
+    trained = run(best, steps)
+    write_json(out / f"{arm}.json", {"tries": tries, "learning_rate": best})
+    merge(trained.folder, base, merged)
+    return merged
+
+
+def measured(
+    out: Path,
+    target: Path,
+    drafts: dict[str, Path],
+    prompts: int,
+    stage: Stage,
+    rounds: int = 1,
+    eager: bool = True,
+    offline: Any = None,
+) -> None:
+    """A vLLM comparison of the drafts with no speculation, written to `out` once."""
+    if out.exists():
+        return
+    report = run_bench(
+        BenchConfig(
+            target=target,
+            prompts=str(cpp_headers()),
+            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            k=K,
+            max_tokens=128,
+            rounds=rounds,
+            limit=prompts,
+            split="eval",
+            prompt_tokens=96,
+            enforce_eager=eager,
+        ),
+        stage,
+        offline=offline,
+        log_folder=out.parent / "logs",
+    )
+    with atomic_folder(out) as folder:
+        write_report(report, folder)
+
+
+def rows(out: Path, families: list[str]) -> list[dict[str, Any]]:
+    """One row per family: each arm's acceptance, and the speed of its AFA-LoRA draft."""
+    together = read_report(out / ("all-" + "-".join(families)) / "report.json")
+    table = []
+    for family in families:
+        report = read_report(out / family / "report" / "report.json")
+        arms = {arm["name"]: arm for arm in report.arms if arm["name"] != "none"}
+        table.append(
+            {
+                "family": family,
+                "acceptance_length": {n: arm["acceptance_length"] for n, arm in arms.items()},
+                "offline": {n: arm["offline_acceptance_length"] for n, arm in arms.items()},
+                "learning_rate": {
+                    arm: read_json(out / family / f"{arm}.json")["learning_rate"] for arm in RATES
+                },
+                "tokens_per_second": together.arm(family)["tokens_per_second"],
+                "speedup": together.arm(family)["speedup"],
+            }
+        )
+    return table
+
+
+def markdown(table: list[dict[str, Any]]) -> str:
+    """The table of docs/families.md."""
+    arms = ("base", *RATES)
+    titles = ["base", "LoRA", "AFA-LoRA", "full", "AFA-LoRA tokens/s", "speedup"]
+    lines = ["| family | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for row in table:
+        cells = [FAMILIES[row["family"]].title]
+        cells += [f"{interval(row['acceptance_length'][arm])}" for arm in arms]
+        cells += [f"{row['tokens_per_second']['value']:.0f}", interval(row["speedup"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    apart = [
+        abs(row["offline"][arm] / row["acceptance_length"][arm]["value"] - 1)
+        for row in table
+        for arm in arms
+    ]
+    return "\n".join([*lines, "", f"Offline and vLLM differ by at most {max(apart):.1%}."])
+
+
+def interval(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,131 @@
+"""Every family on every architecture, end to end: capture, train, merge, serve in vLLM.
+
+`docs/architectures.md` holds the table that this makes; where a cell cannot work, vLLM says why.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from afaspec.capture import capture
+from afaspec.capture_config import CaptureConfig
+from afaspec.merging import merge
+from afaspec.store import FeatureStore
+from afaspec.train_config import TrainConfig
+from afaspec.training import train
+from bench.offline import offline_acceptance
+from drafts.checkpoint import load_draft, save_draft
+from drafts.formats import FAMILIES
+from drafts.fresh import FreshOptions, fresh_draft
+from tests.tiny_architectures import write_architecture
+
+K = 3
+NEW_TOKENS = 20
+NO_STATES = "RuntimeError: Model does not support EAGLE3 interface"
+REFUSED = {  # (architecture, family): how vLLM refuses it
+    (architecture, family): NO_STATES
+    for architecture in ("Gemma 3", "Mixtral")
+    for family in ("eagle3", "peagle", "dflash")
+}
+ARCHITECTURES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi-3", "Gemma 3", "Qwen3-MoE", "Mixtral")
+
+
+def table() -> str:
+    """The matrix as Markdown, with footnotes for what vLLM refuses."""
+    titles = [family.title for family in FAMILIES.values()]
+    lines = ["| target | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for architecture in ARCHITECTURES:
+        cells = ["no [1]" if (architecture, name) in REFUSED else "yes" for name in FAMILIES]
+        lines.append(f"| {architecture} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"[1] vLLM 0.32.0: `{NO_STATES}`"])
+
+
+def test_the_documented_table_is_the_tested_one() -> None:
+    assert table() in (Path(__file__).parent.parent / "docs" / "architectures.md").read_text()
+
+
+def captured(folder: Path, target: Path) -> FeatureStore:
+    """The target's answers to a few prompts, with the states that any family may read."""
+    rows = folder / "prompts.jsonl"
+    texts = (f'{{"prompt": "def f{i}(x, y): return x[{i}]"}}\n' for i in range(16))
+    rows.write_text("".join(texts))
+    return capture(
+        CaptureConfig(
+            target=str(target),
+            prompts=str(rows),
+            out=folder / "store",
+            layer_ids="1,2,3",
+            max_new_tokens=NEW_TOKENS,
+            batch_size=8,
+            dtype="float32",
+            device="cpu",
+        )
+    )
+
+
+def adapted(folder: Path, family: str, target: Path, store: FeatureStore) -> Path:
+    """A fresh draft of the family, trained for a moment on the store, and merged."""
+    base = folder / f"{family}-base"
+    base.mkdir()
+    save_draft(
+        fresh_draft(family, target, FreshOptions(max_k=K)), family, base, dtype=torch.float32
+    )
+    run = train(
+        TrainConfig(
+            store=store.folder,
+            draft=base,
+            out=folder / f"{family}-run",
+            target=target,
+            arm="full",
+            learning_rate=3e-3,
+            steps=30,
+            draft_steps=K,
+            precision="fp32",
+            compiled=False,
+            tensorboard=False,
+            eval_every=30,
+        )
+    )
+    merge(run.folder, base, folder / family, target)
+    return folder / family
+
+
+def vllm_acceptance(target: Path, drafts: dict[str, Path], prompts: list[list[int]]) -> Any:
+    request = {"target": str(target), "drafts": {n: str(d) for n, d in drafts.items()}}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.vllm_acceptance"],
+        input=json.dumps({**request, "k": K, "prompts": prompts, "new_tokens": NEW_TOKENS}),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULTS ")]
+    assert lines, ran.stdout[-2000:] + ran.stderr[-4000:]
+    return json.loads(lines[-1].removeprefix("RESULTS "))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_family_end_to_end(architecture: str, tmp_path: Path) -> None:
+    target = write_architecture(tmp_path / "target", architecture)
+    store = captured(tmp_path, target)
+    sequences = [store[i] for i in range(len(store))]
+    drafts = {family: adapted(tmp_path, family, target, store) for family in FAMILIES}
+    prompts = [s.input_ids[~s.loss_mask].tolist() for s in sequences]
+    results = vllm_acceptance(target, drafts, prompts)
+    for family, result in results.items():
+        if (architecture, family) in REFUSED:
+            assert result.get("error") == REFUSED[architecture, family], family
+            continue
+        assert "error" not in result, (family, result)
+        measured = 1 + result["accepted_tokens"] / result["drafts"]
+        draft = load_draft(drafts[family], target).eval()
+        offline = offline_acceptance(draft, sequences, K, amp=False).acceptance_length
+        assert measured > 1.3, family
+        assert measured == pytest.approx(offline, rel=0.05), family
