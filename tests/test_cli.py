@@ -10,7 +10,19 @@ import pytest
 from afaspec import __version__
 from tests.command import run_command
 
-COMMANDS = ("demo", "capture", "train", "merge", "serve", "bench", "doctor", "build-embedded")
+COMMANDS = (
+    "demo",
+    "capture",
+    "train",
+    "merge",
+    "serve",
+    "bench",
+    "inspect",
+    "convert",
+    "init",
+    "doctor",
+    "build-embedded",
+)
 
 
 def afaspec(*arguments: str) -> subprocess.CompletedProcess[str]:

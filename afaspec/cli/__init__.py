@@ -10,7 +10,19 @@ import typer
 
 from drafts.errors import UserError
 
-COMMANDS = ("demo", "capture", "train", "merge", "serve", "bench", "doctor", "build_embedded")
+COMMANDS = (
+    "demo",
+    "capture",
+    "train",
+    "merge",
+    "serve",
+    "bench",
+    "inspect",
+    "convert",
+    "init",
+    "doctor",
+    "build_embedded",
+)
 
 app = typer.Typer(
     name="afaspec",
