@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afaspec.manifest import Manifest
-from drafts.checkpoint import DraftInfo, wanted_layer_ids
+from drafts.checkpoint import DraftInfo, module_names, wanted_layer_ids
 from drafts.errors import UserError
 from drafts.target import TargetInfo
 
@@ -59,13 +59,39 @@ def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetI
         )
 
 
-def check_stored(draft: nn.Module, info: DraftInfo) -> None:
-    """Raise `UserError` unless all that trains is the draft's own, not shared with the target."""
-    own = {name for name, parameter in draft.named_parameters() if parameter.requires_grad}
-    trained = {name.split(".lora_")[0].removesuffix(".weight") for name in own}
-    if foreign := sorted(trained & {name.removesuffix(".weight") for name in info.shared}):
+def check_stored(draft: nn.Module, info: DraftInfo, *, lm_head: bool) -> None:
+    """Raise `UserError` unless all that trains is stored by the draft, and once.
+
+    `lm_head`: is the output layer meant to train?
+    """
+    parameters = list(draft.named_parameters())  # a tied one by its first name only
+    trained = {_module(name) for name, parameter in parameters if parameter.requires_grad}
+    first = {name for name, _ in parameters}
+    every = {name for name, _ in draft.named_parameters(remove_duplicate=False)}
+    tied = {_module(name) for name in every - first}
+    wanted = trained | {name for name in tied if lm_head and name.endswith("lm_head")}
+    if both := sorted(wanted & tied):
+        raise UserError(
+            f"ties {both[0]} to its embedding, so that it cannot be trained",
+            where=info.folder,
+            mend=f"leave {both[0]} out (no --lm-head)",
+        )
+    if foreign := sorted(trained & {_module(name) for name in info.shared}):
         raise UserError(
             f"shares {foreign[0]} with the target, so that it cannot be trained",
             where=info.folder,
             mend=f"leave {foreign[0]} out (no --lm-head)",
         )
+    stored = {_module(name) for name in module_names(info).values()}
+    if renamed := sorted(trained - stored):
+        raise UserError(
+            f"has no tensor of its own for {renamed[0]} (transformers joins or renames tensors on "
+            "loading, such as the experts of a mixture), so that it cannot be trained",
+            where=info.folder,
+            mend="train an adapter, with --modules that leave it out",
+        )
+
+
+def _module(parameter: str) -> str:
+    """The name of a weight's module, whether an adapter is on it or not; biases keep theirs."""
+    return parameter.split(".lora_")[0].removesuffix(".weight").removesuffix(".base_layer")

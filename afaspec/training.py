@@ -57,7 +57,7 @@ def train(config: TrainConfig, report: Report = lambda row: None) -> Trained:
     torch.manual_seed(config.seed)
     draft = load_draft(config.draft, target_folder)
     wrapped, trained = prepare_arm(draft, config)
-    check_stored(draft, info)
+    check_stored(draft, info, lm_head=config.lm_head)
     claim_folder(config)  # nothing is written before all of the input has proved good
     objective = make_objective(draft, target_folder, config)
     optimizer = torch.optim.AdamW(

@@ -10,6 +10,7 @@ from drafts.checkpoint import DraftInfo, module_names, read_draft_info, wanted_l
 from drafts.errors import UserError
 from drafts.target import TargetInfo, read_target
 from drafts.tensors import open_tensors
+from drafts.tokenizer_files import vocabulary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +46,8 @@ def compare(target: Path, draft: Path) -> list[Check]:
         checks.append(_positions(t, d))
     if d.rope is not None:
         checks.append(_rope(t, d))
+    if d.family == "draft_model":
+        checks += _tokenizer(t, d)
     return [*checks, _dtype(t, d)]
 
 
@@ -145,6 +148,17 @@ def _rope(t: TargetInfo, d: DraftInfo) -> Check:
 
     same = text(t.rope) == text(d.rope)
     return Check("rope", text(t.rope), text(d.rope), True, note="" if same else "the draft's own")
+
+
+def _tokenizer(t: TargetInfo, d: DraftInfo) -> list[Check]:
+    """Do target and draft model mean the same by each token? No row where one does not say."""
+    ours, theirs = vocabulary(t.folder), vocabulary(d.folder)
+    if not ours or not theirs:
+        return []
+    counts = (f"{len(ours):,} tokens", f"{len(theirs):,} tokens")
+    found = counts[1] + (", others" if ours != theirs and counts[0] == counts[1] else "")
+    mend = "use a draft model with the target's own tokenizer"
+    return [Check("tokenizer", counts[0], found, ours == theirs, mend)]
 
 
 def _dtype(t: TargetInfo, d: DraftInfo) -> Check:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from drafts.formats import eagle3
+from drafts.formats import dflash, draft_model, eagle, eagle3, medusa, peagle
 from drafts.info import Family, Source
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (eagle3.FAMILY,)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        peagle.FAMILY,  # before EAGLE-3, whose architecture name its checkpoints may carry
+        eagle3.FAMILY,
+        eagle.FAMILY,
+        medusa.FAMILY,
+        dflash.FAMILY,
+        draft_model.FAMILY,  # last: what is no draft head may still be a model of its own
+    )
+}
 
 
 def family_of(source: Source) -> Family | None:

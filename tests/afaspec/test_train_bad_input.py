@@ -134,7 +134,7 @@ def draft_of_an_unknown_family(p: Place) -> list[object]:
     return p.train(draft=p.edited_draft(architectures=["MLPSpeculatorPreTrainedModel"]))
 
 
-@case("is no draft that afaspec knows: its config says ['LlamaForCausalLM']")
+@case("is the target itself")
 def target_given_as_draft(p: Place) -> list[object]:
     return p.train(draft=p.target)
 

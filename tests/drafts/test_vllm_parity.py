@@ -22,6 +22,7 @@ from drafts.checkpoint import load_draft, read_draft_info, save_draft, wanted_la
 from drafts.draft import Draft
 from drafts.fresh import FreshOptions, fresh_draft
 from drafts.target import load_lm_head, read_target
+from tests.drafts.test_draft_model import write_lm
 from tests.tiny_models import write_draft
 
 PROMPTS = [[5, 9, 200, 31, 44, 17, 300, 8], [400, 3, 3, 77, 120, 256], list(range(100, 140))]
@@ -48,11 +49,18 @@ def eagle3(**switches: Any) -> Callable[[Path, Path], Path]:
     return lambda folder, target: write_draft(folder, **switches)
 
 
+def lm(architecture: str) -> Callable[[Path, Path], Path]:
+    """A maker of causal language models of an architecture."""
+    return lambda folder, target: write_lm(folder, architecture)
+
+
 CASES: dict[str, Case] = {
     "eagle3": (fresh("eagle3"), EVERY_K),
     "eagle3, two layers": (fresh("eagle3", num_layers=2), (1, 3)),
     "eagle3, norm_before_residual": (eagle3(norm_before_residual=True), (3,)),
     "eagle3, norm_output": (eagle3(norm_output=True, rope_theta=500000.0), (4,)),
+    "draft_model": (fresh("draft_model"), EVERY_K),
+    "draft_model, Qwen3 with tied embedding": (lm("qwen3, tied"), (3,)),
 }
 
 
