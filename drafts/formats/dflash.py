@@ -24,8 +24,9 @@ from drafts.formats.common import (
     spread_layer_ids,
 )
 from drafts.formats.mask_token import check_mask_token, fresh_mask_token
+from drafts.formats.speculators import from_speculators, to_speculators
 from drafts.fresh import FreshOptions, init_linears, take_from_target
-from drafts.info import DraftInfo, Family, Source
+from drafts.info import DraftInfo, Family, Layout, Source
 from drafts.loading import FETCH, fill
 from drafts.target import read_target
 
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "DFlashDraftModel"
 MASK_EMBEDDING = "mask_embedding.pt"
-USUAL_LAYERS = 2  # of a fresh draft
+# Of a fresh draft. With more, vLLM's CPU build computes something else: it norms the context keys
+# of all layers with the first one's k_norm (as its XPU build did: vllm-project/vllm pull 56431).
+USUAL_LAYERS = 1
+USUAL_K = 3  # what a speculators config names where the draft has no block size
 
 
 def matches(source: Source) -> bool:
@@ -222,6 +226,30 @@ def fresh(target: Path, options: FreshOptions) -> DFlashDraft:
     return draft
 
 
+def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+    settings = read_settings(info.config, info.folder / "config.json")
+    own: dict[str, Any] = {"draft_vocab_size": info.draft_vocab_size}
+    if info.target_hidden_size != info.hidden_size:
+        own["target_hidden_size"] = info.target_hidden_size
+    if settings.block_size is not None:
+        own["block_size"] = settings.block_size
+    if layout == "dflash":
+        own["dflash_config"] = {
+            "mask_token_id": settings.mask_token_id,
+            "target_layer_ids": [i - 1 for i in settings.layer_ids],
+            "causal": settings.causal,
+        }
+        return Layout(from_speculators(raw, ARCHITECTURE, own), str)
+    own |= {
+        "aux_hidden_state_layer_ids": list(settings.layer_ids),
+        "mask_token_id": settings.mask_token_id,
+        "sliding_window_non_causal": not settings.causal,
+    }
+    flat = {key: value for key, value in raw.items() if key != "dflash_config"}
+    k = settings.block_size - 1 if settings.block_size else USUAL_K
+    return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k), str)
+
+
 FAMILY = Family(
     name="dflash",
     title="DFlash",
@@ -232,4 +260,5 @@ FAMILY = Family(
     load=load,
     dump=dump,
     fresh=fresh,
+    to_layout=to_layout,
 )

@@ -12,7 +12,7 @@ from drafts.errors import UserError
 from drafts.files import hash_model
 from drafts.formats.common import check_shapes
 from drafts.fresh import FreshOptions
-from drafts.info import DraftInfo, Family, Source
+from drafts.info import DraftInfo, Family, Layout, Source
 from drafts.loading import FETCH, vocabulary_map
 from drafts.target import load_lm_head, read_target
 from drafts.tensors import open_tensors
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from drafts.medusa import MedusaConfig, MedusaDraft
 
 ARCHITECTURE = "MedusaModel"
-DEFAULTS = {"hidden_size": 4096, "num_heads": 5, "num_hidden_layers": 1}
+DEFAULTS = {"hidden_size": 4096, "num_hidden_layers": 1}
 SHARED_HEAD = "lm_head.weight"
 FIRST_HEAD = "lm_heads.0.head.weight"
 TOKEN_MAP = "token_map"  # the target id of each draft id
@@ -70,7 +70,8 @@ def describe(source: Source) -> DraftInfo:
 def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
     """The config under the names that vLLM gives its fields, whatever they are called in it.
 
-    A config without `vocab_size` has that of its first head: vLLM takes the target's.
+    A config without `vocab_size` has that of its first head (vLLM takes the target's), one without
+    a number of heads has those that are stored (vLLM takes as many as it is to draft tokens).
     """
     flat: dict[str, Any] = dict(DEFAULTS)
     for key, value in source.raw.items():
@@ -90,6 +91,7 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
     head = names.get(FIRST_HEAD) or names.get(SHARED_HEAD)
     if head is None:
         raise UserError(f"lacks the tensor {FIRST_HEAD}", where=source.folder, mend=FETCH)
+    flat.setdefault("num_heads", len({n.split(".")[1] for n in names if n.startswith("blocks.")}))
     flat["vocab_size"] = flat.get("vocab_size") or head.shape[0]
     flat["draft_vocab_size"] = flat.get("truncated_vocab_size") or flat["vocab_size"]
     flat["original_lm_head"] = bool(flat.get("original_lm_head", False))
@@ -160,6 +162,27 @@ def stored_name(own: str) -> str:
     if parts[0] == "blocks":
         return f"blocks.{parts[1]}.layers.{parts[2]}.{parts[4]}"
     return own.replace(".head.", ".", 1)
+
+
+def numbered_name(own: str, num_layers: int) -> str:
+    """The name in FasterDecoding's layout of a module's parameter."""
+    parts = own.split(".")
+    if parts[0] == "blocks":
+        return ".".join(parts[1:])
+    return f"{parts[1]}.{num_layers}.{parts[3]}" if parts[0] == "lm_heads" else own
+
+
+def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+    counts = {key for key in raw if "num" in key and ("heads" in key or "layers" in key)}
+    own = {k: v for k, v in raw.items() if k not in counts | {"architectures", "model_type"}}
+    own |= {"hidden_size": info.hidden_size, "vocab_size": info.vocab_size}
+    heads, layers = info.config["num_heads"], info.config["num_hidden_layers"]
+    if layout == "medusa":
+        named = {"architectures": [ARCHITECTURE], "model_type": "medusa"}
+        config = {**named, "num_heads": heads, "num_hidden_layers": layers, **own}
+        return Layout(config, lambda name: stored_name(module_name(name)))
+    config = {"medusa_num_heads": heads, "medusa_num_layers": layers, **own}
+    return Layout(config, lambda name: numbered_name(module_name(name), layers))
 
 
 def config_of(flat: dict[str, Any]) -> MedusaConfig:
@@ -261,4 +284,5 @@ FAMILY = Family(
     load=load,
     dump=dump,
     fresh=fresh,
+    to_layout=to_layout,
 )

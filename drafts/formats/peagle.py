@@ -15,8 +15,9 @@ from drafts.errors import UserError
 from drafts.formats import eagle3
 from drafts.formats.common import is_speculators
 from drafts.formats.mask_token import check_mask_token, fresh_mask_token
+from drafts.formats.speculators import INNER
 from drafts.fresh import INIT_STD, FreshOptions
-from drafts.info import DraftInfo, Family, Source
+from drafts.info import DraftInfo, Family, Layout, Source
 from drafts.loading import FETCH, fill
 from drafts.target import read_target
 from drafts.tensors import open_tensors
@@ -114,6 +115,25 @@ def fresh(target: Path, options: FreshOptions) -> PEagleDraft:
     return draft
 
 
+def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+    made = eagle3.to_layout(info, raw, layout)
+    token = mask_token(info.config)
+    config = {key: value for key, value in made.config.items() if key not in MASK_TOKEN}
+    if layout == "eagle":
+        return Layout(config | {"pard_token": token}, made.rename)
+    inner = {key: value for key, value in config[INNER].items() if key not in MASK_TOKEN}
+    # vLLM reads these two from the decoder layer's fields
+    inner |= {key: True for key in ("fc_norm", "norm_output") if config.pop(key)}
+    config |= {
+        "architectures": ["PEagleSpeculator"],
+        "speculators_model_type": "peagle",
+        "speculators_config": {**config["speculators_config"], "algorithm": "peagle"},
+        "mask_token_id": token,
+        INNER: inner,
+    }
+    return Layout(config, made.rename)
+
+
 FAMILY = Family(
     name="peagle",
     title="P-EAGLE",
@@ -124,4 +144,5 @@ FAMILY = Family(
     load=load,
     dump=dump,
     fresh=fresh,
+    to_layout=to_layout,
 )

@@ -54,11 +54,36 @@ def lm(architecture: str) -> Callable[[Path, Path], Path]:
     return lambda folder, target: write_lm(folder, architecture)
 
 
+def dflash(num_layers: int, causal: bool = False) -> Callable[[Path, Path], Path]:
+    """A maker of DFlash drafts whose layers all have one and the same k_norm, which `fit` keeps.
+
+    vLLM's CPU build norms the context keys of every layer with the first layer's.
+    """
+
+    def make(folder: Path, target: Path) -> Path:
+        folder.mkdir()
+        draft = fresh_draft("dflash", target, FreshOptions(max_k=5, num_layers=num_layers))
+        scales = torch.linspace(0.5, 1.5, draft.config.head_dim)
+        for layer in draft.layers:
+            layer.self_attn.k_norm.weight.data.copy_(scales)
+        save_draft(draft, "dflash", folder, dtype=torch.float32)
+        config = json.loads((folder / "config.json").read_text())
+        config["dflash_config"]["causal"] = causal
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
 CASES: dict[str, Case] = {
     "eagle3": (fresh("eagle3"), EVERY_K),
     "eagle3, two layers": (fresh("eagle3", num_layers=2), (1, 3)),
     "eagle3, norm_before_residual": (eagle3(norm_before_residual=True), (3,)),
     "eagle3, norm_output": (eagle3(norm_output=True, rope_theta=500000.0), (4,)),
+    "peagle": (fresh("peagle"), EVERY_K),
+    "dflash": (dflash(1), EVERY_K),
+    "dflash, two layers": (dflash(2), (3, 5)),
+    "dflash, causal": (dflash(1, causal=True), (3,)),
     "draft_model": (fresh("draft_model"), EVERY_K),
     "draft_model, Qwen3 with tied embedding": (lm("qwen3, tied"), (3,)),
 }
@@ -105,7 +130,7 @@ class Reference:
 
 
 def fit(draft: Draft, reference: Reference, layer_ids: tuple[int, ...], steps: int) -> None:
-    """Train all of `draft` but its embedding on the target's continuations, for a moment."""
+    """Train `draft` on the target's continuations for a moment, all but what is shared."""
     batches = []
     for prompt in PROMPTS[:FITTED]:
         path = reference.path(prompt)
@@ -118,7 +143,7 @@ def fit(draft: Draft, reference: Reference, layer_ids: tuple[int, ...], steps: i
         draft, head, loss="kl", draft_steps=steps, step_decay=1.0, chunk=999, compiled=False
     )
     for name, parameter in draft.named_parameters():
-        parameter.requires_grad_({"embed_tokens", "lm_head"}.isdisjoint(name.split(".")))
+        parameter.requires_grad_({"embed_tokens", "lm_head", "k_norm"}.isdisjoint(name.split(".")))
     trained = [p for p in draft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.0)
     for i in range(40):
