@@ -40,6 +40,9 @@ class CaptureConfig(BaseModel):
     target: str = Field(description="the target model's folder, or `embedded`")
     prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
     out: Path = Field(description="folder of the feature store")
+    target_adapter: Path | None = Field(
+        None, description="LoRA adapter (PEFT) that the target is served with; merged once, cached"
+    )
     draft: ModelFolder | None = Field(
         None, description="keep just the hidden states that this draft reads"
     )

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from afaspec.adapted_target import resolve_target
 from afaspec.capture_config import CaptureConfig
-from afaspec.embedded.assets import resolve_model
 from afaspec.manifest import Manifest, TargetRecord, token_bytes
 from afaspec.target_model import load_tokenizer, read_model_config
 from afaspec.versions import versions
@@ -86,7 +86,7 @@ class CapturePlan:
 
 def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CapturePlan:
     """Check the target, the layers and every prompt. Raises `UserError` for the first fault."""
-    target = read_target(resolve_model(config.target))
+    target = read_target(resolve_target(config.target, config.target_adapter, note))
     model_config = read_model_config(target.folder)
     layer_ids = choose_layer_ids(config, target)
     device = choose_device(config.device)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from afaspec.adapted_target import resolve_target
 from afaspec.adapter import read_record, refuse_non_linear
 from afaspec.versions import versions
 from drafts.checkpoint import load_draft, module_names, read_draft_info, write_like
@@ -121,7 +122,7 @@ def recorded_target(run: Path | None) -> Path | None:
         return None
     config = read_json(run / "config.json")
     if config.get("target"):
-        return Path(config["target"])
+        return resolve_target(config["target"], config.get("target_adapter"))
     manifest = Path(config["store"]) / "manifest.json"
     return Path(read_json(manifest)["target"]["path"]) if manifest.exists() else None
 

@@ -46,11 +46,18 @@ def read_model_config(folder: Path) -> Any:
 
 def load_target(folder: Path, dtype: str, device: str) -> Any:
     """The target on its device, ready to generate. `UserError` for damaged or foreign models."""
+    from afaspec.decode_attention import use_fast_decoding
+
+    model = load_model(folder, dtype).to(device).eval()
+    use_fast_decoding(model)
+    return model
+
+
+def load_model(folder: Path, dtype: str) -> Any:
+    """transformers' own model in memory. `UserError` for damaged or foreign models."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
-
-    from afaspec.decode_attention import use_fast_decoding
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -76,8 +83,6 @@ def load_target(folder: Path, dtype: str, device: str) -> Any:
             where=folder,
             mend="fetch the model again: config and weights do not belong together",
         )
-    model = model.to(device).eval()
-    use_fast_decoding(model)
     return model
 
 

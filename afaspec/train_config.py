@@ -23,6 +23,9 @@ class TrainConfig(BaseModel):
     draft: ModelFolder = Field(description="base draft to adapt: a folder, or embedded-draft")
     out: Path = Field(description="folder of the run")
     target: ModelFolder | None = Field(None, description="target model (default: the store's)")
+    target_adapter: Path | None = Field(
+        None, description="LoRA adapter (PEFT) that --target is served with; merged once, cached"
+    )
 
     arm: Arm = Field("afa-lora", description="afa-lora, lora or full")
     rank: int = Field(16, gt=0, description="LoRA rank")

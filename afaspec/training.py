@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from afaspec.adapted_target import resolve_optional
 from afaspec.adapter import adapt, annealed_layers, save_adapter
 from afaspec.annealing import Annealer
 from afaspec.objective import DraftObjective, collate
@@ -45,10 +46,18 @@ class Trained:
     acceptance_length: float
 
 
-def train(config: TrainConfig, report: Report = lambda row: None) -> Trained:
-    """Run (or go on with) the training that `config` describes. `report` gets each metrics row."""
+def train(
+    config: TrainConfig,
+    report: Report = lambda row: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Trained:
+    """Run (or go on with) the training that `config` describes.
+
+    `report` gets each metrics row; `note` is told where a target merged with its adapter lies.
+    """
     store = FeatureStore.open(config.store)
-    target_folder = config.target or Path(store.manifest.target["path"])
+    given = resolve_optional(config.target, config.target_adapter, note)
+    target_folder = given or Path(store.manifest.target["path"])
     target, info = read_target(target_folder), read_draft_info(config.draft)
     check_fit(store.manifest, config.store, info, target)
     train_ids, held_out = split_sequences(len(store), config)

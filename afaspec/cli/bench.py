@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from afaspec.cli.flags import TargetAdapter
+
 
 def bench(
     target: Annotated[str, typer.Argument(help="Folder of the target model, or 'embedded'.")],
@@ -19,6 +21,7 @@ def bench(
             "--draft", help="NAME=FOLDER of a draft (or NAME=embedded-draft); repeatable."
         ),
     ] = None,
+    target_adapter: TargetAdapter = None,
     ngram: Annotated[bool, typer.Option("--ngram", help="Also measure prompt lookup.")] = False,
     none: Annotated[
         bool,
@@ -71,8 +74,8 @@ def bench(
     """
     from rich.console import Console
 
-    from afaspec.cli.console import console, progress
-    from afaspec.embedded.assets import resolve_model
+    from afaspec.adapted_target import resolve_target
+    from afaspec.cli.console import console, note, progress
     from bench.arms import choose_arms
     from bench.config import BenchConfig, as_split
     from bench.report import write_report
@@ -81,7 +84,7 @@ def bench(
     from bench.table import render_table, stage_bars
 
     config = BenchConfig(
-        target=resolve_model(target),
+        target=resolve_target(target, target_adapter, note),
         prompts=prompts,
         arms=choose_arms([_resolved(text) for text in draft or []], none=none, ngram=ngram),
         k=k,

@@ -24,7 +24,7 @@ def run(config: CaptureConfig) -> None:
       afaspec capture MODEL answered.jsonl --use-responses --out runs/answered
     """
     from afaspec.capture import CaptureProgress, capture
-    from afaspec.cli.console import console, progress
+    from afaspec.cli.console import note, progress
 
     bar = progress()
     task = bar.add_task("capture", total=None, start=False, unit="prompts")
@@ -40,9 +40,6 @@ def run(config: CaptureConfig) -> None:
             total=now.total,
             description=f"capture, {now.tokens / seconds:,.0f} tokens/s" if seconds else "capture",
         )
-
-    def note(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     try:
         capture(config, show, note)

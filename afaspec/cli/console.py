@@ -18,6 +18,11 @@ from rich.text import Text
 console = Console(stderr=True)
 
 
+def note(text: str) -> None:
+    """A line of plain text: paths are neither wrapped nor coloured."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class RateColumn(ProgressColumn):
     """Units per second, in the task's own `unit`."""
 

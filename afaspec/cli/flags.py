@@ -13,6 +13,15 @@ from pydantic.fields import FieldInfo
 
 from afaspec.config import load_config
 
+TargetAdapter = Annotated[
+    Path | None,
+    typer.Option(
+        "--target-adapter",
+        help="LoRA adapter (PEFT) that the target is served with; merged once, cached.",
+        show_default=False,
+    ),
+]
+
 
 def config_command(
     model: type[BaseModel], run: Callable[..., None], arguments: tuple[str, ...] = ()

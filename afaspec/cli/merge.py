@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from afaspec.cli.flags import TargetAdapter
+
 
 def merge(
     trained: Annotated[Path, typer.Argument(help="Run folder of `afaspec train`, or an adapter.")],
@@ -17,6 +19,7 @@ def merge(
     target: Annotated[
         Path | None, typer.Option(help="Target, for drafts that share its embedding.")
     ] = None,
+    target_adapter: TargetAdapter = None,
 ) -> None:
     """Merge a finished adapter into its base draft, in the base's own format.
 
@@ -29,12 +32,14 @@ def merge(
 
       afaspec merge ADAPTER --draft BASE --target TARGET --out MERGED
     """
-    from afaspec.cli.console import console
+    from afaspec.adapted_target import resolve_optional
+    from afaspec.cli.console import console, note
     from afaspec.embedded.assets import model_folder
     from afaspec.merging import merge as run
 
     with console.status("merging and measuring parity"):
-        parity = run(trained, draft and model_folder(draft), out, target and model_folder(target))
+        adapted = resolve_optional(target, target_adapter, note)
+        parity = run(trained, draft and model_folder(draft), out, adapted)
     console.print(
         f"{out}: {parity.changed_tensors} tensors merged, {parity.untouched_tensors} kept as they "
         f"were. Parity with the adapter: {parity.float32:.1e} relative in float32, "

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from afaspec.cli.flags import TargetAdapter
+
 
 def serve(
     target: Annotated[
@@ -20,6 +22,7 @@ def serve(
         str,
         typer.Option(help="The draft's folder, `embedded-draft`, `ngram`, or `none`."),
     ] = "none",
+    target_adapter: TargetAdapter = None,
     k: Annotated[int, typer.Option("--k", help="Speculative tokens per step.", min=1)] = 3,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -45,12 +48,13 @@ def serve(
 
         afaspec serve embedded --draft runs/demo/afa-lora/merged -- --max-model-len 2048
     """
-    from afaspec.cli.console import console
+    from afaspec.adapted_target import resolve_target
+    from afaspec.cli.console import console, note
     from afaspec.embedded.assets import resolve_model
     from serving.server import serve as run
 
     code = run(
-        resolve_model(target),
+        resolve_target(target, target_adapter, note),
         None if draft == "none" else "ngram" if draft == "ngram" else resolve_model(draft),
         k,
         host,

@@ -21,7 +21,7 @@ def run(config: TrainConfig) -> None:
 
       afaspec train --config train.yaml --learning-rate 1e-3 --annealing-end 0.3
     """
-    from afaspec.cli.console import console, progress
+    from afaspec.cli.console import console, note, progress
     from drafts.files import read_json
 
     done = config.out / "manifest.json"
@@ -50,7 +50,7 @@ def run(config: TrainConfig) -> None:
                     f"held-out acceptance length {row['acceptance_length']:.3f}"
                 )
 
-        trained = train(config, report)
+        trained = train(config, report, note)
     console.print(
         f"Best: step {trained.best_step}, held-out acceptance length "
         f"{trained.acceptance_length:.3f}, in {trained.result}"
