@@ -5,24 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafts.checkpoint import DraftInfo, module_names, read_draft_info, wanted_layer_ids
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.formats import FAMILIES
-from drafts.formats.medusa import TOKEN_MAP
 from drafts.loading import vocabulary_map
 from drafts.target import read_target
 from drafts.tensors import open_tensors
 from serving.compatibility import Check, compare
 from serving.speculation import speculative_config
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 USUAL_K = 3
-MAPS = ("d2t", "t2d", TOKEN_MAP)
+MAPS = ("d2t", "t2d")
 
 
 @dataclass(frozen=True)
@@ -123,20 +119,9 @@ def check_map(info: DraftInfo) -> str | None:
     """`one to one`, or what is wrong with the vocabulary map; None without a reduced vocabulary."""
     if info.draft_vocab_size == info.vocab_size:
         return None
+    stored = {own: name for name, own in module_names(info).items()}
     try:
-        vocabulary_map(stored_map(info), info)
+        vocabulary_map(open_tensors(info.folder).load(stored["d2t"]), info)
     except UserError as error:
         return error.problem
     return "one to one"
-
-
-def stored_map(info: DraftInfo) -> Tensor | None:
-    """The draft's map as target id minus draft id, whichever way the family stores it."""
-    import torch
-
-    tensors = open_tensors(info.folder)
-    stored = {own: name for name, own in module_names(info).items()}
-    if TOKEN_MAP in stored:
-        ids = tensors.load(stored[TOKEN_MAP]).long()
-        return ids - torch.arange(len(ids))
-    return tensors.load(stored["d2t"]) if "d2t" in stored else None
