@@ -152,10 +152,11 @@ def next_commands(config: StartConfig, info: DraftInfo, target: str) -> list[str
     """The commands that make a base draft of this start; `target` as the user calls it."""
     target, out = shlex.quote(target), shlex.quote(str(config.out))
     store = STORE if config.store is None else shlex.quote(str(config.store))
-    head = "" if "lm_head.weight" in info.shared else " --lm-head"
+    flags = "--arm full" if "lm_head.weight" in info.shared else "--arm full --lm-head"
+    flags += f" --draft-steps {info.max_k}" if info.max_k else ""  # all heads, the whole block
     capture = f"afaspec capture {target} {PROMPTS} --draft {out} --split train --out {store}"
     return [
         *([] if config.store else [capture]),
-        f"afaspec train --store {store} --draft {out} --out {RUN} --arm full{head} --steps 2000",
+        f"afaspec train --store {store} --draft {out} --out {RUN} {flags} --steps 2000",
         f"afaspec merge {RUN} --out {RUN}-merged",
     ]

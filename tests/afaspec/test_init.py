@@ -118,7 +118,11 @@ def test_sizes_and_dtype_are_those_asked_for(tiny_target: Path, tmp_path: Path) 
     info = read_draft_info(draft)
     assert (info.dtype, info.layer_ids) == ("float16", (0, 2, 4))
     assert info.config["num_hidden_layers"] == 2
-    assert read_draft_info(start("medusa", tiny_target, tmp_path / "m", heads=2)).max_k == 2
+
+    config = StartConfig("medusa", tiny_target, tmp_path / "m", heads=2)
+    heads = start_draft(config)
+    assert heads.max_k == 2
+    assert "--draft-steps 2 " in next_commands(config, heads, "T")[1]
 
 
 def test_a_draft_model_has_the_tokenizer_beside_it(tiny_target: Path, tmp_path: Path) -> None:
