@@ -59,6 +59,16 @@ def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetI
         )
 
 
+def check_steps(draft: DraftInfo, draft_steps: int) -> None:
+    """Raise `UserError` for more draft steps than the draft has heads for."""
+    if draft.max_k is not None and draft_steps > draft.max_k:
+        raise UserError(
+            f"draft_steps is {draft_steps}, but the draft drafts at most {draft.max_k} tokens",
+            where=draft.folder,
+            mend=f"give --draft-steps {draft.max_k} or less",
+        )
+
+
 def check_stored(draft: nn.Module, info: DraftInfo, *, lm_head: bool) -> None:
     """Raise `UserError` unless all that trains is stored by the draft, and once.
 

@@ -24,7 +24,7 @@ from afaspec.annealing import Annealer
 from afaspec.objective import DraftObjective, collate
 from afaspec.run_state import Progress, load_state, save_state, trainable_state
 from afaspec.store import FeatureStore
-from afaspec.train_checks import check_fit, check_stored
+from afaspec.train_checks import check_fit, check_steps, check_stored
 from afaspec.train_config import TrainConfig
 from bench.offline import offline_acceptance
 from drafts.checkpoint import load_draft, read_draft_info
@@ -60,6 +60,7 @@ def train(
     target_folder = given or Path(store.manifest.target["path"])
     target, info = read_target(target_folder), read_draft_info(config.draft)
     check_fit(store.manifest, config.store, info, target)
+    check_steps(info, config.draft_steps)
     train_ids, held_out = split_sequences(len(store), config)
 
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")

@@ -24,7 +24,6 @@ class MedusaConfig:
 
     hidden_size: int
     vocab_size: int
-    draft_vocab_size: int
     num_heads: int
     num_layers: int = 1
     bias: bool = False
@@ -44,7 +43,7 @@ class ResidualLayer(nn.Module):
 class OutputLayer(nn.Module):
     def __init__(self, config: MedusaConfig):
         super().__init__()
-        self.head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x)
@@ -56,14 +55,14 @@ class MedusaDraft(Draft):
     reads = "final"
 
     def __init__(self, config: MedusaConfig):
-        super().__init__(config.vocab_size, config.draft_vocab_size)
+        super().__init__(config.vocab_size, config.vocab_size)
         self.config = config
         self.blocks = nn.ModuleList(
             nn.Sequential(*(ResidualLayer(config) for _ in range(config.num_layers)))
             for _ in range(config.num_heads)
         )
         if config.shared_head:
-            self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         else:
             self.lm_heads = nn.ModuleList(OutputLayer(config) for _ in range(config.num_heads))
 

@@ -13,7 +13,7 @@ from drafts.files import hash_model
 from drafts.formats.common import check_shapes
 from drafts.fresh import FreshOptions
 from drafts.info import DraftInfo, Family, Layout, Source
-from drafts.loading import FETCH, vocabulary_map
+from drafts.loading import FETCH
 from drafts.target import load_lm_head, read_target
 from drafts.tensors import open_tensors
 
@@ -26,7 +26,6 @@ ARCHITECTURE = "MedusaModel"
 DEFAULTS = {"hidden_size": 4096, "num_hidden_layers": 1}
 SHARED_HEAD = "lm_head.weight"
 FIRST_HEAD = "lm_heads.0.head.weight"
-TOKEN_MAP = "token_map"  # the target id of each draft id
 
 
 def matches(source: Source) -> bool:
@@ -39,13 +38,6 @@ def describe(source: Source) -> DraftInfo:
     names = {module_name(stored): header for stored, header in source.headers.items()}
     flat = flatten(source, names)
     check_tensors(source, names, flat)
-    reduced = flat["draft_vocab_size"] != flat["vocab_size"]
-    if reduced and not flat["original_lm_head"]:
-        raise UserError(
-            "has a reduced vocabulary and an output layer for each head, which vLLM cannot load",
-            where=source.config_path,
-            mend="use a draft of the full vocabulary, or one with original_lm_head",
-        )
     return DraftInfo(
         folder=source.folder,
         family="medusa",
@@ -54,7 +46,7 @@ def describe(source: Source) -> DraftInfo:
         hidden_size=flat["hidden_size"],
         target_hidden_size=flat["hidden_size"],
         vocab_size=flat["vocab_size"],
-        draft_vocab_size=flat["draft_vocab_size"],
+        draft_vocab_size=flat["vocab_size"],
         layer_ids=(),
         max_positions=None,
         rope=None,
@@ -93,7 +85,13 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"lacks the tensor {FIRST_HEAD}", where=source.folder, mend=FETCH)
     flat.setdefault("num_heads", len({n.split(".")[1] for n in names if n.startswith("blocks.")}))
     flat["vocab_size"] = flat.get("vocab_size") or head.shape[0]
-    flat["draft_vocab_size"] = flat.get("truncated_vocab_size") or flat["vocab_size"]
+    if flat.get("truncated_vocab_size", flat["vocab_size"]) not in (None, flat["vocab_size"]):
+        raise UserError(
+            "has a reduced vocabulary (truncated_vocab_size), which vLLM fails to load: it reads "
+            "token_map and then misses it",
+            where=source.config_path,
+            mend="use a draft of the full vocabulary",
+        )
     flat["original_lm_head"] = bool(flat.get("original_lm_head", False))
     flat["medusa_fc_bias"] = bool(flat.get("medusa_fc_bias", False))
     return flat
@@ -119,11 +117,7 @@ def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -
             shapes[f"lm_heads.{i}.head.weight"] = (flat["vocab_size"], size)
     if flat["original_lm_head"]:
         head = SHARED_HEAD if SHARED_HEAD in names else FIRST_HEAD
-        rows = names[head].shape[0]  # all tokens', or those of the token map alone
-        whole = flat["vocab_size"]
-        shapes[head] = (whole if rows == whole else flat["draft_vocab_size"], size)
-    if flat["draft_vocab_size"] != flat["vocab_size"]:
-        shapes[TOKEN_MAP] = (flat["draft_vocab_size"],)
+        shapes[head] = (flat["vocab_size"], size)
     check_shapes(source, names, shapes, optional=())
     for name in names.keys() - shapes.keys():
         group, number, *_ = [*name.split("."), ""]
@@ -191,7 +185,6 @@ def config_of(flat: dict[str, Any]) -> MedusaConfig:
     return MedusaConfig(
         hidden_size=flat["hidden_size"],
         vocab_size=flat["vocab_size"],
-        draft_vocab_size=flat["draft_vocab_size"],
         num_heads=flat["num_heads"],
         num_layers=flat["num_hidden_layers"],
         bias=flat["medusa_fc_bias"],
@@ -209,11 +202,6 @@ def load(info: DraftInfo, target: Path | None) -> MedusaDraft:
     stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
     if draft.config.shared_head:
         stored.setdefault(SHARED_HEAD, stored.get(FIRST_HEAD))
-    if info.draft_vocab_size != info.vocab_size:
-        ids = stored[TOKEN_MAP].long()
-        draft.set_vocabulary_map(vocabulary_map(ids - torch.arange(len(ids)), info))
-        if len(stored[SHARED_HEAD]) > len(ids):
-            stored[SHARED_HEAD] = stored[SHARED_HEAD][ids]
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             parameter.copy_(stored[name])
@@ -227,7 +215,6 @@ def dump(draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tens
         "model_type": "medusa",
         "hidden_size": c.hidden_size,
         "vocab_size": c.vocab_size,
-        "truncated_vocab_size": c.draft_vocab_size,
         "num_heads": c.num_heads,
         "num_hidden_layers": c.num_layers,
         "medusa_fc_bias": c.bias,
@@ -238,39 +225,32 @@ def dump(draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tens
     tensors = {
         stored_name(own): p.detach().to(dtype).contiguous() for own, p in draft.named_parameters()
     }
-    if c.draft_vocab_size != c.vocab_size:
-        tensors[TOKEN_MAP] = draft.target_ids()
     return config, tensors
 
 
 def fresh(target: Path, options: FreshOptions) -> MedusaDraft:
-    """Heads that each start as the target's own output layer, as in the paper: all blocks add 0.
-
-    A reduced vocabulary means one shared output layer, since vLLM loads no other.
-    """
+    """Heads that each start as the target's own output layer, as in the paper: all blocks add 0."""
     import torch
 
     from drafts.medusa import MedusaConfig, MedusaDraft
 
-    info = read_target(target)
-    head = load_lm_head(target).float()
-    kept = options.kept
-    rows = head if kept is None else head[kept]
+    if options.kept is not None:
+        raise UserError(
+            "vLLM loads no Medusa draft of a reduced vocabulary",
+            mend="leave the vocabulary full, or choose the family eagle3",
+        )
+    info, head = read_target(target), load_lm_head(target)
     draft = MedusaDraft(
         MedusaConfig(
             hidden_size=info.hidden_size,
             vocab_size=info.vocab_size,
-            draft_vocab_size=len(rows),
             num_heads=options.max_k,
             num_layers=options.num_layers or 1,
-            shared_head=kept is not None,
         )
     )
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
-            parameter.copy_(rows) if name.startswith("lm_head") else parameter.zero_()
-    if kept is not None:
-        draft.set_vocabulary_map(kept - torch.arange(len(kept)))
+            parameter.copy_(head) if name.startswith("lm_heads") else parameter.zero_()
     return draft
 
 

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from afaspec.objective import Batch, DraftObjective
 from drafts.checkpoint import load_draft, read_draft_info, save_draft, wanted_layer_ids
 from drafts.draft import Draft
-from drafts.fresh import FreshOptions, fresh_draft
+from drafts.fresh import FreshOptions, fresh_draft, take_from_target
 from drafts.target import load_lm_head, read_target
 from tests.drafts.test_draft_model import write_lm
 from tests.tiny_models import write_draft
@@ -38,6 +39,23 @@ def fresh(family: str, **options: Any) -> Callable[[Path, Path], Path]:
     def make(folder: Path, target: Path) -> Path:
         folder.mkdir()
         draft = fresh_draft(family, target, FreshOptions(max_k=max(EVERY_K), **options))
+        save_draft(draft, family, folder, dtype=torch.float32)
+        return folder
+
+    return make
+
+
+def switched(family: str, **switches: Any) -> Callable[[Path, Path], Path]:
+    """A maker of fresh drafts with switches of their config; tensors that these add are random."""
+
+    def make(folder: Path, target: Path) -> Path:
+        folder.mkdir()
+        plain: Any = fresh_draft(family, target, FreshOptions(max_k=max(EVERY_K)))
+        draft = type(plain)(replace(plain.config, **switches))
+        for name, parameter in draft.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.3 if name.endswith("bias") else 0.02)
+        draft.load_state_dict(plain.state_dict(), strict=False)
+        take_from_target(draft, target, None)
         save_draft(draft, family, folder, dtype=torch.float32)
         return folder
 
@@ -84,6 +102,13 @@ CASES: dict[str, Case] = {
     "dflash": (dflash(1), EVERY_K),
     "dflash, two layers": (dflash(2), (3, 5)),
     "dflash, causal": (dflash(1, causal=True), (3,)),
+    "eagle": (fresh("eagle"), EVERY_K),
+    "eagle, three layers": (fresh("eagle", num_layers=3), (1, 3)),
+    "eagle, biases": (switched("eagle", attention_bias=True, logit_scale=0.5), (3,)),
+    "medusa": (fresh("medusa"), EVERY_K),
+    "medusa, two layers": (fresh("medusa", num_layers=2), (5,)),
+    "medusa, biases": (switched("medusa", bias=True, logit_scale=0.5), (4,)),
+    "medusa, shared output layer": (switched("medusa", shared_head=True), (3,)),
     "draft_model": (fresh("draft_model"), EVERY_K),
     "draft_model, Qwen3 with tied embedding": (lm("qwen3, tied"), (3,)),
 }

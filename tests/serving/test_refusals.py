@@ -139,7 +139,7 @@ def test_speculative_config_comes_from_the_draft(tiny_draft: Path) -> None:
 def test_a_draft_of_another_family_is_refused(tiny_draft: Path, tmp_path: Path) -> None:
     draft = Path(shutil.copytree(tiny_draft, tmp_path / "draft"))
     config = json.loads((draft / "config.json").read_text())
-    config["architectures"] = ["MedusaModel"]
+    config["architectures"] = ["MLPSpeculatorPreTrainedModel"]
     (draft / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="MedusaModel"):
+    with pytest.raises(UserError, match="MLPSpeculatorPreTrainedModel"):
         speculative_config(draft, 3)
