@@ -4,8 +4,8 @@ Real: the fields of each config.json and their values but for sizes, the tensors
 the ratios of their shapes; that no config names layer ids, so that vLLM's default counts; that the
 draft allows fewer positions than its target (first layout), has an embedding of its own (second).
 
-- `eagle`: yuhuili/EAGLE3-LLaMA3.1-Instruct-8B. (Published as a pickle, as far as we know, which we do
-  not load: this is what its tensors are when saved as safetensors.)
+- `eagle`: yuhuili/EAGLE3-LLaMA3.1-Instruct-8B. (Published as a pickle, as far as we know, which
+  afaspec does not load: these are its tensors when saved as safetensors.)
 - `speculators`: RedHatAI/Llama-3.1-8B-Instruct-speculator.eagle3; the fields are those of the
   config that speculators' own converter published for this target
   (nm-testing/EAGLE3-LLaMA3.1-Instruct-8B-converted).
