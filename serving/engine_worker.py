@@ -52,7 +52,7 @@ def load(settings: dict[str, Any]) -> Any:
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
-    from serving.speculation import speculative_config
+    from serving.speculation import engine_options, speculative_config
 
     draft = settings["draft"]
     speculative = speculative_config(
@@ -63,6 +63,7 @@ def load(settings: dict[str, Any]) -> Any:
     options: dict[str, Any] = {}
     if speculative is not None:
         options["speculative_config"] = speculative
+        options |= engine_options(draft)
         if PER_REQUEST in {field.name for field in fields(EngineArgs)}:
             options[PER_REQUEST] = "summary"
         elif settings["batch"] > 1:

@@ -20,7 +20,7 @@ from drafts.errors import UserError
 from drafts.files import disk_errors
 from serving.metrics import SpecCounters, counters_from_prometheus
 from serving.runtime import require_vllm, runtime_environment, vllm_package
-from serving.speculation import speculative_config
+from serving.speculation import engine_options, speculative_config
 
 GRACE_SECONDS = 10.0
 TAIL_LINES = 15
@@ -83,6 +83,7 @@ class ServerProcess:
         speculative = speculative_config(s.draft, s.k)
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
+            command += [f"--{name.replace('_', '-')}" for name in engine_options(s.draft)]
         return [*command, *s.extra_args]
 
     @property

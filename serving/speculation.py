@@ -44,3 +44,21 @@ def speculative_config(
     if draft_sample_method is not None:
         config["draft_sample_method"] = draft_sample_method
     return config
+
+
+def engine_options(draft: Path | Literal["ngram"] | None) -> dict[str, bool]:
+    """Further options that vLLM's engine needs for this draft.
+
+    vLLM drafts with one group of caches only, and gives each kind of attention (full, sliding) a
+    group of its own, unless its hybrid cache manager is off.
+    """
+    if draft in (None, "ngram"):
+        return {}
+    info = read_draft_info(Path(draft))
+    if info.family != "draft_model" or not info.config.get("sliding_window"):
+        return {}
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(info.folder, local_files_only=True, trust_remote_code=False)
+    mixed = len(set(getattr(config, "layer_types", None) or [])) > 1
+    return {"disable_hybrid_kv_cache_manager": True} if mixed else {}

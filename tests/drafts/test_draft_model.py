@@ -22,7 +22,7 @@ from drafts.errors import UserError
 from drafts.fresh import FreshOptions, fresh_draft
 from drafts.tokenizer_files import copy_tokenizer
 from serving.compatibility import compare, require_compatible
-from serving.speculation import speculative_config
+from serving.speculation import engine_options, speculative_config
 from tests.tiny_models import POSITIONS, VOCAB, write_tokenizer
 from tests.tiny_store import write_store
 
@@ -130,6 +130,13 @@ def test_description(tmp_path: Path) -> None:
         "model": str(info.folder),
         "num_speculative_tokens": 4,
     }
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3, tied", "gemma2, softcap"])
+def test_mixed_attention_needs_one_group_of_caches(name: str, tmp_path: Path) -> None:
+    mixed = name.startswith("gemma2")
+    wanted = {"disable_hybrid_kv_cache_manager": True} if mixed else {}
+    assert engine_options(write_lm(tmp_path / "lm", name)) == wanted
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3, tied", "qwen3_moe"])

@@ -111,6 +111,7 @@ CASES: dict[str, Case] = {
     "medusa, shared output layer": (switched("medusa", shared_head=True), (3,)),
     "draft_model": (fresh("draft_model"), EVERY_K),
     "draft_model, Qwen3 with tied embedding": (lm("qwen3, tied"), (3,)),
+    "draft_model, Gemma 2 with full and sliding attention": (lm("gemma2, softcap"), (3,)),
 }
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serving.speculation import speculative_config
+from serving.speculation import engine_options, speculative_config
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
@@ -47,6 +47,7 @@ def main(target: str, draft: str, ks: list[int], prompts: list[list[int]], new_t
             enable_prefix_caching=False,
             async_scheduling=False,
             speculative_config=speculative_config(Path(draft), k),
+            **engine_options(Path(draft)),
         )
         runs = []
         for prompt in prompts:
