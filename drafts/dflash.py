@@ -41,8 +41,6 @@ class BlockAttention(Attention):
     def __init__(self, config: DFlashConfig):
         super().__init__(config, config.hidden_size)
         self.causal = config.causal
-        if config.attention_bias:
-            self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size)
 
     def attend_blocks(
         self, q: Tensor, context: KeysValues, block: KeysValues, first_row: int

@@ -120,6 +120,7 @@ def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
     }
     return Eagle3Config(
         **layer_fields(flat),
+        qk_norm=is_qwen3(flat),
         target_hidden_size=info.target_hidden_size,
         vocab_size=info.vocab_size,
         draft_vocab_size=info.draft_vocab_size,
@@ -127,6 +128,14 @@ def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
         logit_scale=float(flat.get("logit_scale", 1.0)),
         **switches,
     )
+
+
+def is_qwen3(flat: dict[str, Any]) -> bool:
+    """Are the layers Qwen3's, which norm queries and keys? So vLLM decides: by architecture in
+    EAGLE's layout, by model type in speculators'."""
+    if "speculators_model_type" in flat:
+        return bool(flat.get("model_type") == "qwen3")
+    return any("Qwen3ForCausalLM" in name for name in flat.get("architectures") or [])
 
 
 def load(info: DraftInfo, target: Path | None) -> Eagle3Draft:
@@ -141,8 +150,8 @@ def dump(draft: Eagle3Draft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tens
     c = draft.config
     own = {f.name for f in fields(c)} - {"max_positions", "num_layers", "rope", "layer_ids"}
     config = {
-        "architectures": ["LlamaForCausalLMEagle3"],
-        "model_type": "llama",
+        "architectures": ["Eagle3Qwen3ForCausalLM" if c.qk_norm else "LlamaForCausalLMEagle3"],
+        "model_type": "qwen3" if c.qk_norm else "llama",
         **layer_config(c, dtype),
         **{name: getattr(c, name) for name in sorted(own) if name != "qk_norm"},
         LAYER_IDS: list(c.layer_ids),
@@ -192,8 +201,7 @@ def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
     if layout == "speculators":
         config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K)
         return Layout(config, lambda name: name.replace("midlayer.", "layers.0.", 1))
-    qwen3 = flat.get("model_type") == "qwen3"
-    architecture = "Eagle3Qwen3ForCausalLM" if qwen3 else "LlamaForCausalLMEagle3"
+    architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
     config = from_speculators(raw, architecture, own)
     return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
 

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from afaspec.objective import Batch, DraftObjective
 from drafts.checkpoint import load_draft, read_draft_info, save_draft, wanted_layer_ids
+from drafts.convert import convert
+from drafts.dflash import DFlashDraft
 from drafts.draft import Draft
+from drafts.eagle3 import Eagle3Draft
 from drafts.fresh import FreshOptions, fresh_draft, take_from_target
 from drafts.target import load_lm_head, read_target
 from tests.drafts.test_draft_model import write_lm
@@ -67,6 +70,16 @@ def eagle3(**switches: Any) -> Callable[[Path, Path], Path]:
     return lambda folder, target: write_draft(folder, **switches)
 
 
+def eagle3_qwen3(folder: Path, target: Path) -> Path:
+    """A fresh EAGLE-3 draft with Qwen3's layers, which norm queries and keys."""
+    folder.mkdir()
+    plain = fresh_draft("eagle3", target)
+    draft = Eagle3Draft(replace(plain.config, qk_norm=True))
+    draft.load_state_dict(plain.state_dict(), strict=False)
+    save_draft(draft, "eagle3", folder, dtype=torch.float32)
+    return folder
+
+
 def lm(architecture: str) -> Callable[[Path, Path], Path]:
     """A maker of causal language models of an architecture."""
     return lambda folder, target: write_lm(folder, architecture)
@@ -98,6 +111,7 @@ CASES: dict[str, Case] = {
     "eagle3, two layers": (fresh("eagle3", num_layers=2), (1, 3)),
     "eagle3, norm_before_residual": (eagle3(norm_before_residual=True), (3,)),
     "eagle3, norm_output": (eagle3(norm_output=True, rope_theta=500000.0), (4,)),
+    "eagle3, Qwen3's layers": (eagle3_qwen3, (3,)),
     "peagle": (fresh("peagle"), EVERY_K),
     "dflash": (dflash(1), EVERY_K),
     "dflash, two layers": (dflash(2), (3, 5)),
@@ -168,8 +182,9 @@ def fit(draft: Draft, reference: Reference, layer_ids: tuple[int, ...], steps: i
     objective = DraftObjective(
         draft, head, loss="kl", draft_steps=steps, step_decay=1.0, chunk=999, compiled=False
     )
+    kept = ["k_norm"] if isinstance(draft, DFlashDraft) else []
     for name, parameter in draft.named_parameters():
-        parameter.requires_grad_({"embed_tokens", "lm_head", "k_norm"}.isdisjoint(name.split(".")))
+        parameter.requires_grad_({"embed_tokens", "lm_head", *kept}.isdisjoint(name.split(".")))
     trained = [p for p in draft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3, weight_decay=0.0)
     for i in range(40):
@@ -222,3 +237,14 @@ def test_vllm_proposes_what_our_module_proposes(
                 known += count + 1
     assert taken > 20, "the case accepts too little to say much"
     assert refused > 20, "the case rejects too little to say much"
+
+
+@pytest.mark.parametrize("name", ["peagle", "dflash"])
+def test_vllm_proposes_the_same_from_both_layouts(
+    name: str, tmp_path: Path, tiny_target: Path
+) -> None:
+    base = CASES[name][0](tmp_path / "base", tiny_target)
+    other = convert(base, "speculators", tmp_path / "speculators").folder
+    first, second = (vllm_proposals(tiny_target, folder, (3,)) for folder in (base, other))
+    assert first == second
+    assert len({tuple(p) for run in first[0] for p in run["proposed"]}) > 5
