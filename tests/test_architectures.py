@@ -85,12 +85,12 @@ def adapted(folder: Path, family: str, target: Path, store: FeatureStore) -> Pat
             target=target,
             arm="full",
             learning_rate=3e-3,
-            steps=30,
+            steps=60,
             draft_steps=K,
             precision="fp32",
             compiled=False,
             tensorboard=False,
-            eval_every=30,
+            eval_every=60,
         )
     )
     merge(run.folder, base, folder / family, target)

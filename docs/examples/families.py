@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 
 from afaspec.capture import capture
@@ -26,6 +25,7 @@ from afaspec.cli.console import console, progress
 from afaspec.demo import cpp_headers, offline_of
 from afaspec.embedded.assets import resolve_model
 from afaspec.merging import merge
+from afaspec.starting import StartConfig, start_draft
 from afaspec.store import FeatureStore
 from afaspec.train_config import Arm as ArmName
 from afaspec.train_config import TrainConfig
@@ -35,14 +35,13 @@ from bench.config import BenchConfig
 from bench.report import read_report, write_report
 from bench.run import run_bench
 from bench.table import stage_bars
-from drafts.checkpoint import read_draft_info, save_draft
+from drafts.checkpoint import read_draft_info
 from drafts.files import atomic_folder, read_json, write_json
 from drafts.formats import FAMILIES
-from drafts.fresh import FreshOptions, fresh_draft
-from drafts.tokenizer_files import copy_tokenizer
 
 K = 3
 RANK = 32
+FIXED_K = ("medusa", "dflash")  # made for a number of tokens
 RATES: dict[ArmName, tuple[float, ...]] = {
     "lora": (3e-3, 6e-3),
     "afa-lora": (3e-3, 6e-3),
@@ -119,11 +118,8 @@ def base_draft(out: Path, family: str, target: Path, store: Path, steps: int, st
         return resolve_model("embedded-draft")
     start, run, merged = (out / family / name for name in ("start", "base-run", "base"))
     if not start.exists():
-        with atomic_folder(start) as folder:
-            draft = fresh_draft(family, target, FreshOptions(max_k=K))
-            save_draft(draft, family, folder, dtype=torch.bfloat16)
-            if draft.reads == "nothing":  # a model of its own
-                copy_tokenizer(target, folder)
+        heads = K if family in FIXED_K else None
+        start_draft(StartConfig(family, target, start, heads=heads), lambda text: None)
     if not merged.exists():
         train(
             TrainConfig(
