@@ -170,9 +170,7 @@ def dump(draft: EagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def fresh(target: Path, options: FreshOptions) -> EagleDraft:
-    """A draft that starts out passing the target's state on. Its vocabulary is always full."""
-    import torch
-
+    """A random draft. Its vocabulary is always full."""
     from drafts.eagle import EagleConfig, EagleDraft
 
     if options.kept is not None:
@@ -184,8 +182,6 @@ def fresh(target: Path, options: FreshOptions) -> EagleDraft:
     sizes = layer_sizes(info, options.num_layers or 1)
     draft = EagleDraft(EagleConfig(**sizes, vocab_size=info.vocab_size))
     init_linears(draft)
-    with torch.no_grad():
-        draft.fc.weight[:, info.hidden_size :] += torch.eye(info.hidden_size)
     take_from_target(draft, target, None)
     return draft
 

@@ -21,7 +21,7 @@ from drafts.fresh import FreshOptions, fresh_draft
 from drafts.target import load_embedding, load_lm_head
 from serving.compatibility import require_compatible
 from tests.tiny_models import HIDDEN, VOCAB
-from tests.tiny_runs import run_losses, write_fresh
+from tests.tiny_runs import run_losses
 from tests.tiny_store import write_store
 
 PLAIN = EagleConfig(
@@ -91,15 +91,23 @@ def test_rows_see_nothing_of_the_future() -> None:
     assert not torch.equal(before[1][:, 6], after[1][:, 6])
 
 
-def random_draft(folder: Path, target: Path, bias: bool = False, **options: Any) -> Path:
-    """A saved float32 draft for the tiny target, with weights that are all random."""
+def random_draft(
+    folder: Path,
+    target: Path,
+    *,
+    bias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Path:
+    """A saved draft for the tiny target, with weights that are all random."""
     draft = fresh_draft("eagle", target, FreshOptions(**options))
     if bias:
         draft = EagleDraft(replace(draft.config, attention_bias=True))
+    torch.manual_seed(0)
     for parameter in draft.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     folder.mkdir()
-    save_draft(draft, "eagle", folder, dtype=torch.float32)
+    save_draft(draft, "eagle", folder, dtype=dtype)
     return folder
 
 
@@ -216,7 +224,9 @@ def test_a_reduced_vocabulary_is_refused(tiny_target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def draft(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path) -> Path:
-    return write_fresh("eagle", tmp_path_factory.mktemp("eagle") / "draft", tiny_target)
+    """Far from what the target says, so that there is much to learn."""
+    folder = tmp_path_factory.mktemp("eagle") / "draft"
+    return random_draft(folder, tiny_target, dtype=torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
