@@ -63,7 +63,7 @@ def train(
     check_steps(info, config.draft_steps)
     train_ids, held_out = split_sequences(len(store), config)
 
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
     torch.manual_seed(config.seed)
     draft = load_draft(config.draft, target_folder)
     wrapped, trained = prepare_arm(draft, config)
@@ -79,6 +79,7 @@ def train(
     annealer.follow(optimizer)
     model, optimizer = accelerator.prepare(objective, optimizer)
 
+    bf16 = config.precision == "bf16"
     metrics = Metrics(config, progress.step, report)
     while progress.step < config.steps:
         started = time.perf_counter()
@@ -91,7 +92,7 @@ def train(
             chosen = draw(train_ids, config, progress.step * config.accumulation + micro)
             mine = chosen[accelerator.process_index :: accelerator.num_processes]
             batch = collate([store[i] for i in mine]).to(accelerator.device)
-            with accelerator.autocast():
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
                 part = model(batch) / config.accumulation
             accelerator.backward(part)
             loss += float(part.detach())

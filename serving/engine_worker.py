@@ -63,7 +63,7 @@ def load(settings: dict[str, Any]) -> Any:
     options: dict[str, Any] = {}
     if speculative is not None:
         options["speculative_config"] = speculative
-        options |= engine_options(draft)
+        options |= engine_options(Path(settings["target"]), draft)
         if PER_REQUEST in {field.name for field in fields(EngineArgs)}:
             options[PER_REQUEST] = "summary"
         elif settings["batch"] > 1:

@@ -83,7 +83,7 @@ class ServerProcess:
         speculative = speculative_config(s.draft, s.k)
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
-            command += [f"--{name.replace('_', '-')}" for name in engine_options(s.draft)]
+            command += [f"--{name.replace('_', '-')}" for name in engine_options(s.target, s.draft)]
         return [*command, *s.extra_args]
 
     @property

@@ -46,19 +46,25 @@ def speculative_config(
     return config
 
 
-def engine_options(draft: Path | Literal["ngram"] | None) -> dict[str, bool]:
-    """Further options that vLLM's engine needs for this draft.
+def engine_options(target: Path, draft: Path | Literal["ngram"] | None) -> dict[str, bool]:
+    """Further options that vLLM's engine needs for this pair.
 
-    vLLM drafts with one group of caches only, and gives each kind of attention (full, sliding) a
-    group of its own, unless its hybrid cache manager is off.
+    vLLM drafts with one group of caches only. It gives each kind of attention (full, sliding) of
+    target and draft a group of its own and spreads a draft's layers over them, unless its hybrid
+    cache manager is off.
     """
     if draft in (None, "ngram"):
         return {}
     info = read_draft_info(Path(draft))
-    if info.family != "draft_model" or not info.config.get("sliding_window"):
-        return {}
+    several = info.config.get("num_hidden_layers", 1) > 1 and info.family != "medusa"
+    own = info.family == "draft_model" and mixes_attention(info.folder)
+    mixed = several and (own or mixes_attention(target))
+    return {"disable_hybrid_kv_cache_manager": True} if mixed else {}
+
+
+def mixes_attention(model: Path) -> bool:
+    """Has this transformers model layers of full and of sliding attention?"""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(info.folder, local_files_only=True, trust_remote_code=False)
-    mixed = len(set(getattr(config, "layer_types", None) or [])) > 1
-    return {"disable_hybrid_kv_cache_manager": True} if mixed else {}
+    config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    return len(set(getattr(config.get_text_config(), "layer_types", None) or [])) > 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_models import write_draft, write_target
+from tests.vllm_client import VllmWorker
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +21,11 @@ def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved random EAGLE-3 draft for `tiny_target`, in the EAGLE format, vocabulary 320."""
     return write_draft(tmp_path_factory.mktemp("models") / "tiny-draft")
+
+
+@pytest.fixture(scope="session")
+def vllm_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker]:
+    """Real vLLM for tiny models, in one process for all tests that ask for it."""
+    worker = VllmWorker(tmp_path_factory.mktemp("vllm") / "worker.log")
+    yield worker
+    worker.close()

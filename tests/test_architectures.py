@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,10 +21,14 @@ from drafts.checkpoint import load_draft, save_draft
 from drafts.formats import FAMILIES
 from drafts.fresh import FreshOptions, fresh_draft
 from tests.tiny_architectures import write_architecture
+from tests.vllm_client import VllmWorker
 
 K = 3
 NEW_TOKENS = 20
-NO_STATES = "RuntimeError: Model does not support EAGLE3 interface"
+NO_STATES = (
+    "RuntimeError: Model does not support EAGLE3 interface "
+    "but aux_hidden_state_outputs was requested"
+)
 REFUSED = {  # (architecture, family): how vLLM refuses it
     (architecture, family): NO_STATES
     for architecture in ("Gemma 3", "Mixtral")
@@ -97,35 +97,24 @@ def adapted(folder: Path, family: str, target: Path, store: FeatureStore) -> Pat
     return folder / family
 
 
-def vllm_acceptance(target: Path, drafts: dict[str, Path], prompts: list[list[int]]) -> Any:
-    request = {"target": str(target), "drafts": {n: str(d) for n, d in drafts.items()}}
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.vllm_acceptance"],
-        input=json.dumps({**request, "k": K, "prompts": prompts, "new_tokens": NEW_TOKENS}),
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULTS ")]
-    assert lines, ran.stdout[-2000:] + ran.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("RESULTS "))
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_family_end_to_end(architecture: str, tmp_path: Path) -> None:
+def test_every_family_end_to_end(
+    architecture: str, tmp_path: Path, vllm_worker: VllmWorker
+) -> None:
     target = write_architecture(tmp_path / "target", architecture)
     store = captured(tmp_path, target)
     sequences = [store[i] for i in range(len(store))]
-    drafts = {family: adapted(tmp_path, family, target, store) for family in FAMILIES}
     prompts = [s.input_ids[~s.loss_mask].tolist() for s in sequences]
-    results = vllm_acceptance(target, drafts, prompts)
-    for family, result in results.items():
+    for family in FAMILIES:
+        folder = adapted(tmp_path, family, target, store)
+        result = vllm_worker.serve(target, folder, K, prompts, NEW_TOKENS)
         if (architecture, family) in REFUSED:
             assert result.get("error") == REFUSED[architecture, family], family
             continue
-        assert "error" not in result, (family, result)
-        measured = 1 + result["accepted_tokens"] / result["drafts"]
-        draft = load_draft(drafts[family], target).eval()
+        assert "error" not in result, (family, result["error"])
+        counters = result["counters"]
+        measured = 1 + counters["accepted_tokens"] / counters["drafts"]
+        draft = load_draft(folder, target).eval()
         offline = offline_acceptance(draft, sequences, K, amp=False).acceptance_length
         assert measured > 1.3, family
         assert measured == pytest.approx(offline, rel=0.05), family

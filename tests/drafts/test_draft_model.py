@@ -23,6 +23,7 @@ from drafts.fresh import FreshOptions, fresh_draft
 from drafts.tokenizer_files import copy_tokenizer
 from serving.compatibility import compare, require_compatible
 from serving.speculation import engine_options, speculative_config
+from tests.tiny_architectures import write_architecture
 from tests.tiny_models import POSITIONS, VOCAB, write_tokenizer
 from tests.tiny_store import write_store
 
@@ -133,10 +134,17 @@ def test_description(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3, tied", "gemma2, softcap"])
-def test_mixed_attention_needs_one_group_of_caches(name: str, tmp_path: Path) -> None:
-    mixed = name.startswith("gemma2")
-    wanted = {"disable_hybrid_kv_cache_manager": True} if mixed else {}
-    assert engine_options(write_lm(tmp_path / "lm", name)) == wanted
+def test_mixed_attention_needs_one_group_of_caches(
+    name: str, tmp_path: Path, tiny_target: Path
+) -> None:
+    """In the draft or in the target; a draft of one layer lies in one group anyhow."""
+    wanted = {"disable_hybrid_kv_cache_manager": True}
+    draft = write_lm(tmp_path / "lm", name)
+    assert engine_options(tiny_target, draft) == (wanted if name.startswith("gemma2") else {})
+    mixed = write_architecture(tmp_path / "mixed", "Gemma 3")
+    assert engine_options(mixed, draft) == wanted
+    assert engine_options(mixed, write_draft(tmp_path / "eagle3")) == {}
+    assert engine_options(mixed, None) == {}
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3, tied", "qwen3_moe"])

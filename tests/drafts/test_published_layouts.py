@@ -35,10 +35,11 @@ from afaspec.train_config import TrainConfig
 from afaspec.training import train
 from drafts.checkpoint import load_draft
 from drafts.convert import convert
-from tests.drafts.test_vllm_parity import PROMPTS, Reference, accepted, vllm_proposals
+from tests.drafts.test_vllm_parity import PROMPTS, Reference, accepted, vllm_runs
 from tests.tiny_architectures import COMMON
 from tests.tiny_models import write_tokenizer
 from tests.tiny_store import write_store
+from tests.vllm_client import VllmWorker
 
 DEFAULT_IDS = (2, 4, 5)
 LLAMA = {"hidden": 4096, "inner": 14336, "heads": 32, "kv": 8, "size": 128, "vocab": 128256}
@@ -253,7 +254,7 @@ def test_at_its_real_size_it_is_understood(layout: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", DTYPES)
-def test_it_adapts_merges_and_serves(layout: str, tmp_path: Path) -> None:
+def test_it_adapts_merges_and_serves(layout: str, tmp_path: Path, vllm_worker: VllmWorker) -> None:
     target = write_scaled_target(tmp_path / "target", layout)
     base = write_scaled(tmp_path / "base", layout)
     found = inspect_draft(base, target)
@@ -283,14 +284,14 @@ def test_it_adapts_merges_and_serves(layout: str, tmp_path: Path) -> None:
     assert (back / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
     assert json.loads((back / "config.json").read_text()) == config(layout, sizes(layout, True))
 
-    vllm_agrees(target, merged)
+    vllm_agrees(vllm_worker, target, merged)
 
 
-def vllm_agrees(target: Path, folder: Path) -> None:
+def vllm_agrees(worker: VllmWorker, target: Path, folder: Path) -> None:
     """vLLM loads the draft and proposes, token by token, what our module does."""
     k, compared = 3, 0
     reference, draft = Reference(target), load_draft(folder, target).eval()
-    (runs,) = vllm_proposals(target, folder, (k,))
+    runs = vllm_runs(worker, target, folder, k)
     for prompt, run in zip(PROMPTS, runs, strict=True):
         path = prompt + run["output"]
         features = draft.features(*reference.states(path, DEFAULT_IDS))

@@ -7,8 +7,6 @@ accepted, rejected and accepted in part. Compared is every token of every propos
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from drafts.fresh import FreshOptions, fresh_draft, take_from_target
 from drafts.target import load_lm_head, read_target
 from tests.drafts.test_draft_model import write_lm
 from tests.tiny_models import write_draft
+from tests.vllm_client import VllmWorker
 
 PROMPTS = [[5, 9, 200, 31, 44, 17, 300, 8], [400, 3, 3, 77, 120, 256], list(range(100, 140))]
 FITTED = 2  # prompts whose continuations the drafts are fitted to
@@ -129,19 +128,11 @@ CASES: dict[str, Case] = {
 }
 
 
-def vllm_proposals(target: Path, draft: Path, ks: tuple[int, ...]) -> list[list[dict[str, Any]]]:
-    request = {"target": str(target), "draft": str(draft), "ks": ks}
-    request |= {"prompts": PROMPTS, "new_tokens": NEW_TOKENS}
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.drafts.vllm_proposals"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULTS ")]
-    assert lines, ran.stdout[-2000:] + ran.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("RESULTS "))
+def vllm_runs(worker: VllmWorker, target: Path, draft: Path, k: int) -> list[dict[str, Any]]:
+    reply = worker.serve(target, draft, k, PROMPTS, NEW_TOKENS)
+    assert "error" not in reply, reply["error"]
+    runs: list[dict[str, Any]] = reply["runs"]
+    return runs
 
 
 class Reference:
@@ -208,7 +199,7 @@ def reference(tiny_target: Path) -> Reference:
 
 @pytest.mark.parametrize("name", CASES)
 def test_vllm_proposes_what_our_module_proposes(
-    name: str, tmp_path: Path, tiny_target: Path, reference: Reference
+    name: str, tmp_path: Path, tiny_target: Path, reference: Reference, vllm_worker: VllmWorker
 ) -> None:
     make, ks = CASES[name]
     base = make(tmp_path / "base", tiny_target)
@@ -222,7 +213,8 @@ def test_vllm_proposes_what_our_module_proposes(
     draft = load_draft(fitted, tiny_target).eval()
 
     taken = refused = 0
-    for k, runs in zip(ks, vllm_proposals(tiny_target, fitted, ks), strict=True):
+    for k in ks:
+        runs = vllm_runs(vllm_worker, tiny_target, fitted, k)
         for prompt, run in zip(PROMPTS, runs, strict=True):
             path = prompt + run["output"]
             features = draft.features(*reference.states(path, layer_ids))
@@ -241,10 +233,10 @@ def test_vllm_proposes_what_our_module_proposes(
 
 @pytest.mark.parametrize("name", ["peagle", "dflash"])
 def test_vllm_proposes_the_same_from_both_layouts(
-    name: str, tmp_path: Path, tiny_target: Path
+    name: str, tmp_path: Path, tiny_target: Path, vllm_worker: VllmWorker
 ) -> None:
     base = CASES[name][0](tmp_path / "base", tiny_target)
     other = convert(base, "speculators", tmp_path / "speculators").folder
-    first, second = (vllm_proposals(tiny_target, folder, (3,)) for folder in (base, other))
+    first, second = (vllm_runs(vllm_worker, tiny_target, folder, 3) for folder in (base, other))
     assert first == second
-    assert len({tuple(p) for run in first[0] for p in run["proposed"]}) > 5
+    assert len({tuple(p) for run in first for p in run["proposed"]}) > 5

@@ -1,0 +1,91 @@
+"""Run in a process of its own: real vLLM engines, one after another, for many tests.
+
+Importing vLLM takes longer than starting an engine for a tiny model, so that one process serves
+them all: a request a line on stdin, an answer a line on stdout. See `VllmWorker` for both.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from serving.metrics import counters_from_engine
+from serving.speculation import engine_options, speculative_config
+
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+CACHE_BYTES = 32 << 20
+
+
+def record(proposed: list[list[int]]) -> None:
+    """Have vLLM's drafters append what they propose for the first request to `proposed`."""
+    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+    from vllm.v1.spec_decode.medusa import MedusaProposer
+
+    for drafter in (SpecDecodeBaseProposer, MedusaProposer):
+        original = drafter.propose
+
+        def recording(self: Any, *args: Any, original: Any = original, **kwargs: Any) -> Any:
+            tokens = original(self, *args, **kwargs)
+            proposed.append(tokens[0].tolist())
+            return tokens
+
+        drafter.propose = recording
+
+
+def answer(
+    proposed: list[list[int]],
+    target: str,
+    draft: str,
+    k: int,
+    prompts: list[list[int]],
+    new_tokens: int,
+) -> dict[str, Any]:
+    """Serve the prompts, one at a time, by an engine of their own."""
+    from vllm import LLM, SamplingParams
+
+    gc.unfreeze()
+    gc.collect()  # the engine before
+    gc.freeze()  # what stays need not be looked through whenever vLLM collects
+    llm = LLM(
+        model=target,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=1,
+        enable_prefix_caching=False,
+        async_scheduling=False,
+        disable_log_stats=False,
+        kv_cache_memory_bytes=CACHE_BYTES,
+        speculative_config=speculative_config(Path(draft), k),
+        **engine_options(Path(target), Path(draft)),
+    )
+    before = counters_from_engine(llm)
+    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    runs = []
+    for prompt in prompts:
+        proposed.clear()
+        (output,) = llm.generate({"prompt_token_ids": prompt}, sampling, use_tqdm=False)
+        runs.append({"output": list(output.outputs[0].token_ids), "proposed": list(proposed)})
+    return {"runs": runs, "counters": asdict(counters_from_engine(llm) - before)}
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what vLLM prints goes to the log
+    proposed: list[list[int]] = []
+    record(proposed)
+    for line in sys.stdin:
+        try:
+            result = answer(proposed, **json.loads(line))
+        except Exception as error:  # whatever vLLM raises is what a test wants to know
+            result = {"error": f"{type(error).__name__}: {str(error).splitlines()[-1]}"}
+        replies.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
