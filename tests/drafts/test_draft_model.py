@@ -24,7 +24,7 @@ from drafts.tokenizer_files import copy_tokenizer
 from serving.compatibility import compare, require_compatible
 from serving.speculation import engine_options, speculative_config
 from tests.tiny_architectures import write_architecture
-from tests.tiny_models import POSITIONS, VOCAB, write_tokenizer
+from tests.tiny_models import POSITIONS, VOCAB, write_draft, write_tokenizer
 from tests.tiny_store import write_store
 
 SIZES: dict[str, Any] = {
