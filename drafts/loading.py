@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 FETCH = "download the draft again, or check that it is a draft of this family"
 SHARED = {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}
-IGNORED = ("t2d", "rotary_emb.inv_freq")  # in some checkpoints; vLLM derives them
 
 
 def fill(
