@@ -1,4 +1,4 @@
-"""The result of a run as JSON, in a schema that later tools rely on."""
+"""The result of a run as JSON, in a schema that later tools rely on (docs/bench.md lists it)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from typing import Any
 import numpy as np
 
 from bench.acceptance import Acceptance
+from bench.arm_figures import (
+    acceptance_json,
+    accepted_lengths,
+    categories_json,
+    figure_json,
+    latency_json,
+    lossless_json,
+    mean_prefill_ms,
+    offline_json,
+)
 from bench.lossless import Difference, Noise
 from bench.measure import ArmRun
-from bench.statistics import Figure, Resampler, Samples, figure, ratio, resample_acceptance
+from bench.statistics import Resampler, ratio, resample_acceptance
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json, write_json
 
-SCHEMA = "afaspec-report/1"
+SCHEMA = "afaspec-report/2"
+OLDER_SCHEMA = "afaspec-report/1"  # lacks the keys below
+
+NEW_IN_2 = ("categories", "accepted_lengths", "latency", "distribution")  # of every arm
 
 Json = dict[str, Any]
 
@@ -26,13 +39,18 @@ Json = dict[str, Any]
 class Report:
     """A finished comparison. `arms` are JSON objects in the order of the run (see `build_report`).
 
-    `measurements` are the raw outputs, times and counts by arm; they go to a file of their own.
+    `comparisons` are verdicts between arms, `load` the arms at several loads, `study` figures over
+    seeds and domains. `measurements` are the raw outputs, times and counts by arm; they go to a
+    file of their own.
     """
 
     arms: list[Json]
     provenance: Json
     noise: Json | None = None
     training: Json = field(default_factory=dict)
+    comparisons: list[Json] = field(default_factory=list)
+    load: list[Json] | None = None
+    study: Json | None = None
     measurements: Json = field(default_factory=dict)
 
     def arm(self, name: str) -> Json:
@@ -47,6 +65,9 @@ class Report:
         return {
             "schema": SCHEMA,
             "arms": self.arms,
+            "comparisons": self.comparisons,
+            "load": self.load,
+            "study": self.study,
             "numerical_noise": self.noise,
             "training": self.training,
             "provenance": self.provenance,
@@ -54,17 +75,26 @@ class Report:
 
 
 def read_report(path: Path) -> Report:
-    """A report from its JSON file. Raises `UserError` for another schema."""
+    """A report from its JSON file; one of the older schema reads as one that measured less.
+
+    Raises `UserError` for another schema.
+    """
     content = read_json(path)
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, OLDER_SCHEMA):
         raise UserError(
             f"has schema {schema!r}, expected {SCHEMA!r}",
             where=path,
             mend="give a report.json that `afaspec bench` wrote",
         )
     return Report(
-        content["arms"], content["provenance"], content["numerical_noise"], content["training"]
+        [{**dict.fromkeys(NEW_IN_2), **arm} for arm in content["arms"]],
+        content["provenance"],
+        content["numerical_noise"],
+        content["training"],
+        content.get("comparisons", []),
+        content.get("load"),
+        content.get("study"),
     )
 
 
@@ -97,12 +127,15 @@ def build_report(
     noise: Noise | None,
     offline: Mapping[str, Acceptance],
     training: Mapping[str, Any],
+    categories: Sequence[str | None] | None = None,
+    distribution: Mapping[str, Json] | None = None,
     seed: int = 0,
 ) -> Report:
     """Turn what the arms gave into figures with intervals.
 
     Every measured figure is `{"value", "low", "high"}`, or None where the arm has no such measure
-    (acceptance without a draft, speedup without a `none` arm).
+    (acceptance without a draft, speedup without a `none` arm). `categories` name each prompt's
+    kind, in the order of `prompts`; `distribution` holds results of the distribution test by arm.
     """
     rounds, units = np.shape(runs[0].seconds)
     times = Resampler(units, rounds, seed=seed)
@@ -112,25 +145,25 @@ def build_report(
         for run in runs
     }
     plain = next((speeds[run.arm.name] for run in runs if run.arm.draft is None), None)
-    lengths: dict[str, Samples] = {}
+    by_category = categories_json(runs, categories, k, seed)
     arms = []
     for run in runs:
-        name = run.arm.name
+        name, acceptance = run.arm.name, run.acceptance(k)
         arm: Json = {"name": name, "label": run.arm.label}
-        arm |= _acceptance(run.acceptance(k), counts, lengths, name)
-        arm["offline_acceptance_length"] = _offline(offline.get(name), seed)
-        arm["tokens_per_second"] = _json(speeds[name])
-        arm["speedup"] = None if plain is None else _json(ratio(speeds[name], plain))
-        arm["prefill_ms"] = _json(_mean_prefill(run, len(prompts), rounds, seed))
-        arm["lossless"] = _lossless(differences, name, len(prompts))
+        arm |= acceptance_json(acceptance, counts)
+        arm["accepted_lengths"] = accepted_lengths(acceptance)
+        arm["offline_acceptance_length"] = offline_json(offline.get(name), seed)
+        arm["tokens_per_second"] = figure_json(speeds[name])
+        arm["speedup"] = None if plain is None else figure_json(ratio(speeds[name], plain))
+        arm["prefill_ms"] = mean_prefill_ms(run, len(prompts), rounds, seed)
+        arm["latency"] = latency_json(run, common["concurrency"])
+        arm["categories"] = by_category[name]
+        arm["lossless"] = lossless_json(differences, name, len(prompts))
+        arm["distribution"] = (distribution or {}).get(name)
         arm["repeatable"] = run.repeatable
         arm["provenance"] = provenance[name]
         arms.append(arm)
-    if "base" in lengths:
-        for arm in arms:
-            if arm["name"] in lengths and arm["name"] != "base":
-                gain = lengths[arm["name"]] - lengths["base"]
-                arm["acceptance_length_gain_over_base"] = _json(gain)
+    _add_gains(arms, runs, counts, k)
     return Report(
         arms=arms,
         provenance=common,
@@ -140,48 +173,19 @@ def build_report(
     )
 
 
-def _acceptance(
-    acceptance: Acceptance | None, resampler: Resampler, lengths: dict[str, Samples], name: str
-) -> Json:
-    if acceptance is None:
-        return dict.fromkeys(
-            ("acceptance_length", "acceptance_rate", "per_position", "conditional"), None
-        )
-    samples = resample_acceptance(acceptance, resampler)
-    lengths[name] = samples.length
-    return {
-        "acceptance_length": _json(samples.length),
-        "acceptance_rate": _json(samples.rate),
-        "per_position": [_json(position) for position in samples.per_position],
-        "conditional": [_json(position) for position in samples.conditional],
+def _add_gains(arms: list[Json], runs: Sequence[ArmRun], counts: Resampler, k: int) -> None:
+    """What each draft's acceptance length gains over the base draft's, paired by prompt."""
+    found = {run.arm.name: run.acceptance(k) for run in runs}
+    lengths = {
+        name: resample_acceptance(acceptance, counts).length
+        for name, acceptance in found.items()
+        if acceptance is not None
     }
-
-
-def _offline(acceptance: Acceptance | None, seed: int) -> Json | None:
-    if acceptance is None:
-        return None
-    resampler = Resampler(len(acceptance.drafts_per_prompt), seed=seed)
-    return _json(resample_acceptance(acceptance, resampler).length)
-
-
-def _mean_prefill(run: ArmRun, prompts: int, rounds: int, seed: int) -> Samples:
-    resampler = Resampler(prompts, rounds, seed=seed)
-    seconds = np.array(run.prefill_seconds)
-    return 1000 * ratio(resampler.sums(seconds), resampler.sums(np.ones_like(seconds)))
-
-
-def _lossless(
-    differences: Mapping[str, list[Difference]] | None, name: str, prompts: int
-) -> Json | None:
-    if differences is None:
-        return None
-    found = differences.get(name, [])
-    return {
-        "matching": prompts - len(found),
-        "prompts": prompts,
-        "near_ties": sum(difference.near_tie is True for difference in found),
-        "differences": [asdict(difference) for difference in found],
-    }
+    base = lengths.pop("base", None)
+    for arm in arms:
+        if base is not None and arm["name"] in lengths:
+            gain = lengths[arm["name"]] - base
+            arm["acceptance_length_gain_over_base"] = figure_json(gain)
 
 
 def _measurements(runs: Sequence[ArmRun], prompts: Sequence[str]) -> Json:
@@ -195,8 +199,3 @@ def _measurements(runs: Sequence[ArmRun], prompts: Sequence[str]) -> Json:
             "counters": [[None if c is None else asdict(c) for c in row] for row in run.counters],
         }
     return {"prompts": list(prompts), "arms": arms}
-
-
-def _json(samples: Samples) -> Json:
-    result: Figure = figure(samples)
-    return dict(result.as_json())

@@ -40,7 +40,7 @@ def is_figure(value: object) -> bool:
 
 def test_schema(written: tuple[Report, Path]) -> None:
     content = json.loads((written[1] / "report.json").read_text())
-    assert content["schema"] == "afaspec-report/1"
+    assert content["schema"] == "afaspec-report/2"
     assert [arm["name"] for arm in content["arms"]] == list(ARMS)
     for arm in content["arms"]:
         drafted = arm["name"] != "none"
@@ -81,7 +81,7 @@ def test_reading_back(written: tuple[Report, Path], tmp_path: Path) -> None:
     again = read_report(folder / "report.json")
     assert again.as_json() == made.as_json()
     (tmp_path / "other.json").write_text('{"schema": "other/2"}')
-    with pytest.raises(UserError, match="expected 'afaspec-report/1'"):
+    with pytest.raises(UserError, match="expected 'afaspec-report/2'"):
         read_report(tmp_path / "other.json")
 
 
