@@ -82,6 +82,7 @@ class EngineProcess:
         """Start the child; with `wait=False` return at once and let `wait_ready` wait for it."""
         require_vllm()
         self.settings = settings
+        self.temperature = settings.temperature  # of the next calls of `generate`; may be changed
         self.log = log or Path(tempfile.mkdtemp(prefix="afaspec-engine-")) / "engine.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.description: dict[str, Any] = {}
@@ -135,6 +136,7 @@ class EngineProcess:
             op="generate",
             prompts=prompt_token_ids,
             max_tokens=max_tokens,
+            temperature=self.temperature,
             ignore_eos=ignore_eos,
             logprobs=logprobs,
         )

@@ -119,8 +119,8 @@ def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dic
     from vllm import SamplingParams
 
     sampling = SamplingParams(
-        temperature=settings["temperature"],
-        seed=settings["seed"] if settings["temperature"] > 0 else None,
+        temperature=request["temperature"],
+        seed=settings["seed"] if request["temperature"] > 0 else None,
         max_tokens=request["max_tokens"],
         ignore_eos=request["ignore_eos"],
         logprobs=request["logprobs"],
