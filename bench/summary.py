@@ -36,13 +36,8 @@ def table_rows(arms: Sequence[Json]) -> list[list[Cell]]:
     }
 
     def cell(arm: Json, key: str, form: str, scale: float = 1.0) -> Cell:
-        figure = arm[key]
-        if not figure or figure["value"] is None:
-            return Cell(NOTHING)
-        value, low, high = (form.format(scale * figure[n]) for n in ("value", "low", "high"))
-        low = low.rstrip("%×")
-        is_best = len(arms) > 1 and figure["value"] == best[key]
-        return Cell(value, f"{low}–{high}", is_best)
+        is_best = len(arms) > 1 and _value(arm[key]) == best[key]
+        return figure_cell(arm[key], form, scale, best=is_best)
 
     return [
         [
@@ -55,6 +50,41 @@ def table_rows(arms: Sequence[Json]) -> list[list[Cell]]:
         ]
         for arm in arms
     ]
+
+
+def category_rows(arms: Sequence[Json], key: str, form: str) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows of a table of figure `key`: a row per category, a column per draft.
+
+    The best draft of a row is marked. Drafts without that figure are left out.
+    """
+    shown = [
+        arm
+        for arm in arms
+        if not _is_plain(arm)
+        and any(_value(found[key]) for found in (arm.get("categories") or {}).values())
+    ]
+    columns = ["Category", "Prompts", *(arm["label"] for arm in shown)]
+    rows = []
+    for name in shown[0]["categories"] if shown else ():
+        found = [arm["categories"][name] for arm in shown]
+        best = max(_value(entry[key]) for entry in found)
+        cells = [
+            figure_cell(entry[key], form, best=len(shown) > 1 and _value(entry[key]) == best)
+            for entry in found
+        ]
+        rows.append([Cell(name), Cell(str(found[0]["prompts"])), *cells])
+    return columns, rows
+
+
+def figure_cell(figure: Json | None, form: str, scale: float = 1.0, *, best: bool = False) -> Cell:
+    """A figure with its interval, written as `form`; a dash where it was not measured."""
+    if not figure or figure["value"] is None:
+        return Cell(NOTHING)
+    value = form.format(scale * figure["value"])
+    if figure["low"] is None:
+        return Cell(value, "", best)
+    low, high = (form.format(scale * figure[end]) for end in ("low", "high"))
+    return Cell(value, f"{low.rstrip('%×')}–{high}", best)
 
 
 def headline(arms: Sequence[Json]) -> str:
