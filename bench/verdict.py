@@ -1,0 +1,189 @@
+"""Is one arm different from another? Paired comparisons, with a verdict only where it is earned.
+
+The sample is the prompts: what holds for them should hold for others like them. Rounds repeat the
+prompts. Greedy rounds repeat the same tokens, so for acceptance they add nothing, and for speed
+they add a second source of chance, the machine: whatever slows it for a while slows a whole turn
+(the `block` prompts that an arm runs in one go) and not one prompt. So the variance of a
+difference is taken over prompts (each with all its rounds) and over turns, see `bench.intervals`.
+Two or three rounds are too few to be resampled, but they hold many turns. What slows both arms
+cancels, because a difference is taken cell by cell.
+
+Every comparison has its own 95% interval. Of several comparisons of one metric in a run, one in
+twenty would be "different" by chance, so the verdict also asks Holm's correction over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bench.arms import LABELS
+from bench.intervals import Quotient, Source, beyond, clustered, p_value, student
+from bench.statistics import CONFIDENCE, Figure
+
+ACCEPTANCE, SPEEDUP, SPEED = "acceptance_length", "speedup", "tokens_per_second"
+NO_DIFFERENCE = "no difference shown"
+PHRASES = {
+    "none": "no speculation",
+    "ngram": "the n-gram draft",
+    "base": "the base draft",
+    "full": "full fine-tuning",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`arm` beside `against`, on one metric, with 95% intervals.
+
+    `difference` is in the metric's unit, `relative` is `arm` / `against` - 1. `p_value` and the
+    verdict belong to the difference for acceptance length, and to the quotient for anything else.
+    `p_holm` is corrected for the `among` comparisons of this metric that were made together.
+    """
+
+    arm: str
+    against: str
+    metric: str
+    difference: Figure
+    relative: Figure
+    p_value: float
+    p_holm: float
+    among: int = 1
+
+    @property
+    def verdict(self) -> str:
+        """`higher`, `lower` or `no difference shown`."""
+        if not self.p_holm < 1 - CONFIDENCE:
+            return NO_DIFFERENCE
+        return "higher" if self.difference.value > 0 else "lower"
+
+    @property
+    def words(self) -> str:
+        """The verdict as a sentence, with the interval that it stands on."""
+        return _words(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of report.json's `comparisons`."""
+        return {
+            "arm": self.arm,
+            "against": self.against,
+            "metric": self.metric,
+            "difference": self.difference.as_json(),
+            "relative": self.relative.as_json(),
+            "p_value": self.p_value,
+            "p_holm": self.p_holm,
+            "among": self.among,
+            "verdict": self.verdict,
+            "words": self.words,
+        }
+
+
+def compare(
+    arm: str, against: str, metric: str, first: Quotient, second: Quotient, block: int = 1
+) -> Comparison:
+    """Compare two arms whose tables [rounds, units] hold the same units in the same order.
+
+    A unit is a prompt, or a block of prompts that ran at once; `block` units make a turn.
+    """
+    rounds, units = first.over.shape
+    unit = np.arange(units)
+    turn = unit // block + np.arange(rounds)[:, None] * -(-units // block)
+
+    def sources(weight: float, other: float) -> list[Source]:
+        influence = weight * first.influence - other * second.influence
+        prompts = clustered(influence, unit)
+        if prompts is None:
+            return []
+        return [prompts, *beyond(clustered(influence, turn), float((influence**2).sum()))]
+
+    return contrast(arm, against, metric, first.value, second.value, sources)
+
+
+def contrast(
+    arm: str,
+    against: str,
+    metric: str,
+    first: float,
+    second: float,
+    sources: Callable[[float, float], list[Source]],
+) -> Comparison:
+    """A comparison of two values; `sources(u, v)` are those of u x first - v x second."""
+    difference, scatter = first - second, sources(1.0, 1.0)
+    ratio, ratio_scatter = float("nan"), list[Source]()
+    if first > 0 and second > 0:
+        ratio, ratio_scatter = np.log(first / second), sources(1 / first, 1 / second)
+    logs = student(ratio, ratio_scatter)
+    judged = (difference, scatter) if metric == ACCEPTANCE else (ratio, ratio_scatter)
+    chance = p_value(*judged)
+    return Comparison(
+        arm=arm,
+        against=against,
+        metric=metric,
+        difference=student(difference, scatter),
+        relative=Figure(*(float(np.expm1(end)) for end in (logs.value, logs.low, logs.high))),
+        p_value=chance,
+        p_holm=chance,
+    )
+
+
+def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Holm's correction within each metric, in the order given."""
+    corrected = list(comparisons)
+    for metric in {comparison.metric for comparison in comparisons}:
+        places = [i for i, found in enumerate(comparisons) if found.metric == metric]
+        places.sort(key=lambda i: comparisons[i].p_value)
+        running = 0.0
+        for rank, place in enumerate(places):
+            running = max(running, min(1.0, (len(places) - rank) * comparisons[place].p_value))
+            corrected[place] = replace(comparisons[place], p_holm=running, among=len(places))
+    return corrected
+
+
+def _words(found: Comparison) -> str:
+    arm, against = _phrase(found.arm), _phrase(found.against)
+    sign = 1.0 if found.difference.value > 0 else -1.0
+    if found.verdict == NO_DIFFERENCE:
+        text = f"no difference in {_metric(found.metric)} shown between {arm} and {against}"
+        text += f" ({_span(found, 1.0)})"
+        if found.p_value < 1 - CONFIDENCE:
+            text += f", as chance may give this among {found.among} comparisons"
+    elif found.metric == ACCEPTANCE:
+        text = f"{arm} accepts {abs(found.difference.value):.2f} tokens per step "
+        text += f"{'more' if sign > 0 else 'fewer'} than {against} ({_span(found, sign)})"
+    elif found.metric == SPEEDUP:
+        text = f"{arm} decodes {1 + found.relative.value:.2f} times as fast as {against}"
+        text += f" ({_span(found, 1.0)})"
+    elif found.metric == SPEED:
+        text = f"{arm} decodes {_percent(abs(found.relative.value))} "
+        text += f"{'faster' if sign > 0 else 'slower'} than {against} ({_span(found, sign)})"
+    else:
+        text = f"{arm}: {_metric(found.metric)} {_percent(abs(found.relative.value))} "
+        text += f"{found.verdict} than with {against} ({_span(found, sign)})"
+    return text[0].upper() + text[1:] if found.arm in PHRASES or text.startswith("no ") else text
+
+
+def _span(found: Comparison, sign: float) -> str:
+    """The interval, lower end first, in the terms of the sentence."""
+    figure = found.difference if found.metric == ACCEPTANCE else found.relative
+    ends = sorted((sign * figure.low, sign * figure.high))
+    if np.isnan(ends).any():
+        return "too few prompts for an interval"
+    if found.metric == ACCEPTANCE:
+        return f"{ends[0]:.2f} to {ends[1]:.2f}"
+    if found.metric == SPEEDUP:
+        return f"{1 + ends[0]:.2f} to {1 + ends[1]:.2f}"
+    return f"{_percent(ends[0])} to {_percent(ends[1])}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _phrase(name: str) -> str:
+    return PHRASES.get(name, LABELS.get(name, name))
+
+
+def _metric(name: str) -> str:
+    return {SPEED: "speed"}.get(name, name.replace("_", " "))
