@@ -102,15 +102,24 @@ def mean_prefill_ms(run: ArmRun, prompts: int, rounds: int, seed: int) -> Json:
 
 
 def lossless_json(
-    differences: Mapping[str, list[Difference]] | None, name: str, prompts: int
+    differences: Mapping[str, list[Difference]] | None,
+    name: str,
+    prompts: int,
+    not_comparable: int = 0,
 ) -> Json | None:
-    """How many outputs equal those without speculation, and where the others part from them."""
+    """How many outputs equal those without speculation, and where the others part from them.
+
+    Of `prompts`, those that are `not_comparable` are left out: later turns of conversations in
+    which an earlier answer was another.
+    """
     if differences is None:
         return None
     found = differences.get(name, [])
+    compared = prompts - not_comparable
     return {
-        "matching": prompts - len(found),
-        "prompts": prompts,
+        "matching": compared - len(found),
+        "prompts": compared,
+        "not_comparable": not_comparable,
         "near_ties": sum(difference.near_tie is True for difference in found),
         "differences": [asdict(difference) for difference in found],
     }

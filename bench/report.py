@@ -21,6 +21,7 @@ from bench.arm_figures import (
     mean_prefill_ms,
     offline_json,
 )
+from bench.comparisons import comparisons
 from bench.lossless import Difference, Noise
 from bench.measure import ArmRun
 from bench.statistics import Resampler, ratio, resample_acceptance
@@ -99,10 +100,11 @@ def read_report(path: Path) -> Report:
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write measurements, plots, page and report.json, each atomically; returns the page's path.
+    """Write measurements, plots, page, CSV and report.json, each atomically; returns the page.
 
     report.json comes last: where it exists, the rest is there too.
     """
+    from bench.csv_rows import write_csv
     from bench.page import write_page
     from bench.plots import write_plots
 
@@ -112,6 +114,7 @@ def write_report(report: Report, folder: Path) -> Path:
             temporary.write_text(json.dumps(report.measurements) + "\n", encoding="utf-8")
     write_plots(report, folder)
     page = write_page(report, folder / "report.html")
+    write_csv(report, folder / "report.csv")
     write_json(folder / "report.json", report.as_json())
     return page
 
@@ -129,13 +132,15 @@ def build_report(
     training: Mapping[str, Any],
     categories: Sequence[str | None] | None = None,
     distribution: Mapping[str, Json] | None = None,
+    not_comparable: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Report:
     """Turn what the arms gave into figures with intervals.
 
     Every measured figure is `{"value", "low", "high"}`, or None where the arm has no such measure
     (acceptance without a draft, speedup without a `none` arm). `categories` name each prompt's
-    kind, in the order of `prompts`; `distribution` holds results of the distribution test by arm.
+    kind, in the order of `prompts`; `distribution` holds results of the distribution test by arm;
+    `not_comparable` counts the prompts by arm that were not those of the arm without speculation.
     """
     rounds, units = np.shape(runs[0].seconds)
     times = Resampler(units, rounds, seed=seed)
@@ -158,7 +163,9 @@ def build_report(
         arm["prefill_ms"] = mean_prefill_ms(run, len(prompts), rounds, seed)
         arm["latency"] = latency_json(run, common["concurrency"])
         arm["categories"] = by_category[name]
-        arm["lossless"] = lossless_json(differences, name, len(prompts))
+        arm["lossless"] = lossless_json(
+            differences, name, len(prompts), (not_comparable or {}).get(name, 0)
+        )
         arm["distribution"] = (distribution or {}).get(name)
         arm["repeatable"] = run.repeatable
         arm["provenance"] = provenance[name]
@@ -169,6 +176,7 @@ def build_report(
         provenance=common,
         noise=asdict(noise) if noise else None,
         training=dict(training),
+        comparisons=[found.as_json() for found in comparisons(runs, common.get("block", 1))],
         measurements=_measurements(runs, prompts),
     )
 
