@@ -18,6 +18,8 @@ class BenchConfig:
     """What to measure and how. `limit` caps the number of prompts, None takes all.
 
     `concurrency` requests run at once; `block` prompts make an arm's turn (at least as many).
+    `prompts` is anything that `bench.prompts.read_prompts` takes; `suite_folder` has the files of
+    suites.
     """
 
     target: Path
@@ -41,6 +43,7 @@ class BenchConfig:
     warmup: int = 2
     cache_gib: float = 1.0
     draft_sample_method: str | None = None
+    suite_folder: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("k", "max_tokens", "rounds", "concurrency", "block"):
@@ -50,16 +53,33 @@ class BenchConfig:
             raise UserError(f"temperature is {self.temperature}", mend="give 0 or more")
 
 
-def settings_of(config: BenchConfig, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The settings that a result must carry; `prompts` are the token ids that were measured."""
+def settings_of(
+    config: BenchConfig, prompts: Sequence[Sequence[int]], turns: int | None = None
+) -> dict[str, Any]:
+    """The settings that a result must carry; `prompts` are the token ids that were measured.
+
+    `turns` counts the requests of a round where conversations have several. A suite's record says
+    which content it was.
+    """
+    from bench.suites import is_suite, read_suite
+
     values = asdict(config)
-    for name in ("target", "arms", "limit", "split", "draft_sample_method"):
+    for name in ("target", "arms", "limit", "split", "draft_sample_method", "suite_folder"):
         del values[name]
-    values["prompt_source"] = values.pop("prompts")
+    values["prompt_source"] = source = values.pop("prompts")
+    if is_suite(source):
+        suite = read_suite(
+            source,
+            split=config.split,
+            prompt_tokens=config.prompt_tokens,
+            folder=config.suite_folder,
+        )
+        values["suite"] = suite.record()
     ids = json.dumps([list(prompt) for prompt in prompts])
     return {
         **values,
         "prompts": len(prompts),
+        "turns": turns or len(prompts),
         "prompts_sha256": hashlib.sha256(ids.encode()).hexdigest(),
         "batch": config.concurrency,
     }

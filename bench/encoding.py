@@ -14,12 +14,18 @@ Chat = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt's token ids and, where its row gave an answer, that answer's token ids."""
+    """A prompt's token ids and, where its row gave an answer, that answer's token ids.
+
+    Where the conversation goes on, `messages` are those that the ids were made of, and `turns`
+    what the user says later.
+    """
 
     id: str
     input_ids: list[int]
     response_ids: list[int] | None = None
     category: str | None = None
+    messages: list[dict[str, str]] | None = None
+    turns: tuple[str, ...] = ()
 
 
 def encode_prompts(
@@ -39,15 +45,7 @@ def encode_prompts(
     tokenizer's end token and are cut to `new_tokens`. `chat`: "auto" uses the template for
     conversations, "always" for plain prompts too, "never" joins messages as plain text.
     """
-    room = max_positions - new_tokens
-    if max_prompt_tokens is not None:
-        room = min(room, max_prompt_tokens)
-    if room < 1:
-        raise UserError(
-            f"{new_tokens} new tokens leave no room for a prompt: the target has {max_positions} "
-            "positions",
-            mend="lower --max-new-tokens",
-        )
+    room = prompt_room(max_positions, new_tokens, max_prompt_tokens)
     plain, templated = _texts(prompts, tokenizer, chat)
     ids = _tokenize(tokenizer, plain, special=True) | _tokenize(tokenizer, templated, special=False)
     answers = {i: p.response for i, p in enumerate(prompts) if p.response is not None}
@@ -71,8 +69,37 @@ def encode_prompts(
                 raise _too_long(prompt.id, len(tokens), room, max_positions, new_tokens)
             tokens = tokens[-room:]
         cut = answer[:new_tokens] if answer is not None else None
-        encoded.append(EncodedPrompt(prompt.id, tokens, cut, prompt.category))
+        messages = prompt.messages if prompt.turns else None
+        encoded.append(
+            EncodedPrompt(prompt.id, tokens, cut, prompt.category, messages, prompt.turns)
+        )
     return encoded
+
+
+def prompt_room(max_positions: int, new_tokens: int, max_prompt_tokens: int | None = None) -> int:
+    """The most tokens that a prompt may have. Raises `UserError` where none are left."""
+    room = max_positions - new_tokens
+    if max_prompt_tokens is not None:
+        room = min(room, max_prompt_tokens)
+    if room < 1:
+        raise UserError(
+            f"{new_tokens} new tokens leave no room for a prompt: the target has {max_positions} "
+            "positions",
+            mend="lower --max-new-tokens",
+        )
+    return room
+
+
+def encode_history(messages: list[dict[str, str]], tokenizer: Any, where: str) -> list[int]:
+    """Token ids of a conversation that holds answers already, ready for the next one.
+
+    Through the target's chat template; without one its messages are joined by line ends.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        text, special = _apply_template(where, messages, tokenizer, True), False
+    else:
+        text, special = _joined(messages), True
+    return _tokenize(tokenizer, {0: text}, special=special)[0]
 
 
 def _texts(
@@ -89,19 +116,23 @@ def _texts(
         if messages is None:
             plain[i] = prompt.text or ""
         elif chat == "never" or (chat == "auto" and not has_template and len(messages) == 1):
-            plain[i] = "\n".join(message["content"] for message in messages)
+            plain[i] = _joined(messages)
         else:
-            templated[i] = _apply_template(prompt, messages, tokenizer, has_template)
+            templated[i] = _apply_template(prompt.id, messages, tokenizer, has_template)
     return plain, templated
 
 
+def _joined(messages: list[dict[str, str]]) -> str:
+    return "\n".join(message["content"] for message in messages)
+
+
 def _apply_template(
-    prompt: Prompt, messages: list[dict[str, str]], tokenizer: Any, has_template: bool
+    where: str, messages: list[dict[str, str]], tokenizer: Any, has_template: bool
 ) -> str:
     if not has_template:
         raise UserError(
             "is a conversation, but the target's tokenizer has no chat template",
-            where=prompt.id,
+            where=where,
             mend='give rows with "prompt" or "text", or --chat never',
         )
     try:
@@ -112,7 +143,7 @@ def _apply_template(
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(
             f"the target's chat template refused this conversation ({error}); its roles: {roles}",
-            where=prompt.id,
+            where=where,
             mend="change the order of its messages to what the template expects",
         ) from error
 

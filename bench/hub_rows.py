@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from drafts.errors import UserError
 
 HUB_ID = re.compile(r"^(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?$")
 PREFERRED_SPLITS = ("train", "test", "validation")
+SECONDS = 10  # that the hub or an address may take to answer
 
 
 def is_dataset_folder(folder: Path) -> bool:
@@ -24,6 +26,24 @@ def dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
     dataset = _local(Path(source)) if Path(source).exists() else _from_hub(source)
     for number, row in enumerate(dataset, 1):
         yield f"{source}:{number}", row
+
+
+def url_rows(address: str) -> Iterator[tuple[str, Any]]:
+    """Yield (`address:number`, row) of a JSONL file on the web, fetched anew each time."""
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(address, timeout=SECONDS) as answer:
+            lines = answer.read().splitlines()
+    except OSError as error:  # no network, no such name, no such file
+        raise UserError(
+            f"the address cannot be reached: {_first_line(error)}",
+            where=address,
+            mend="give the file itself",
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{address}:{number}", json.loads(line)
 
 
 def _local(path: Path) -> Any:
@@ -93,7 +113,7 @@ def _reachable(name: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+        huggingface_hub.HfApi().dataset_info(name, timeout=SECONDS)
     except HfHubHTTPError:
         raise  # it answered: no such dataset, or no access
     except Exception:  # no answer; the kind depends on the HTTP library in use

@@ -1,7 +1,8 @@
 """Run the arms' engines in turns and keep what each gave.
 
 The arms take turns on small blocks of prompts, in an order that rotates with every block, so that
-whatever else the machine does meets all arms alike.
+whatever else the machine does meets all arms alike. Conversations go turn by turn within an arm's
+turn, and each (conversation, turn) then counts as a prompt.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from bench.acceptance import Acceptance
 from bench.arms import Arm
 from bench.config import BenchConfig
+from bench.conversation import Turns, Waves, schedule
 from serving.engine import EngineProcess, Generation
 from serving.metrics import SpecCounters
 
@@ -24,7 +26,9 @@ class ArmRun:
     """What one arm gave: per round and prompt its output, per round and timing unit its times.
 
     A timing unit is a prompt, or a whole block where several requests run at once. `tokens` and
-    `seconds` are those of the decode phase: the first token belongs to the prefill.
+    `seconds` are those of the decode phase: the first token belongs to the prefill. `inputs` are
+    the first round's prompts as this arm had them, `cut` counts the later turns of all rounds that
+    had to lose their first tokens to fit.
     """
 
     arm: Arm
@@ -34,6 +38,8 @@ class ArmRun:
     seconds: list[list[float]] = field(default_factory=list)
     prefill_seconds: list[list[float]] = field(default_factory=list)
     counters: list[list[SpecCounters | None]] = field(default_factory=list)
+    inputs: list[list[int]] = field(default_factory=list)
+    cut: int = 0
 
     def add(self, round_index: int, generation: Generation, concurrency: int) -> None:
         """Append one block of prompts to a round."""
@@ -85,26 +91,61 @@ def measure(
     engines: Mapping[str, EngineProcess],
     prompts: list[list[int]],
     progress: Progress = lambda stage, done, total: None,
+    turns: Turns | None = None,
 ) -> list[ArmRun]:
-    """Warm every engine up, then run all rounds with the arms interleaved."""
+    """Warm every engine up, then run all rounds with the arms interleaved.
+
+    `prompts` are the first turns; what an arm gave is in the order of `bench.conversation.units`.
+    """
     runs = [ArmRun(arm, engines[arm.name].description) for arm in config.arms]
     for done, run in enumerate(runs):
         progress("warming up", done, len(runs))
         for prompt in prompts[: config.warmup]:
             engines[run.arm.name].generate([prompt], config.max_tokens, ignore_eos=True)
     progress("warming up", len(runs), len(runs))
-    size = max(config.block, config.concurrency)
-    blocks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    total, done = config.rounds * len(prompts) * len(runs), 0
+    blocks = plan_blocks(config, len(prompts), turns)
+    requests = sum(len(wave) for waves in blocks for wave in waves)
+    total, done = config.rounds * requests * len(runs), 0
     for round_index in range(config.rounds):
-        for block_index, block in enumerate(blocks):
+        for block_index, waves in enumerate(blocks):
             shift = (round_index + block_index) % len(runs)
             for run in runs[shift:] + runs[:shift]:
                 progress("measuring", done, total)
-                generation = engines[run.arm.name].generate(
-                    block, config.max_tokens, ignore_eos=config.ignore_eos
-                )
-                run.add(round_index, generation, config.concurrency)
-                done += len(block)
+                _run_block(config, run, round_index, engines[run.arm.name], waves, prompts, turns)
+                done += sum(map(len, waves))
     progress("measuring", total, total)
     return runs
+
+
+def plan_blocks(config: BenchConfig, prompts: int, turns: Turns | None) -> list[Waves]:
+    """The blocks in which the arms take turns, as waves of conversation numbers."""
+    size = max(config.block, config.concurrency)
+    return schedule(turns.later if turns else [0] * prompts, size)
+
+
+def _run_block(
+    config: BenchConfig,
+    run: ArmRun,
+    round_index: int,
+    engine: EngineProcess,
+    waves: Waves,
+    prompts: list[list[int]],
+    turns: Turns | None,
+) -> None:
+    """All turns of a block of conversations in one arm, a turn of all of them at a time."""
+    answers: dict[int, list[list[int]]] = {i: [] for i in waves[0]}
+    for wave in waves:
+        inputs = []
+        for i in wave:
+            ids = prompts[i]
+            if turns and answers[i]:
+                ids = turns.prompt(i, answers[i])
+                run.cut += len(ids) > turns.longest
+                ids = ids[-turns.longest :]
+            inputs.append(ids)
+        generation = engine.generate(inputs, config.max_tokens, ignore_eos=config.ignore_eos)
+        run.add(round_index, generation, config.concurrency)
+        if round_index == 0:
+            run.inputs += inputs
+        for i, request in zip(wave, generation.requests, strict=True):
+            answers[i].append(request.output_ids)

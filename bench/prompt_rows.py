@@ -7,7 +7,7 @@ import json
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Prompt:
 
     `id` says where it came from (`file:line`). With `head_tokens`, the first so many tokens of
     `text` are the prompt and the rest is its true continuation (source files, documents).
-    `split_key` is the text that decides on the train or eval side.
+    `split_key` is the text that decides on the train or eval side. `turns` are what the user says
+    later, each after an answer to what came before.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Prompt:
     category: str | None = None
     head_tokens: int | None = None
     split_key: str = ""
+    turns: tuple[str, ...] = ()
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -85,12 +87,12 @@ def parse_row(row: Any, where: str, *, prompt_tokens: int, seed: int) -> list[Pr
     category = category if isinstance(category, str) else None
     if "messages" in row:
         return [_from_messages(row["messages"], where, category)]
-    if "turns" in row:  # later turns would need the answers to the first
+    if "turns" in row:
         turns = row["turns"]
         if not isinstance(turns, list) or not turns:
             raise _wrong(f'"turns" is {_kind(turns)}', "a list with at least one string", where)
-        question = _string(turns[0], '"turns"[0]', where)
-        return [_ask(question, where, None, category)]
+        first, *later = [_string(turn, f'"turns"[{i}]', where) for i, turn in enumerate(turns)]
+        return [replace(_ask(first, where, None, category), turns=tuple(later))]
     if "prompt" in row:
         text = _string(row["prompt"], '"prompt"', where)
         response = _response(row, where)
@@ -103,6 +105,22 @@ def parse_row(row: Any, where: str, *, prompt_tokens: int, seed: int) -> list[Pr
         return passages(text, where, prompt_tokens=prompt_tokens, seed=seed, category=category)
     keys = ", ".join(sorted(map(str, row))) or "no keys"
     raise _wrong(f"found a row with {_short(keys)}", f"one of {SHAPES}", where)
+
+
+def as_conversation(prompt: Prompt) -> Prompt:
+    """A recorded conversation from its start: the later user messages become `turns`.
+
+    The answers that it recorded between them are left out, for whoever is measured writes them.
+    Anything but plain alternation (tool messages, two user messages in a row) stays as it is.
+    """
+    messages = prompt.messages or []
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+    opening, later = messages[: first + 1], messages[first + 1 :]
+    roles = [message["role"] for message in later]
+    if not later or roles != ["assistant", "user"] * (len(roles) // 2):
+        return prompt
+    turns = (*(message["content"] for message in later[1::2]), *prompt.turns)
+    return replace(prompt, messages=opening, turns=turns, response=None)
 
 
 def passages(

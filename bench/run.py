@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.acceptance import Acceptance
 from bench.config import BenchConfig, settings_of
+from bench.conversation import Turns, unit_name, units
+from bench.encoding import prompt_room
 from bench.lossless import Difference, Noise, explain, first_difference
-from bench.measure import ArmRun, Progress, measure
+from bench.measure import ArmRun, Progress, measure, plan_blocks
 from bench.provenance import arm_provenance, common_provenance
 from bench.report import Report, build_report
 from drafts.target import read_target
@@ -44,15 +46,20 @@ def run_bench(
             require_compatible(config.target, arm.draft)
     encoded = list(prompts) if prompts is not None else load_prompts(config)
     inputs = [prompt.input_ids for prompt in encoded]
-    names = _distinct([prompt.id for prompt in encoded])
+    turns = later_turns(config, encoded)
+    order = list(units(plan_blocks(config, len(encoded), turns)))
+    ids = _distinct([prompt.id for prompt in encoded])
+    names = [unit_name(ids[conversation], turn) for conversation, turn in order]
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     with ExitStack() as stack:
-        engines = _start(config, encoded, logs, stack, progress)
-        runs = measure(config, engines, inputs, progress)
-        differences, noise = _lossless(
-            config, engines, dict(zip(names, encoded, strict=True)), runs, progress
-        )
-    common = common_provenance(config.target, settings_of(config, inputs))
+        longest = turns.longest if turns else max(map(len, inputs))
+        engines = _start(config, longest, logs, stack, progress)
+        runs = measure(config, engines, inputs, progress, turns)
+        differences, noise = _lossless(config, engines, names, runs, progress)
+    if turns:
+        for run in runs:
+            run.engine = {**run.engine, "cut_prompts": run.cut}
+    common = common_provenance(config.target, settings_of(config, inputs, turns=len(order)))
     return build_report(
         runs,
         common=common,
@@ -60,9 +67,11 @@ def run_bench(
         prompts=names,
         k=config.k,
         differences=differences,
+        not_comparable=_not_comparable(runs),
         noise=noise,
         offline=offline or {},
         training=training or {},
+        categories=[encoded[conversation].category for conversation, _ in order],
         seed=config.seed,
     )
 
@@ -71,33 +80,56 @@ def load_prompts(config: BenchConfig) -> list[EncodedPrompt]:
     """Read and tokenise the prompts of `config`. Raises `UserError` for what cannot be used."""
     from transformers import AutoTokenizer
 
+    from bench.prompt_rows import as_conversation
     from bench.prompts import encode_prompts, read_prompts
 
+    prompts = read_prompts(
+        config.prompts,
+        limit=config.limit,
+        seed=config.seed,
+        split=config.split,
+        prompt_tokens=config.prompt_tokens,
+        suite_folder=config.suite_folder,
+    )
     return encode_prompts(
-        read_prompts(
-            config.prompts,
-            limit=config.limit,
-            seed=config.seed,
-            split=config.split,
-            prompt_tokens=config.prompt_tokens,
-        ),
+        [as_conversation(prompt) for prompt in prompts],
         AutoTokenizer.from_pretrained(config.target),
         max_positions=read_target(config.target).max_positions,
         max_prompt_tokens=config.max_prompt_tokens,
-        new_tokens=config.max_tokens + config.k + 1,
+        new_tokens=_new_tokens(config),
         truncate=config.truncate_prompts,
     )
 
 
+def later_turns(config: BenchConfig, prompts: Sequence[EncodedPrompt]) -> Turns | None:
+    """The later turns of `prompts`, None where none has any. `UserError` where they may not fit."""
+    if not any(prompt.turns for prompt in prompts):
+        return None
+    from transformers import AutoTokenizer
+
+    positions = read_target(config.target).max_positions
+    return Turns(
+        prompts,
+        AutoTokenizer.from_pretrained(config.target),
+        room=prompt_room(positions, _new_tokens(config), config.max_prompt_tokens),
+        max_tokens=config.max_tokens,
+        truncate=config.truncate_prompts,
+    )
+
+
+def _new_tokens(config: BenchConfig) -> int:
+    """Positions that an answer may take, those of the last drafts included."""
+    return config.max_tokens + config.k + 1
+
+
 def _start(
     config: BenchConfig,
-    prompts: Sequence[EncodedPrompt],
+    longest: int,
     logs: Path,
     stack: ExitStack,
     progress: Progress,
 ) -> dict[str, EngineProcess]:
     """One engine per arm. They load and compile side by side, each mostly on one core."""
-    longest = max(len(prompt.input_ids) for prompt in prompts)
     engines: dict[str, EngineProcess] = {}
     for arm in config.arms:
         settings = EngineSettings(
@@ -107,7 +139,7 @@ def _start(
             temperature=config.temperature,
             seed=config.seed,
             dtype=config.dtype,
-            max_model_len=longest + config.max_tokens + config.k + 1,
+            max_model_len=longest + _new_tokens(config),
             enforce_eager=config.enforce_eager,
             batch=config.concurrency,
             cache_gib=config.cache_gib,
@@ -125,31 +157,44 @@ def _start(
 def _lossless(
     config: BenchConfig,
     engines: Mapping[str, EngineProcess],
-    prompts: Mapping[str, EncodedPrompt],
+    names: Sequence[str],
     runs: Sequence[ArmRun],
     progress: Progress,
 ) -> tuple[dict[str, list[Difference]] | None, Noise | None]:
-    """First differences from the `none` arm, explained; None when there is nothing to compare."""
+    """First differences from the `none` arm, explained; None when there is nothing to compare.
+
+    Only prompts that both arms had are compared: later turns may have had other answers before.
+    """
     none = next((run for run in runs if run.arm.draft is None), None)
     if none is None or config.temperature > 0:
         return None, None
-    plain = dict(zip(prompts, none.outputs[0], strict=True))
+    prompts = dict(zip(names, none.inputs, strict=True))
+    plain = dict(zip(names, none.outputs[0], strict=True))
     differences = {
         run.arm.name: [
             found
-            for prompt, output in zip(prompts, run.outputs[0], strict=True)
-            if (found := first_difference(prompt, plain[prompt], output))
+            for name, given, output in zip(names, run.inputs, run.outputs[0], strict=True)
+            if given == prompts[name] and (found := first_difference(name, plain[name], output))
         ]
         for run in runs
         if run is not none
     }
     return explain(
         engines[none.arm.name],
-        {name: prompt.input_ids for name, prompt in prompts.items()},
+        prompts,
         plain,
         differences,
         lambda done, total: progress("explaining differences", done, total),
     )
+
+
+def _not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:
+    """Per arm the prompts that were not those of the `none` arm; 0 without such an arm."""
+    none = next((run for run in runs if run.arm.draft is None), runs[0])
+    return {
+        run.arm.name: sum(a != b for a, b in zip(none.inputs, run.inputs, strict=True))
+        for run in runs
+    }
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

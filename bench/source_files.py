@@ -1,10 +1,13 @@
-"""A folder of source files as plain texts: which files count, and what was passed over."""
+"""A folder of source files as prompts: which files count, and what was passed over."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from bench.prompt_rows import CHARS_PER_TOKEN, Prompt, passages, split_key
+from drafts.errors import UserError
 
 # fmt: off
 SUFFIXES = (
@@ -16,6 +19,42 @@ SUFFIXES = (
 # fmt: on
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 HUGE_BYTES = 1 << 20  # generated tables and bundles, rarely anyone's traffic
+NEAR_COPIES = 4  # files that begin alike, such as generated ones, would crowd out the rest
+
+
+def source_prompts(
+    root: Path,
+    prompt_tokens: int,
+    seed: int,
+    suffixes: tuple[str, ...] | None,
+    note: Callable[[str], None] | None = None,
+) -> Iterator[Prompt]:
+    """Passages of the files below `root`; `note` is told what was passed over.
+
+    Raises `UserError` where no file is of use.
+    """
+    skipped: Counter[str] = Counter()
+    alike: Counter[str] = Counter()
+    count = 0
+    shortest = CHARS_PER_TOKEN * prompt_tokens if root.is_dir() else 1
+    for path, text in source_texts(root, suffixes or SUFFIXES, shortest, skipped):
+        alike[key := split_key(text)] += 1
+        if alike[key] > NEAR_COPIES:
+            skipped["near-copies"] += 1
+            continue
+        count += 1
+        yield from passages(text, str(path), prompt_tokens=prompt_tokens, seed=seed)
+    passed = ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()))
+    if note and passed:
+        note(f"{root}: {count} files read, passed over: {passed}")
+    if count == 0:
+        ends = " ".join(suffixes) if suffixes else "the usual source suffixes"
+        raise UserError(
+            f"holds no usable text file; expected names ending in {ends}"
+            + (f" (passed over: {passed})" if passed else ""),
+            where=root,
+            mend="name others with --suffix, or lower --prompt-tokens if they are too short",
+        )
 
 
 def source_texts(
