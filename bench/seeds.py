@@ -29,7 +29,7 @@ from bench.verdict import Comparison, contrast
 def seeded_figure(over: ArrayLike, under: ArrayLike) -> Figure:
     """The quotient of sums of two tables [seeds, prompts], with its 95% interval."""
     table = Quotient(np.asarray(over, float), np.asarray(under, float))
-    return student(table.value, _sources([table.influence]))
+    return student(table.value, seeded_sources([table.influence]))
 
 
 def seeded_comparison(
@@ -54,12 +54,12 @@ def seeded_comparison(
 
     def sources(weight: float, other: float) -> list[Source]:
         parts = [weight * first.influence, -other * second.influence]
-        return _sources([parts[0] + parts[1]] if paired_seeds else parts)
+        return seeded_sources([parts[0] + parts[1]] if paired_seeds else parts)
 
     return contrast(arm, against, metric, first.value, second.value, sources)
 
 
-def _sources(influences: list[Floats]) -> list[Source]:
+def seeded_sources(influences: list[Floats]) -> list[Source]:
     """The chance in a sum of tables [seeds, prompts] that share their prompts and not their seeds.
 
     Prompts come with the chance of single cells (a seed on a prompt); each table's seeds add what
