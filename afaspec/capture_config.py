@@ -38,7 +38,9 @@ class CaptureConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     target: str = Field(description="the target model's folder, or `embedded`")
-    prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
+    prompts: str = Field(
+        description="JSONL file, folder of source files, dataset id, or suite:NAME"
+    )
     out: Path = Field(description="folder of the feature store")
     target_adapter: Path | None = Field(
         None, description="LoRA adapter (PEFT) that the target is served with; merged once, cached"

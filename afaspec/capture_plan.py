@@ -101,6 +101,9 @@ def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CaptureP
         suffixes=tuple(config.suffixes) if config.suffixes else None,
         note=note,
     )
+    later = sum(bool(prompt.turns) for prompt in prompts)
+    if later:
+        note(f"{later} of {len(prompts)} conversations go on: only their first turn is captured")
     tokenizer = load_tokenizer(target.folder)
     encoded = encode_prompts(
         prompts,

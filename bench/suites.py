@@ -191,6 +191,11 @@ def local_file(suite: Suite, folder: Path | None = None) -> Path | None:
     return given / suite.file if (given / suite.file).is_file() else None
 
 
+def is_here(suite: Suite, folder: Path | None = None) -> bool:
+    """Whether the suite can be read without a network."""
+    return not suite.origin or local_file(suite, folder) is not None
+
+
 def _parse(source: str) -> tuple[Suite, str | None, str]:
     match = WRITTEN.match(source)
     name = match["name"] if match else source.removeprefix(PREFIX)

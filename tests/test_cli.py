@@ -17,6 +17,8 @@ COMMANDS = (
     "merge",
     "serve",
     "bench",
+    "compare",
+    "suites",
     "inspect",
     "convert",
     "init",

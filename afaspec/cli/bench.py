@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
-from afaspec.cli.flags import TargetAdapter
+from afaspec.cli.flags import SuiteFolder, TargetAdapter
 
 
 def bench(
     target: Annotated[str, typer.Argument(help="Folder of the target model, or 'embedded'.")],
     prompts: Annotated[
-        str, typer.Option(help="JSONL file, folder of source files, or dataset id.")
-    ],
+        str | None,
+        typer.Option(help="JSONL file, folder of source files, dataset id, or suite:NAME."),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="NAME or NAME/CATEGORY of a suite; see `afaspec suites`.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Of the suite: quick (default) or full.")] = None,
+    suite_folder: SuiteFolder = None,
     draft: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,6 +77,8 @@ def bench(
       afaspec bench models/target --prompts eval.jsonl --draft models/draft --ngram --rounds 5
 
       afaspec bench models/target --prompts src/ --draft base=models/draft --limit 50 --k 5
+
+      afaspec bench embedded --suite builtin --draft base=embedded-draft
     """
     from rich.console import Console
 
@@ -80,12 +88,14 @@ def bench(
     from bench.config import BenchConfig, as_split
     from bench.report import write_report
     from bench.run import run_bench
+    from bench.suites import prompt_source
     from bench.summary import headline
     from bench.table import render_table, stage_bars
 
     config = BenchConfig(
         target=resolve_target(target, target_adapter, note),
-        prompts=prompts,
+        prompts=prompt_source(prompts, suite, size),
+        suite_folder=suite_folder,
         arms=choose_arms([_resolved(text) for text in draft or []], none=none, ngram=ngram),
         k=k,
         max_tokens=max_tokens,

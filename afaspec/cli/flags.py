@@ -22,6 +22,15 @@ TargetAdapter = Annotated[
     ),
 ]
 
+SuiteFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--suite-folder",
+        help="Folder with the files of suites [default: AFASPEC_DATA; else they are fetched].",
+        show_default=False,
+    ),
+]
+
 
 def config_command(
     model: type[BaseModel], run: Callable[..., None], arguments: tuple[str, ...] = ()
