@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -73,7 +73,9 @@ def describe(
     line = find_line(text, path)
     where = (f"{file}:{line}" if line else str(file)) if file else None
     if first["type"] == "extra_forbidden":
-        known = field_names(model)
+        inner = model_at(model, path[:-1])
+        prefix = "" if inner is model else ".".join(path[:-1]) + "."
+        known = field_names(inner, prefix)
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
         return UserError(f"unknown setting {name}", where=where, mend=hint)
@@ -98,6 +100,17 @@ def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             names += field_names(field.annotation, f"{prefix}{name}.")
     return names
+
+
+def model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    """The model that checks the settings below `path`; keys of a dict count as any name."""
+    for key in path:
+        field = model.model_fields.get(key)
+        annotation = field.annotation if field else None
+        inner = [annotation, *get_args(annotation)][-1]
+        if field and isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return model
 
 
 def find_line(text: str, path: list[str]) -> int | None:

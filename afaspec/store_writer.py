@@ -116,7 +116,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, command: str = "afaspec capture") -> Iterator[None]:
     """Make `folder` and hold it for this process alone; a kill ends the lock with the process.
 
     A folder made here that is still empty when the block fails is removed again.
@@ -137,7 +137,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                "another afaspec capture is writing here",
+                f"another {command} is writing here",
                 where=folder,
                 mend="wait for it, end it, or choose another --out",
             ) from None

@@ -14,8 +14,8 @@ Arm = Literal["afa-lora", "lora", "full"]
 DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 3e-3, "lora": 3e-3, "full": 5e-4}
 
 
-class TrainConfig(BaseModel):
-    """A run of `afaspec train`. Paths are folders; sizes are in sequences, tokens or steps."""
+class RunPlace(BaseModel):
+    """Where a run reads and writes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,6 +26,12 @@ class TrainConfig(BaseModel):
     target_adapter: Path | None = Field(
         None, description="LoRA adapter (PEFT) that --target is served with; merged once, cached"
     )
+
+
+class TrainSettings(BaseModel):
+    """How a draft is trained, wherever its data lies. Sizes are in sequences, tokens or steps."""
+
+    model_config = ConfigDict(extra="forbid")
 
     arm: Arm = Field("afa-lora", description="afa-lora, lora or full")
     rank: int = Field(16, gt=0, description="LoRA rank")
@@ -66,3 +72,7 @@ class TrainConfig(BaseModel):
 
     def peak_learning_rate(self) -> float:
         return self.learning_rate or DEFAULT_LEARNING_RATES[self.arm]
+
+
+class TrainConfig(TrainSettings, RunPlace):
+    """A run of `afaspec train`. Paths are folders."""

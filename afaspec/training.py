@@ -50,10 +50,12 @@ def train(
     config: TrainConfig,
     report: Report = lambda row: None,
     note: Callable[[str], None] = lambda text: None,
+    sides: tuple[list[int], list[int]] | None = None,
 ) -> Trained:
     """Run (or go on with) the training that `config` describes.
 
     `report` gets each metrics row; `note` is told where a target merged with its adapter lies.
+    `sides` are the store's sequences to train on and to hold out, in place of a random division.
     """
     store = FeatureStore.open(config.store)
     given = resolve_optional(config.target, config.target_adapter, note)
@@ -61,7 +63,7 @@ def train(
     target, info = read_target(target_folder), read_draft_info(config.draft)
     check_fit(store.manifest, config.store, info, target)
     check_steps(info, config.draft_steps)
-    train_ids, held_out = split_sequences(len(store), config)
+    train_ids, held_out = sides or split_sequences(len(store), config)
 
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
     torch.manual_seed(config.seed)

@@ -1,0 +1,189 @@
+"""What a study compares, as one checked configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from afaspec.embedded.assets import ModelFolder
+from afaspec.train_config import TrainSettings
+
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+RESERVED = ("base", "none", "ngram")  # arms that every study or every benchmark has by itself
+# The whole study decides on these; an arm that set one would not be compared like with like.
+OF_THE_STUDY = ("seed", "steps", "validation", "validation_limit", "tensorboard")
+DEFAULT_RATES: dict[str, list[float]] = {
+    "lora": [1e-3, 3e-3, 1e-2],
+    "afa-lora": [1e-3, 3e-3, 1e-2],
+    "full": [2e-4, 5e-4, 1e-3],
+}
+
+
+def _listed(value: object) -> object:
+    """One value where a list may stand."""
+    return value if isinstance(value, list) else [value]
+
+
+Axis = BeforeValidator(_listed)
+
+
+class Part(BaseModel):
+    """A part of the configuration: unknown settings are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class DomainConfig(Part):
+    """One kind of traffic: where its prompts come from, and how the target answers them.
+
+    Answers are greedy: offline acceptance is a walk along the target's greedy path.
+    """
+
+    prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
+    train_limit: int | None = Field(320, gt=1, description="prompts to train and validate on")
+    eval_limit: int | None = Field(60, gt=0, description="prompts to measure on")
+    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval side")
+    suffixes: list[str] | None = Field(None, description="endings of the files to read")
+    prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
+    max_prompt_tokens: int | None = Field(None, gt=0, description="longest prompt allowed")
+    truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
+    chat: Literal["auto", "always", "never"] = Field("auto", description="chat template")
+    max_new_tokens: int = Field(128, gt=0, description="longest answer")
+    seed: int = Field(0, description="of the prompts drawn")
+
+
+class ArmConfig(TrainSettings):
+    """One arm: how it trains, where that differs from `train`, and the rates that it tries."""
+
+    learning_rates: list[float] | None = Field(
+        None, min_length=1, description="peak rates tried; a single one is taken as it is"
+    )
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rising(cls, rates: list[float] | None) -> list[float] | None:
+        if rates and (min(rates) <= 0 or len(set(rates)) < len(rates)):
+            raise ValueError("expected distinct rates above 0")
+        return sorted(rates) if rates else None
+
+    @model_validator(mode="after")
+    def _its_own_only(self) -> ArmConfig:
+        if wrong := sorted(self.model_fields_set.intersection(OF_THE_STUDY)):
+            raise ValueError(f"{wrong[0]} is set for the whole study, not by arm")
+        if {"learning_rate", "learning_rates"} <= self.model_fields_set:
+            raise ValueError("give learning_rate or learning_rates, not both")
+        return self
+
+    def grid(self) -> list[float]:
+        """The rates to begin with, rising."""
+        if self.learning_rate is not None:
+            return [self.learning_rate]
+        return self.learning_rates or DEFAULT_RATES[self.arm]
+
+
+class CommonSettings(TrainSettings):
+    """Training settings of all arms."""
+
+    @model_validator(mode="after")
+    def _common_only(self) -> CommonSettings:
+        wrong = sorted(
+            self.model_fields_set.intersection((*OF_THE_STUDY, "arm", "rank", "learning_rate"))
+        )
+        if wrong:
+            raise ValueError(f"{wrong[0]} does not belong into train: see afaspec compare --help")
+        return self
+
+
+class TuningConfig(Part):
+    """How learning rates are chosen; see `afaspec.compare.tuning`."""
+
+    steps: int | None = Field(None, gt=0, description="steps of each try [default: the budget]")
+    seed: int = Field(0, description="seed of the tries")
+    validation: float = Field(
+        0.2, gt=0, lt=1, description="share of the training side held out, by content"
+    )
+    tie: float = Field(0.005, ge=0, lt=1, description="share of the best that counts as a tie")
+    extensions: int = Field(2, ge=0, description="rates added beyond the grid at most")
+
+
+class VllmConfig(Part):
+    """How merged drafts are measured in vLLM, with `measure: vllm`."""
+
+    arms: list[str] | None = Field(None, description="labels of the variants [default: all]")
+    seeds: list[int] | None = Field(None, description="seeds measured [default: the first]")
+    prompts: int | None = Field(None, gt=0, description="eval prompts [default: all]")
+    rounds: int = Field(2, gt=0, description="how often every prompt is run")
+    max_tokens: int = Field(128, gt=0, description="tokens to write per prompt")
+    concurrency: int = Field(1, gt=0, description="requests at once")
+    enforce_eager: bool = Field(False, description="do not compile")
+    cache_gib: float = Field(1.0, gt=0, description="KV cache per engine, in GiB")
+
+
+class CompareConfig(Part):
+    """A study. Lists in `ranks`, `steps`, `samples` and `seeds` are axes: all are combined."""
+
+    target: ModelFolder = Field(description="target model: a folder, or embedded")
+    target_adapter: Path | None = Field(None, description="LoRA adapter the target is served with")
+    draft: ModelFolder = Field(description="base draft: a folder, or embedded-draft")
+    out: Path = Field(Path("runs/compare"), description="folder of all results")
+    k: int = Field(3, gt=0, le=16, description="speculative tokens per step")
+    domains: dict[str, DomainConfig] = Field(min_length=1)
+    arms: dict[str, ArmConfig] = Field(min_length=1)
+    train: CommonSettings = CommonSettings()
+    ranks: Annotated[list[int], Axis] = Field([8], min_length=1)
+    steps: Annotated[list[int], Axis] = Field([200], min_length=1)
+    samples: Annotated[list[int | None], Axis] = Field([None], min_length=1)
+    seeds: Annotated[list[int], Axis] = Field([0, 1, 2], min_length=1)
+    tuning: TuningConfig = TuningConfig()
+    measure: Literal["offline", "vllm"] = "offline"
+    vllm: VllmConfig = VllmConfig()
+    keep: Literal["adapters", "all", "none"] = "adapters"
+
+    @field_validator("domains", "arms")
+    @classmethod
+    def _usable_names(cls, named: dict[str, Any]) -> dict[str, Any]:
+        for name in named:
+            if not NAME.fullmatch(name) or name in RESERVED:
+                raise ValueError(f"{name!r} cannot be a name here (letters, digits, - and _)")
+        return named
+
+    @field_validator("ranks", "steps", "samples", "seeds")
+    @classmethod
+    def _distinct(cls, values: list[int | None]) -> list[int | None]:
+        if len(set(values)) < len(values):
+            raise ValueError("expected distinct values")
+        return values
+
+    @field_validator("ranks", "steps", "samples")
+    @classmethod
+    def _positive(cls, values: list[int | None]) -> list[int | None]:
+        if any(value is not None and value < 1 for value in values):
+            raise ValueError("expected 1 or more")
+        return values
+
+
+def quick(config: CompareConfig) -> CompareConfig:
+    """A small version of the study, in a folder of its own: does it run, and how long is a step?"""
+    small = {
+        name: domain.model_copy(
+            update={
+                "train_limit": min(domain.train_limit or 64, 64),
+                "eval_limit": min(domain.eval_limit or 16, 16),
+            }
+        )
+        for name, domain in config.domains.items()
+    }
+    return config.model_copy(
+        update={
+            "out": config.out.with_name(f"{config.out.name}-quick"),
+            "domains": small,
+            "ranks": config.ranks[:1],
+            "steps": [min(*config.steps, 40)],
+            "samples": [None],
+            "seeds": config.seeds[:2],
+            "tuning": config.tuning.model_copy(update={"extensions": 0}),
+        }
+    )

@@ -1,0 +1,172 @@
+"""The prompts of a study's domains, and their three sides: train, validation, eval.
+
+Which side a prompt falls on is a matter of its content alone. `afaspec capture` divides train from
+eval; the validation side is a part of train, divided by another hash of the same content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afaspec.capture_config import CaptureConfig
+from afaspec.compare.config import CompareConfig
+from bench.prompts import Prompt, Split, read_prompts
+from drafts.checkpoint import read_draft_info
+from drafts.errors import UserError
+from drafts.files import read_json, write_json
+from drafts.target import read_target
+
+if TYPE_CHECKING:
+    from afaspec.store import FeatureStore
+
+FACTS = "facts.json"
+SIDES: tuple[Split, ...] = ("train", "eval")
+Prompts = dict[tuple[str, Split], list[Prompt]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a study depends on beside its settings: hashes of models and of prompts.
+
+    `domains` holds, by domain and side, the SHA-256 of the prompts and their number.
+    """
+
+    target: str
+    target_sha256: str
+    draft: str
+    draft_sha256: str
+    domains: dict[str, dict[str, dict[str, Any]]]
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / FACTS, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Facts:
+        """Those of the study in `folder`. Raises `UserError` where none was begun."""
+        if not (folder / FACTS).exists():
+            raise UserError(
+                "holds no study yet", where=folder, mend="run afaspec compare without --report-only"
+            )
+        return cls(**read_json(folder / FACTS))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Sequence numbers in a domain's train store. `dropped` ones repeat prompts of other sides."""
+
+    train: list[int]
+    validation: list[int]
+    dropped: int
+
+
+def gather(
+    config: CompareConfig, target: Path, note: Callable[[str], None] = lambda text: None
+) -> tuple[Facts, Prompts]:
+    """Read every domain's prompts and hash all that results depend on. Loads no model.
+
+    Raises `UserError` for the first fault, before any work is done.
+    """
+    info, draft = read_target(target), read_draft_info(config.draft)
+    prompts: Prompts = {}
+    domains: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, domain in config.domains.items():
+        domains[name] = {}
+        for side in SIDES:
+            found = read_prompts(
+                domain.prompts,
+                limit=domain.train_limit if side == "train" else domain.eval_limit,
+                seed=domain.seed,
+                split=side,
+                eval_fraction=domain.eval_fraction,
+                prompt_tokens=domain.prompt_tokens,
+                suffixes=_dotted(domain.suffixes),
+                note=note if side == "train" else None,
+            )
+            prompts[name, side] = found
+            domains[name][side] = {"sha256": hash_prompts(found), "prompts": len(found)}
+        held = [in_validation(p, config.tuning.validation) for p in prompts[name, "train"]]
+        most = max(samples or 1 for samples in config.samples)
+        if all(held) or not any(held):
+            raise UserError(
+                f"all of its {len(held)} prompts to train on fall on one side of the division "
+                "into training and validation",
+                where=domain.prompts,
+                mend="give more prompts (train_limit) or another tuning.validation",
+            )
+        if held.count(False) < most:
+            raise UserError(
+                f"has {held.count(False)} prompts to train on, samples asks for {most}",
+                where=domain.prompts,
+                mend="raise train_limit, give more prompts, or lower samples",
+            )
+    facts = Facts(str(target), info.sha256, str(config.draft), draft.sha256, domains)
+    return facts, prompts
+
+
+def capture_config(config: CompareConfig, domain: str, side: Split, out: Path) -> CaptureConfig:
+    """The capture of one side of a domain."""
+    settings = config.domains[domain]
+    shared = settings.model_dump(exclude={"train_limit", "eval_limit"})
+    return CaptureConfig(
+        **shared,
+        target=str(config.target),
+        target_adapter=config.target_adapter,
+        draft=config.draft,
+        out=out,
+        split=side,
+        limit=settings.train_limit if side == "train" else settings.eval_limit,
+    )
+
+
+def in_validation(prompt: Prompt, share: float) -> bool:
+    """Whether a prompt of the train side is held out. Near-copies are held out together."""
+    key = " ".join(prompt.split_key.split())
+    return int(_digest(f"validation\n{key}")[:13], 16) < share * 16**13
+
+
+def divide(
+    train: FeatureStore, evaluation: FeatureStore, prompts: Sequence[Prompt], share: float
+) -> Sides:
+    """The sides of a domain's captured sequences; `prompts` are those of its train store.
+
+    A prompt that is, token for token, also one of eval is dropped from train and validation, and
+    one of validation is dropped from train: passages of different files can begin alike.
+    """
+    seen = {_prompt_ids(evaluation, i) for i in range(len(evaluation))}
+    held = [in_validation(prompt, share) for prompt in prompts]
+    sides: dict[bool, list[int]] = {True: [], False: []}
+    for validation in (True, False):
+        mine = [i for i in range(len(train)) if held[train[i].prompt_index] == validation]
+        sides[validation] = [i for i in mine if _prompt_ids(train, i) not in seen]
+        seen |= {_prompt_ids(train, i) for i in sides[validation]}
+    if not sides[True] or not sides[False]:
+        raise UserError(
+            "its prompts of train, validation and eval are the same",
+            where=train.folder,
+            mend="give more varied prompts",
+        )
+    dropped = len(train) - len(sides[True]) - len(sides[False])
+    return Sides(sides[False], sides[True], dropped)
+
+
+def hash_prompts(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 over what the prompts say, in their order; where they lie does not matter."""
+    rows = (f"{p.messages}|{p.text}|{p.head_tokens}|{p.category}|{p.split_key}\n" for p in prompts)
+    return _digest("".join(rows))
+
+
+def _prompt_ids(store: FeatureStore, i: int) -> tuple[int, ...]:
+    sequence = store[i]
+    return tuple(sequence.input_ids[~sequence.loss_mask].tolist())
+
+
+def _dotted(suffixes: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(s if s.startswith(".") else f".{s}" for s in suffixes) if suffixes else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

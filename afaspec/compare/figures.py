@@ -1,0 +1,116 @@
+"""What the finished cells of one domain say: figures over seeds and prompts, and differences.
+
+Seeds and prompts both vary, and an interval holds the chance of both (`bench.seeds`). Arms trained
+with the same seed saw the same data in the same order, so differences are paired by seed as well
+as by prompt. Verdicts are corrected (Holm) for all that were made in the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from afaspec.compare.plan import Json, Variant
+from bench.intervals import Floats, Quotient, student
+from bench.seeds import seeded_comparison, seeded_figure, seeded_sources
+from bench.verdict import ACCEPTANCE, Comparison
+
+REFERENCE_RANK = 8
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Counts of one draft, or of the drafts of all seeds of a variant, on the same prompts.
+
+    `drafts` [seeds, prompts]; `accepted` [seeds, prompts, k].
+    """
+
+    label: str
+    drafts: Floats
+    accepted: Floats
+    variant: Variant | None = None
+
+    @classmethod
+    def of(cls, label: str, results: Sequence[Json], variant: Variant | None = None) -> Measured:
+        """From the results of evaluated cells, one per seed."""
+        return cls(
+            label,
+            np.array([r["drafts"] for r in results], dtype=float),
+            np.array([r["accepted"] for r in results], dtype=float),
+            variant,
+        )
+
+    @property
+    def length(self) -> Quotient:
+        """Acceptance length: tokens of all steps over steps."""
+        return Quotient(self.drafts + self.accepted.sum(axis=2), self.drafts)
+
+    @property
+    def k(self) -> int:
+        return int(self.accepted.shape[2])
+
+    @property
+    def seed_values(self) -> list[float]:
+        """Acceptance length of each seed."""
+        drafts = self.drafts.sum(axis=1)
+        return [float(v) for v in 1 + self.accepted.sum(axis=(1, 2)) / drafts]
+
+
+def figures_of(measured: Measured) -> Json:
+    """Acceptance with intervals, as in report.json, and by seed."""
+    length, drafts = measured.length, measured.drafts
+    return {
+        "label": measured.label,
+        "acceptance_length": seeded_figure(length.over, length.under).as_json(),
+        "acceptance_rate": seeded_figure(
+            measured.accepted.sum(axis=2), measured.k * drafts
+        ).as_json(),
+        "per_position": [
+            seeded_figure(measured.accepted[:, :, i], drafts).as_json() for i in range(measured.k)
+        ],
+        "by_seed": measured.seed_values,
+    }
+
+
+def difference(arm: Measured, against: Measured) -> Comparison:
+    """The difference in acceptance length, paired by prompt, and by seed where both have them."""
+    return seeded_comparison(
+        arm.label,
+        against.label,
+        ACCEPTANCE,
+        arm.length,
+        against.length,
+        paired_seeds=len(arm.drafts) == len(against.drafts),
+    )
+
+
+def rivals(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
+    """Pairs of variants that differ in nothing but the arm; an arm without rank meets all ranks."""
+    pairs = []
+    for i, against in enumerate(measured):
+        for arm in measured[i + 1 :]:
+            one, other = arm.variant, against.variant
+            assert one
+            assert other
+            same_rank = one.rank == other.rank or None in (one.rank, other.rank)
+            alike = (one.steps, one.samples) == (other.steps, other.samples)
+            if one.arm != other.arm and same_rank and alike:
+                pairs.append((arm, against))
+    return pairs
+
+
+def gap_closed(arm: Measured, low: Measured, high: Measured) -> Json | None:
+    """(arm - low) / (high - low) in acceptance length: 0 is no better than `low`, 1 equals `high`.
+
+    The interval is linearised, paired by seed and prompt. None unless the gap itself is shown: a
+    share of nothing means nothing.
+    """
+    gap = difference(high, low).difference
+    if not gap.low > 0:
+        return None
+    share = (arm.length.value - low.length.value) / gap.value
+    parts = [m.length.influence for m in (arm, low, high)]
+    influence = (parts[0] - parts[1] - share * (parts[2] - parts[1])) / gap.value
+    return dict(student(share, seeded_sources([influence])).as_json())

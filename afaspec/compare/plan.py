@@ -1,0 +1,272 @@
+"""Which cells a study needs, given the results of those that are done.
+
+A cell is one piece of work with one result. Its key is a hash of all that it depends on: settings,
+models, prompts and the cells before it. So a changed or larger study runs just what is new to it,
+and nothing old is ever taken for something else. `needed` is a function of results alone: planning,
+resuming, reporting and the dry run are all the same call.
+
+    data   a domain's two stores and three sides
+    base   the base draft on the eval side
+    run    one training, and its acceptance length on the validation side
+    eval   a trained draft, as merged, on the eval side
+    vllm   merged drafts side by side in vLLM, for one domain and seed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from afaspec.compare.config import CompareConfig
+from afaspec.compare.data import Facts
+from afaspec.compare.tuning import Choice, choose
+from afaspec.train_config import TrainConfig
+
+Json = dict[str, Any]
+Kind = Literal["data", "base", "run", "eval", "vllm"]
+Done = Mapping[str, Json]  # results by cell key
+
+# Of a run's settings: those that lie outside it, or that leave its result as it is.
+NOT_ITS_OWN = {"store", "draft", "out", "target", "target_adapter", "validation"}
+NOT_ITS_OWN |= {"validation_limit", "checkpoint_every", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An arm at one point of the axes. `samples` are training sequences, None for all."""
+
+    arm: str
+    rank: int | None
+    steps: int
+    samples: int | None
+
+    def label(self, config: CompareConfig) -> str:
+        """Its name in tables: the arm, and where it stands on axes of more than one value."""
+        parts = [self.arm]
+        if self.rank is not None and len(config.ranks) > 1 and not has_own_rank(config, self.arm):
+            parts.append(f"r{self.rank}")
+        if len(config.steps) > 1:
+            parts.append(f"{self.steps} steps")
+        if len(config.samples) > 1:
+            parts.append("all samples" if self.samples is None else f"{self.samples} samples")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of work. `inputs` decide its key; `settings` are more of the same, spelled out.
+
+    Of `settings`, `inputs` hold what differs from the defaults, so that a setting that afaspec
+    gains later leaves old results valid; a default that changes does not (see `Results`).
+    """
+
+    kind: Kind
+    domain: str
+    inputs: Json
+    name: str
+    variant: Variant | None = None
+    rate: float | None = None
+    seed: int | None = None
+    settings: Json = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        text = json.dumps([self.kind, self.inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Plan:
+    """All cells known so far, in the order of work. `later` stands in for cells that depend on
+    learning rates not chosen yet: their number and size are right, their keys are not."""
+
+    cells: list[Cell] = field(default_factory=list)
+    later: list[Cell] = field(default_factory=list)
+    choices: dict[tuple[str, Variant], Choice] = field(default_factory=dict)
+    runs: dict[str, Cell] = field(default_factory=dict)  # by key of their eval cell
+
+    def pending(self, done: Done) -> list[Cell]:
+        return [cell for cell in self.cells if cell.key not in done]
+
+    def evals(self, domain: str, variant: Variant) -> list[Cell]:
+        """The final results of a variant, in the order of the seeds."""
+        return [
+            c for c in self.cells if c.kind == "eval" and (c.domain, c.variant) == (domain, variant)
+        ]
+
+    def only(self, kind: Kind, domain: str) -> Cell:
+        """The domain's one cell of that kind."""
+        return next(c for c in self.cells if (c.kind, c.domain) == (kind, domain))
+
+
+def needed(config: CompareConfig, facts: Facts, done: Done) -> Plan:
+    """Every cell of the study: all tuning first, then finals seed by seed, then vLLM."""
+    plan, keyed = Plan(), {}
+    for domain in config.domains:
+        keyed[domain] = data_cell(config, facts, domain)
+        plan.cells.append(keyed[domain])
+        inputs = {"data": keyed[domain].key, "draft": facts.draft_sha256, "k": config.k}
+        plan.cells.append(Cell("base", domain, inputs, f"{domain}: base draft"))
+    for variant in variants(config):
+        for domain in config.domains:
+            _tune(config, facts, done, plan, keyed[domain], variant)
+    for seed in config.seeds:
+        for variant in variants(config):
+            for domain in config.domains:
+                _final(config, facts, plan, keyed[domain], variant, seed)
+    if config.measure == "vllm":
+        for seed in config.vllm.seeds or config.seeds[:1]:
+            for domain in config.domains:
+                _in_vllm(config, plan, domain, seed)
+    plan.cells = list({cell.key: cell for cell in plan.cells}.values())  # a try may be a final too
+    return plan
+
+
+def variants(config: CompareConfig) -> list[Variant]:
+    """Every arm at every point of the axes it has, arms within ranks within budgets."""
+    found = [
+        Variant(name, _rank(config, name, rank), steps, samples)
+        for samples in config.samples
+        for steps in config.steps
+        for rank in config.ranks
+        for name in config.arms
+    ]
+    return list(dict.fromkeys(found))  # full fine-tuning has no rank: it comes once
+
+
+def data_cell(config: CompareConfig, facts: Facts, domain: str) -> Cell:
+    inputs = {
+        "target": facts.target_sha256,
+        "draft": facts.draft_sha256,
+        "prompts": facts.domains[domain],
+        "validation": config.tuning.validation,
+    }
+    name = f"{domain}: the target's answers"
+    return _spelled_out(Cell("data", domain, inputs, name), config.domains[domain], {"prompts"})
+
+
+def run_cell(
+    config: CompareConfig,
+    facts: Facts,
+    data: Cell,
+    variant: Variant,
+    rate: float,
+    seed: int,
+    steps: int,
+) -> Cell:
+    """One training."""
+    train = train_config(config, variant, rate, seed, steps)
+    inputs = {"data": data.key, "draft": facts.draft_sha256, "samples": variant.samples}
+    name = f"{data.domain}: {variant.label(config)}, rate {rate:g}, seed {seed}"
+    cell = Cell("run", data.domain, inputs, name, variant, rate, seed)
+    return _spelled_out(cell, train, NOT_ITS_OWN)
+
+
+def _spelled_out(cell: Cell, settings: BaseModel, besides: set[str]) -> Cell:
+    """The cell with `settings` in its key where they differ from the defaults."""
+    everything = settings.model_dump(mode="json", exclude=besides)
+    changed = settings.model_dump(mode="json", exclude=besides, exclude_defaults=True)
+    return replace(cell, inputs={**cell.inputs, "settings": changed}, settings=everything)
+
+
+def train_config(
+    config: CompareConfig, variant: Variant, rate: float, seed: int, steps: int
+) -> TrainConfig:
+    """A run's settings, with nowhere to read and write yet.
+
+    Unless the study says otherwise a run is evaluated once, at its end: what counts is where the
+    training leads, not the best of many looks at the validation side.
+    """
+    arm = config.arms[variant.arm]
+    values: Json = {"draft_steps": config.k, "eval_every": steps, "checkpoint_every": 100}
+    values |= config.train.model_dump(exclude_unset=True)
+    values |= arm.model_dump(exclude_unset=True, exclude={"learning_rates"})
+    values |= {"arm": arm.arm, "steps": steps, "learning_rate": rate, "seed": seed}
+    if variant.rank is not None:
+        values["rank"] = variant.rank
+    values |= {"store": "", "draft": config.draft, "out": "", "tensorboard": False}
+    return TrainConfig(**values)
+
+
+def has_own_rank(config: CompareConfig, arm: str) -> bool:
+    return "rank" in config.arms[arm].model_fields_set
+
+
+def _rank(config: CompareConfig, name: str, rank: int) -> int | None:
+    arm = config.arms[name]
+    if arm.arm == "full":
+        return None
+    return arm.rank if has_own_rank(config, name) else rank
+
+
+def _tune(
+    config: CompareConfig, facts: Facts, done: Done, plan: Plan, data: Cell, variant: Variant
+) -> None:
+    """Add the tries that are known to be needed, and what they say so far."""
+    rule, grid = config.tuning, config.arms[variant.arm].grid()
+    steps = min(rule.steps or variant.steps, variant.steps)
+    tries: dict[float, float] = {}
+    while True:  # each round knows one extension of the grid more than the one before
+        choice = choose(grid, tries, rule)
+        cells = [
+            run_cell(config, facts, data, variant, rate, rule.seed, steps)
+            for rate in choice.untried
+        ]
+        plan.cells += cells
+        finished = [cell for cell in cells if cell.key in done]
+        tries |= {
+            cell.rate: done[cell.key]["validation_acceptance_length"]
+            for cell in finished
+            if cell.rate is not None
+        }
+        if len(finished) < len(cells) or not cells:
+            plan.choices[data.domain, variant] = choose(grid, tries, rule)
+            return
+
+
+def _final(
+    config: CompareConfig, facts: Facts, plan: Plan, data: Cell, variant: Variant, seed: int
+) -> None:
+    """Add a final run and its evaluation, or their stand-ins while the rate is not known."""
+    choice = plan.choices[data.domain, variant]
+    grid = config.arms[variant.arm].grid()
+    rate = choice.rate if choice.rate is not None else grid[len(grid) // 2]
+    run = run_cell(config, facts, data, variant, rate, seed, variant.steps)
+    name = f"{run.name}: on the eval side"
+    inputs = {"run": run.key, "k": config.k}
+    final = Cell("eval", data.domain, inputs, name, variant, rate, seed)
+    if choice.rate is not None:
+        plan.cells += [run, final]
+        plan.runs[final.key] = run
+        return
+    is_a_try = seed == config.tuning.seed and variant.steps <= (
+        config.tuning.steps or variant.steps
+    )
+    plan.later += [final] if is_a_try else [run, final]
+
+
+def _in_vllm(config: CompareConfig, plan: Plan, domain: str, seed: int) -> None:
+    """Add the measurement of all wanted variants of one domain and seed."""
+    wanted = config.vllm.arms
+    evals = list(_of_seed(plan.cells, domain, seed, wanted, config))
+    waiting = list(_of_seed(plan.later, domain, seed, wanted, config))
+    inputs = {"evals": [cell.key for cell in evals], "k": config.k}
+    cell = Cell("vllm", domain, inputs, f"{domain}: vLLM, seed {seed}", seed=seed)
+    cell = _spelled_out(cell, config.vllm, {"arms", "seeds"})
+    (plan.later if waiting else plan.cells).append(cell)
+
+
+def _of_seed(
+    cells: list[Cell], domain: str, seed: int, wanted: list[str] | None, config: CompareConfig
+) -> Iterator[Cell]:
+    for cell in cells:
+        if cell.kind == "eval" and (cell.domain, cell.seed) == (domain, seed):
+            assert cell.variant
+            if wanted is None or cell.variant.label(config) in wanted:
+                yield cell

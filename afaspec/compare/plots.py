@@ -1,0 +1,139 @@
+"""The plots of a study, one set per domain, drawn from study.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from afaspec.compare.figures import REFERENCE_RANK
+from afaspec.compare.plan import Json
+from bench.arms import LABELS
+from bench.plots.style import (
+    INK,
+    MARKERS,
+    as_svg,
+    axes_of,
+    bars,
+    colours_of,
+    legend_below,
+    styled,
+    values_and_errors,
+)
+from drafts.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Drawn = tuple[str, str, Callable[[], "Figure"]]  # file stem, description, how to draw it
+
+
+def study_plots(study: Json, domain: str) -> Iterator[Drawn]:
+    """Acceptance length by arm, by rank, by steps and by samples; those with something to show."""
+    results = study["domains"][domain]
+    colours = colours_of([{"name": name} for name in ("base", *study["settings"]["arms"])])
+    if results["arms"]:
+        said = f"{domain}: acceptance length of each arm, with 95% intervals"
+        yield f"{domain}_arms", said, lambda: by_arm(results, colours, domain)
+    axes: tuple[tuple[Literal["rank", "steps", "samples"], str], ...] = (
+        ("rank", "LoRA rank"),
+        ("steps", "optimizer steps"),
+        ("samples", "training sequences"),
+    )
+    for axis, title in axes:
+        chosen = along(results["arms"], axis)
+        if len({arm[axis] for arm in chosen if arm[axis] is not None}) > 1:
+            said = f"{domain}: acceptance length by {title}, with 95% intervals"
+            yield f"{domain}_{axis}", said, _along_drawer(chosen, axis, title, results, colours)
+
+
+def write_study_plots(study: Json, folder: Path) -> None:
+    """Write every plot as PNG into `folder`, each atomically."""
+    with styled():
+        for domain in study["domains"]:
+            for stem, _, draw in study_plots(study, domain):
+                with atomic_file(folder / f"{stem}.png") as temporary:
+                    draw().savefig(temporary, format="png", dpi=200, facecolor="white")
+
+
+def svg_study_plots(study: Json, domain: str) -> list[str]:
+    """The domain's plots as SVG elements of a page."""
+    with styled():
+        return [as_svg(draw(), said, stem) for stem, said, draw in study_plots(study, domain)]
+
+
+def by_arm(results: Json, colours: Mapping[str, str], domain: str) -> Figure:
+    """Bars with intervals; each seed is a dot."""
+    base = {**results["base"], "name": "base", "label": LABELS["base"]}
+    arms = [base, *({**arm, "name": arm["arm"], "label": shown(arm)} for arm in results["arms"])]
+    figure, axes = bars(arms, colours, "acceptance_length", "{:.2f}")
+    for row, arm in enumerate(arms):
+        if len(arm["by_seed"]) > 1:
+            places = [row] * len(arm["by_seed"])
+            axes.scatter(arm["by_seed"], places, s=14, facecolor="white", edgecolor=INK, zorder=4)
+    axes.set_title(f"{domain}: tokens per target step")
+    axes.set_xlabel("dots: single seeds")
+    return figure
+
+
+def along(arms: list[Json], axis: str) -> list[Json]:
+    """The variants that vary along `axis` alone: at the largest budget, near rank 8."""
+    kept = arms
+    if axis != "rank":
+        ranks = {arm["rank"] for arm in arms if arm["rank"]}
+        near = min(ranks, key=lambda rank: abs(rank - REFERENCE_RANK), default=None)
+        kept = [arm for arm in kept if arm["rank"] in (None, near)]
+    for budget in {"steps", "samples"} - {axis}:
+        values = [arm[budget] for arm in arms]
+        most = None if None in values else max(values, default=None)  # None: all samples
+        kept = [arm for arm in kept if arm[budget] == most]
+    return kept
+
+
+def shown(arm: Json) -> str:
+    """A variant's label, with the arm's name as a reader likes it."""
+    name = str(arm["arm"])
+    return LABELS.get(name, name) + str(arm["label"]).removeprefix(name)
+
+
+def _along_drawer(
+    chosen: list[Json], axis: str, title: str, results: Json, colours: Mapping[str, str]
+) -> Callable[[], Figure]:
+    def draw() -> Figure:
+        figure, axes = axes_of()
+        for marker, name in zip(MARKERS * 9, dict.fromkeys(a["arm"] for a in chosen), strict=False):
+            mine = [arm for arm in chosen if arm["arm"] == name]
+            _line(axes, mine, axis, colours[name], marker)
+        base = results["base"]["acceptance_length"]["value"]
+        axes.axhline(base, color=colours["base"], linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            LABELS["base"], (0.01, base), xycoords=("axes fraction", "data"),
+            xytext=(0, 3), textcoords="offset points", fontsize=9.5, color=colours["base"],
+        )  # fmt: skip
+        axes.set_title(f"Acceptance length by {title}")
+        axes.set_xlabel(title)
+        axes.grid(axis="y")
+        legend_below(figure, axes)
+        return figure
+
+    return draw
+
+
+def _line(axes: Axes, arms: list[Json], axis: str, colour: str, marker: str) -> None:
+    """An arm along the axis; one that does not vary with it is a level line."""
+    label = LABELS.get(arms[0]["arm"], arms[0]["arm"])
+    varying = sorted((arm for arm in arms if arm[axis] is not None), key=lambda arm: arm[axis])
+    if not varying:
+        value = arms[0]["acceptance_length"]["value"]
+        axes.axhline(value, color=colour, linewidth=2, label=label)
+        return
+    places = [arm[axis] for arm in varying]
+    values, errors = values_and_errors([arm["acceptance_length"] for arm in varying])
+    axes.set_xscale("log", base=2)
+    axes.errorbar(
+        places, values, yerr=errors, color=colour, marker=marker, markersize=6.5, linewidth=2,
+        capsize=3, label=label,
+    )  # fmt: skip
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.minorticks_off()

@@ -1,0 +1,186 @@
+"""study.json: every cell with all that was counted, and what follows from it.
+
+All figures, tables, plots and pages are made from the stored cells and nothing else, so that
+`afaspec compare --report-only` makes them again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from afaspec.compare.config import CompareConfig
+from afaspec.compare.data import Facts
+from afaspec.compare.estimate import spent_seconds
+from afaspec.compare.figures import (
+    REFERENCE_RANK,
+    Measured,
+    difference,
+    figures_of,
+    gap_closed,
+    rivals,
+)
+from afaspec.compare.ledger import Ledger
+from afaspec.compare.plan import Json, Plan, Variant, variants
+from bench.verdict import Comparison, correct
+from drafts.errors import UserError
+from drafts.files import atomic_file
+
+SCHEMA = "afaspec-study/1"
+
+
+def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger) -> Json:
+    """The content of study.json. Variants without all their seeds are left out of the results.
+
+    Raises `UserError` where no domain has a result yet.
+    """
+    finished = [cell for cell in plan.cells if cell.key in ledger]
+    measured = {
+        domain: _measured(config, plan, ledger, domain)
+        for domain in config.domains
+        if plan.only("base", domain).key in ledger
+    }
+    if not any(len(found) > 1 for found in measured.values()):
+        raise UserError(
+            "holds no finished arm yet",
+            where=config.out,
+            mend="run afaspec compare without --report-only; it goes on where it stopped",
+        )
+    between = {domain: _between(found) for domain, found in measured.items()}
+    over_base = {
+        domain: [difference(arm, found[0]) for arm in found[1:]]
+        for domain, found in measured.items()
+    }
+    judged, over_base = _corrected(between), _corrected(over_base)
+    return {
+        "schema": SCHEMA,
+        "complete": len(finished) == len(plan.cells) and not plan.later,
+        "settings": config.model_dump(mode="json"),
+        "facts": asdict(facts),
+        "domains": {
+            domain: {
+                "sequences": _sequences(plan, ledger, domain),
+                "base": figures_of(found[0]),
+                "arms": [
+                    _arm(config, plan, ledger, domain, arm, gain, found)
+                    for arm, gain in zip(found[1:], over_base[domain], strict=True)
+                ],
+                "comparisons": [c.as_json() for c in judged[domain]],
+                "vllm": _vllm(plan, ledger, domain),
+            }
+            for domain, found in measured.items()
+        },
+        "spent_seconds": round(spent_seconds(ledger, finished), 1),
+        "cells": [ledger.record(cell) for cell in finished],
+    }
+
+
+def write_study(study: Json, folder: Path) -> Path:
+    """Write tables, plots and page, then study.json; returns the page's path."""
+    from afaspec.compare.csv import write_csv
+    from afaspec.compare.page import write_study_page
+    from afaspec.compare.plots import write_study_plots
+
+    write_csv(study, folder / "study.csv")
+    write_study_plots(study, folder)
+    page = write_study_page(study, folder / "study.html")
+    with atomic_file(folder / "study.json") as temporary:  # too long for an indent
+        temporary.write_text(json.dumps(study) + "\n", encoding="utf-8")
+    return page
+
+
+def _measured(config: CompareConfig, plan: Plan, ledger: Ledger, domain: str) -> list[Measured]:
+    """The base draft, then every variant whose seeds are all measured."""
+    base = ledger[plan.only("base", domain).key]
+    found = [Measured.of("base", [base])]
+    for variant in variants(config):
+        cells = [c for c in plan.evals(domain, variant) if c.key in ledger]
+        if len(cells) == len(config.seeds):
+            label = variant.label(config)
+            found.append(Measured.of(label, [ledger[c.key] for c in cells], variant))
+    return found
+
+
+def _between(found: Sequence[Measured]) -> list[Comparison]:
+    return [difference(arm, against) for arm, against in rivals(found[1:])]
+
+
+def _corrected(by_domain: dict[str, list[Comparison]]) -> dict[str, list[Comparison]]:
+    """The comparisons of all domains, corrected for their number in the study."""
+    corrected = iter(correct([c for found in by_domain.values() for c in found]))
+    return {domain: [next(corrected) for _ in found] for domain, found in by_domain.items()}
+
+
+def _arm(
+    config: CompareConfig,
+    plan: Plan,
+    ledger: Ledger,
+    domain: str,
+    measured: Measured,
+    gain: Comparison,
+    found: Sequence[Measured],
+) -> Json:
+    variant = measured.variant
+    assert variant
+    choice = plan.choices[domain, variant]
+    runs = [ledger[plan.runs[c.key].key] for c in plan.evals(domain, variant)]
+    low, high = _ends(config, variant, found)
+    return {
+        "arm": variant.arm,
+        "method": config.arms[variant.arm].arm,
+        "rank": variant.rank,
+        "steps": variant.steps,
+        "samples": variant.samples,
+        "learning_rate": choice.rate,
+        "tries": [{"rate": r, "length": length} for r, length in sorted(choice.tries.items())],
+        "rate_at_edge": choice.at_edge,
+        "trainable_parameters": runs[0]["trainable_parameters"],
+        "draft_parameters": runs[0]["draft_parameters"],
+        "train_seconds": [run["train_seconds"] for run in runs],
+        **figures_of(measured),
+        "over_base": gain.as_json(),
+        "gap_closed": gap_closed(measured, low, high) if low and high else None,
+    }
+
+
+def _ends(
+    config: CompareConfig, variant: Variant, found: Sequence[Measured]
+) -> tuple[Measured | None, Measured | None]:
+    """Plain LoRA of rank 8 and full fine-tuning at the variant's budget; None where there is none.
+
+    They are the arms named `lora` and `full`, or the first of their method.
+    """
+
+    def first(method: str, rank: int | None) -> Measured | None:
+        fitting = [
+            (m.variant.arm != method, i, m)
+            for i, m in enumerate(found)
+            if m.variant
+            and config.arms[m.variant.arm].arm == method
+            and (m.variant.rank, m.variant.steps, m.variant.samples)
+            == (rank, variant.steps, variant.samples)
+        ]
+        return min(fitting)[2] if fitting else None
+
+    return first("lora", REFERENCE_RANK), first("full", None)
+
+
+def _sequences(plan: Plan, ledger: Ledger, domain: str) -> Json:
+    data = ledger[plan.only("data", domain).key]
+    return {
+        "train": len(data["train"]),
+        "validation": len(data["validation"]),
+        "eval": data["eval_sequences"],
+        "dropped": data["dropped"],
+    }
+
+
+def _vllm(plan: Plan, ledger: Ledger, domain: str) -> list[Json]:
+    """Reports of vLLM, one per measured seed."""
+    return [
+        {"seed": cell.seed, "arms": ledger[cell.key]["arms"]}
+        for cell in plan.cells
+        if cell.kind == "vllm" and cell.domain == domain and cell.key in ledger
+    ]

@@ -1,0 +1,126 @@
+"""A study's tables and sentences, from study.json alone: what page and console both show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from afaspec.compare.plan import Json
+from afaspec.compare.plots import shown
+from bench.arms import LABELS
+from bench.summary import NOTHING, Cell
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    "Arm",
+    "Acceptance length",
+    "More than base",
+    "Gap closed",
+    "Seeds",
+    "Learning rate",
+    "Trained weights",
+)
+
+
+def domain_rows(results: Json) -> list[list[Cell]]:
+    """One row per arm, in the order of `COLUMNS`; the longest acceptance is marked."""
+    best = max([arm["acceptance_length"]["value"] for arm in results["arms"]], default=0.0)
+    base = results["base"]["acceptance_length"]
+    rows = [[Cell(LABELS["base"]), figure(base), *[Cell(NOTHING)] * (len(COLUMNS) - 2)]]
+    for arm in results["arms"]:
+        length = arm["acceptance_length"]
+        lowest, highest = min(arm["by_seed"]), max(arm["by_seed"])
+        share = arm["trainable_parameters"] / arm["draft_parameters"]
+        rate = Cell(
+            f"{arm['learning_rate']:g}", "at the grid's edge" if arm["rate_at_edge"] else ""
+        )
+        rows.append(
+            [
+                Cell(shown(arm)),
+                figure(length, best=length["value"] == best),
+                figure(arm["over_base"]["difference"], "{:+.3f}"),
+                figure(arm["gap_closed"], "{:.0f}%", 100),
+                Cell(str(len(arm["by_seed"])), f"{lowest:.3f}–{highest:.3f}"),
+                rate,
+                Cell(f"{arm['trainable_parameters']:,}", f"{share:.1%} of the draft"),
+            ]
+        )
+    return rows
+
+
+def figure(
+    found: Json | None, form: str = "{:.3f}", scale: float = 1.0, best: bool = False
+) -> Cell:
+    """A value with its interval, where there is one."""
+    if not found or found["value"] is None:
+        return Cell(NOTHING)
+    value = form.format(scale * found["value"])
+    if found["low"] is None:
+        return Cell(value, best=best)
+    low, high = (form.format(scale * found[end]) for end in ("low", "high"))
+    return Cell(value, f"{low} to {high}", best)
+
+
+def verdicts(results: Json) -> list[str]:
+    """What the comparisons between arms say: what was shown first."""
+    by_shown = sorted(results["comparisons"], key=lambda c: c["verdict"] == "no difference shown")
+    return [found["words"] for found in by_shown]
+
+
+def headline(study: Json) -> str:
+    """One sentence per domain: its best arm, and where it comes from."""
+    sentences = []
+    for domain, results in study["domains"].items():
+        if not results["arms"]:
+            continue
+        top = max(results["arms"], key=lambda arm: arm["acceptance_length"]["value"])
+        length, base = top["acceptance_length"]["value"], results["base"]["acceptance_length"]
+        sentences.append(
+            f"On {domain}, {shown(top)} comes out highest with {length:.2f} tokens per target "
+            f"step; the base draft has {base['value']:.2f}."
+        )
+    return " ".join(sentences)
+
+
+def settings_line(study: Json) -> str:
+    """The study's main settings in one line."""
+    settings, runs = study["settings"], [c for c in study["cells"] if c["kind"] == "run"]
+
+    def counted(values: Sequence[object], what: str) -> str:
+        return f"{len(values)} {what}" + ("s" if len(values) != 1 else "")
+
+    parts = [
+        counted(settings["arms"], "arm"),
+        counted(settings["domains"], "domain"),
+        counted(settings["seeds"], "seed"),
+        f"k = {settings['k']}",
+        "greedy, offline" + (" and in vLLM" if settings["measure"] == "vllm" else ""),
+        counted(runs, "training"),
+        f"{study['spent_seconds'] / 3600:.1f} hours of work",
+    ]
+    return ", ".join(parts) + ("" if study["complete"] else "; not finished")
+
+
+def render_domain(domain: str, results: Json) -> Table:
+    """The domain's table for the console."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=domain, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False
+    )
+    for column in COLUMNS:
+        justify = "left" if column == COLUMNS[0] else "right"
+        table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in domain_rows(results):
+        cells = []
+        for cell in row:
+            text = Text(cell.text, style="bold green" if cell.best else "bold")
+            if cell.detail:
+                text.append(f"\n{cell.detail}", style="not bold dim")
+            cells.append(text)
+        table.add_row(*cells)
+    return table
