@@ -40,9 +40,8 @@ Json = dict[str, Any]
 class Report:
     """A finished comparison. `arms` are JSON objects in the order of the run (see `build_report`).
 
-    `comparisons` are verdicts between arms, `load` the arms at several loads, `study` figures over
-    seeds and domains. `measurements` are the raw outputs, times and counts by arm; they go to a
-    file of their own.
+    `comparisons` are verdicts between arms, `load` the arms at several loads. `measurements` are
+    the raw outputs, times and counts by arm; they go to a file of their own.
     """
 
     arms: list[Json]
@@ -51,7 +50,6 @@ class Report:
     training: Json = field(default_factory=dict)
     comparisons: list[Json] = field(default_factory=list)
     load: list[Json] | None = None
-    study: Json | None = None
     measurements: Json = field(default_factory=dict)
 
     def arm(self, name: str) -> Json:
@@ -68,7 +66,6 @@ class Report:
             "arms": self.arms,
             "comparisons": self.comparisons,
             "load": self.load,
-            "study": self.study,
             "numerical_noise": self.noise,
             "training": self.training,
             "provenance": self.provenance,
@@ -95,7 +92,6 @@ def read_report(path: Path) -> Report:
         content["training"],
         content.get("comparisons", []),
         content.get("load"),
-        content.get("study"),
     )
 
 
@@ -104,18 +100,24 @@ def write_report(report: Report, folder: Path) -> Path:
 
     report.json comes last: where it exists, the rest is there too.
     """
-    from bench.csv_rows import write_csv
-    from bench.page import write_page
-    from bench.plots import write_plots
-
     folder.mkdir(parents=True, exist_ok=True)
     if report.measurements:
         with atomic_file(folder / "measurements.json") as temporary:  # too long for an indent
             temporary.write_text(json.dumps(report.measurements) + "\n", encoding="utf-8")
+    page = render_report(report, folder)
+    write_json(folder / "report.json", report.as_json())
+    return page
+
+
+def render_report(report: Report, folder: Path) -> Path:
+    """Write what can be made from a report alone: plots, page and CSV; returns the page."""
+    from bench.csv_rows import write_csv
+    from bench.page import write_page
+    from bench.plots import write_plots
+
     write_plots(report, folder)
     page = write_page(report, folder / "report.html")
     write_csv(report, folder / "report.csv")
-    write_json(folder / "report.json", report.as_json())
     return page
 
 
@@ -176,9 +178,14 @@ def build_report(
         provenance=common,
         noise=asdict(noise) if noise else None,
         training=dict(training),
-        comparisons=[found.as_json() for found in comparisons(runs, common.get("block", 1))],
+        comparisons=[found.as_json() for found in comparisons(runs, _turn_size(common, prompts))],
         measurements=_measurements(runs, prompts),
     )
+
+
+def _turn_size(common: Json, prompts: Sequence[str]) -> int:
+    """Prompts that an arm runs in one go: a block in process, all of them against a server."""
+    return len(prompts) if common.get("mode") == "server" else int(common.get("block", 1))
 
 
 def _add_gains(arms: list[Json], runs: Sequence[ArmRun], counts: Resampler, k: int) -> None:
