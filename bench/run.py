@@ -55,7 +55,7 @@ def run_bench(
         longest = turns.longest if turns else max(map(len, inputs))
         engines = _start(config, longest, logs, stack, progress)
         runs = measure(config, engines, inputs, progress, turns)
-        differences, noise = _lossless(config, engines, names, runs, progress)
+        differences, noise = compare_outputs(config, engines, names, runs, progress)
     if turns:
         for run in runs:
             run.engine = {**run.engine, "cut_prompts": run.cut}
@@ -67,7 +67,7 @@ def run_bench(
         prompts=names,
         k=config.k,
         differences=differences,
-        not_comparable=_not_comparable(runs),
+        not_comparable=count_not_comparable(runs),
         noise=noise,
         offline=offline or {},
         training=training or {},
@@ -154,7 +154,7 @@ def _start(
     return engines
 
 
-def _lossless(
+def compare_outputs(
     config: BenchConfig,
     engines: Mapping[str, EngineProcess],
     names: Sequence[str],
@@ -188,7 +188,7 @@ def _lossless(
     )
 
 
-def _not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:
+def count_not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:
     """Per arm the prompts that were not those of the `none` arm; 0 without such an arm."""
     none = next((run for run in runs if run.arm.draft is None), runs[0])
     return {

@@ -13,7 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.arms import Arm
+from bench.config import BenchConfig
+from bench.conversation import Turns
+from bench.encoding import encode_prompts
 from bench.lossless import Difference, explain
+from bench.measure import measure
+from bench.prompt_rows import Prompt
+from bench.run import compare_outputs, count_not_comparable
 from drafts.errors import UserError
 from serving.engine import EngineProcess, EngineSettings
 from tests.tiny_models import write_target
@@ -132,6 +139,48 @@ def test_gap_is_the_targets_own(engines: dict[str, EngineProcess], looping_targe
     assert noise is not None
     assert noise.positions == 12
     assert difference.near_tie == (abs(difference.gap or 0.0) <= noise.max)
+
+
+def test_conversations_go_on_with_the_arms_own_answers(
+    engines: dict[str, EngineProcess], looping_target: Path, tiny_draft: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(looping_target)
+    arms = (Arm("none"), Arm("eagle3", tiny_draft))
+    config = BenchConfig(looping_target, "", arms, k=K, max_tokens=6, rounds=2, ignore_eos=True)
+    rows = [("import os", ("def f",)), ("x = 1", ()), ("class A", ("self", "return"))]
+    prompts = encode_prompts(
+        [Prompt(text, [{"role": "user", "content": text}], turns=later) for text, later in rows],
+        tokenizer,
+        max_positions=128,
+    )
+    turns = Turns(prompts, tokenizer, room=128 - 6 - K - 1, max_tokens=6)
+    runs = measure(config, engines, [prompt.input_ids for prompt in prompts], turns=turns)
+    order = [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (2, 2)]
+    for run in runs:
+        assert run.cut == 0
+        assert [len(row) for row in run.outputs] == [len(order)] * 2
+        assert [len(row) for row in run.seconds] == [len(order)] * 2
+        for unit, (conversation, turn) in enumerate(order):
+            said = tokenizer.decode(run.inputs[unit])
+            assert said.endswith(f"{[rows[conversation][0], *rows[conversation][1]][turn]}\n"
+                                 "<|assistant|>\n")  # fmt: skip
+            for earlier in range(turn):
+                answer = run.outputs[0][order.index((conversation, earlier))]
+                assert tokenizer.decode(answer, skip_special_tokens=True) in said
+    assert count_not_comparable(runs) == {"none": 0, "eagle3": 0}
+
+    eagle3 = runs[1]  # had an answer differed, the turn after it would not be compared
+    names = [str(unit) for unit in order]
+    last = order.index((2, 1))
+    eagle3.outputs[0][last] = [eagle3.outputs[0][last][0] ^ 1, *eagle3.outputs[0][last][1:]]
+    eagle3.inputs[order.index((2, 2))] = [1, 2, 3]
+    eagle3.outputs[0][order.index((2, 2))] = [9]
+    found, _ = compare_outputs(config, engines, names, runs, lambda stage, done, total: None)
+    assert found is not None
+    assert [(d.prompt, d.position) for d in found["eagle3"]] == [(names[last], 0)]
+    assert count_not_comparable(runs) == {"none": 0, "eagle3": 1}
 
 
 def test_idle_engines_rest(engines: dict[str, EngineProcess]) -> None:

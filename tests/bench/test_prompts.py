@@ -38,7 +38,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
     "prompt and response": ({"prompt": "p", "response": "r"}, Prompt("", text="p", response="r")),
     "MT-bench": (
         {"question_id": 1, "category": "math", "turns": ["first", "second"]},
-        Prompt("", [{"role": "user", "content": "first"}], category="math"),
+        Prompt("", [{"role": "user", "content": "first"}], category="math", turns=("second",)),
     ),
     "gsm8k": (
         {"question": "q", "answer": "a"},
@@ -57,7 +57,7 @@ def test_row_shapes(name: str, tmp_path: Path) -> None:
     row, expected = SHAPES[name]
     path = write_rows(tmp_path / "rows.jsonl", [row])
     (prompt,) = read_prompts(path)
-    for field in ("messages", "text", "response", "category", "head_tokens"):
+    for field in ("messages", "text", "response", "category", "head_tokens", "turns"):
         assert getattr(prompt, field) == getattr(expected, field), field
     assert prompt.id.startswith(f"{path}:1")
 
