@@ -11,15 +11,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from serving.engine import EngineProcess
+from serving.engine import Generation
 
 TOP = 20  # log-probabilities asked of vLLM, its default limit
 NOISE_PROMPTS = 8  # prompts that differ nowhere and still serve to measure the noise
 
 Row = Sequence[tuple[int, float]]
+
+
+class Engine(Protocol):
+    """What is asked of the engine without a draft: in process or, over HTTP, a server's."""
+
+    def generate(
+        self,
+        prompt_token_ids: list[list[int]],
+        max_tokens: int,
+        *,
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+    ) -> Generation:
+        """Outputs with the most probable tokens of every position."""
+        ...
+
+    def score(
+        self, prompt_token_ids: list[int], output_ids: list[int], top: int
+    ) -> list[list[tuple[int, float]]]:
+        """The same from one prefill over the whole text."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,7 @@ def first_difference(prompt: str, none: Sequence[int], arm: Sequence[int]) -> Di
 
 
 def explain(
-    engine: EngineProcess,
+    engine: Engine,
     prompts: dict[str, list[int]],
     outputs: dict[str, list[int]],
     differences: dict[str, list[Difference]],
@@ -128,7 +150,7 @@ def gap_between(row: Row, left: int | None, right: int | None) -> float | None:
     return values[left] - values[right]
 
 
-def _decode(engine: EngineProcess, prompt: list[int], output: list[int]) -> list[Row]:
+def _decode(engine: Engine, prompt: list[int], output: list[int]) -> list[Row]:
     """Log-probabilities while decoding again, as far as it repeats the output it gave before."""
     repeat = engine.generate([prompt], len(output), ignore_eos=True, logprobs=TOP).requests[0]
     difference = first_difference("", output, repeat.output_ids)

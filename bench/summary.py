@@ -114,7 +114,7 @@ def settings_line(provenance: Json) -> str:
         f"up to {provenance['max_tokens']} tokens",
         sampling,
         f"k = {provenance['k']}",
-        f"concurrency {provenance['concurrency']}",
+        *(provenance.get("loads") or [f"concurrency {provenance['concurrency']}"]),
         f"{provenance['rounds']} round" + ("s" if provenance["rounds"] != 1 else ""),
         str(provenance["dtype"]),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -12,6 +12,8 @@ PREFIX = "vllm:spec_decode_num_"
 POSITIONS = "accepted_tokens_per_pos"
 _LINE = re.compile(r"vllm:spec_decode_num_(\w+?)_total(?:\{(.*)\})?\s+(\S+)")
 _POSITION = re.compile(r'position="(\d+)"')
+_REQUESTS = re.compile(r"^vllm:request_success_total(?:\{.*\})?\s+(\S+)", re.MULTILINE)
+_TOKENS = re.compile(r"^vllm:generation_tokens_total(?:\{.*\})?\s+(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,23 @@ class SpecCounters:
         )
 
 
+@dataclass(frozen=True)
+class ServerCounters:
+    """Counts since the start of a server; subtract two for a span.
+
+    `requests` counts those that ended (with success or aborted), `tokens` those written.
+    """
+
+    requests: int
+    tokens: int
+    spec: SpecCounters
+
+    def __sub__(self, earlier: ServerCounters) -> ServerCounters:
+        return ServerCounters(
+            self.requests - earlier.requests, self.tokens - earlier.tokens, self.spec - earlier.spec
+        )
+
+
 def counters_from_engine(llm: Any) -> SpecCounters:
     """Counters of a `vllm.LLM`, which must have been made with `disable_log_stats=False`."""
     samples = []
@@ -56,6 +75,24 @@ def counters_from_prometheus(text: str) -> SpecCounters:
             position = _POSITION.search(labels or "")
             samples.append((name, int(position[1]) if position else 0, float(value)))
     return _sum(samples)
+
+
+def server_counters(text: str) -> ServerCounters | None:
+    """All counters that a server's /metrics page has; None where vLLM's are not on it."""
+    requests, tokens = _REQUESTS.findall(text), _TOKENS.findall(text)
+    if not requests or not tokens:
+        return None
+    return ServerCounters(
+        int(sum(map(float, requests))),
+        int(sum(map(float, tokens))),
+        counters_from_prometheus(text),
+    )
+
+
+def counters_from_histogram(histogram: Sequence[int], draft_tokens: int) -> SpecCounters:
+    """Counters of one request; entry j of its histogram counts the steps that accepted j tokens."""
+    per_position = tuple(sum(histogram[i + 1 :]) for i in range(len(histogram) - 1))
+    return SpecCounters(sum(histogram), draft_tokens, sum(per_position), per_position)
 
 
 def _sum(samples: Iterable[tuple[str, int, float]]) -> SpecCounters:

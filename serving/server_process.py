@@ -50,6 +50,7 @@ class ServerSettings:
     extra_args: tuple[str, ...] = ()
     cache_gib: float = 1.0
     log: Path | None = None
+    draft_sample_method: str | None = None
 
 
 class ServerProcess:
@@ -80,7 +81,7 @@ class ServerProcess:
         s = self.settings
         command = [sys.executable, "-P", "-m", *server_module(), str(s.target)]
         command += ["--host", s.host, "--port", str(self.port)]
-        speculative = speculative_config(s.draft, s.k)
+        speculative = speculative_config(s.draft, s.k, draft_sample_method=s.draft_sample_method)
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
             command += [f"--{name.replace('_', '-')}" for name in engine_options(s.target, s.draft)]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from afaspec.cli.flags import SuiteFolder, TargetAdapter
+from drafts.errors import UserError
 
 
 def bench(
-    target: Annotated[str, typer.Argument(help="Folder of the target model, or 'embedded'.")],
+    target: Annotated[
+        str | None,
+        typer.Argument(help="Folder of the target model, or 'embedded'; with --url optional."),
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(help="JSONL file, folder of source files, dataset id, or suite:NAME."),
@@ -39,7 +43,12 @@ def bench(
         int, typer.Option("--max-tokens", "--max-new-tokens", help="Tokens to write per prompt.")
     ] = 128,
     rounds: Annotated[int, typer.Option(help="How often to run every prompt.")] = 3,
-    concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 1,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests at once; of servers several, each a load: 1,4,16.", show_default="1"
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many prompts.")] = None,
     split: Annotated[
         str | None, typer.Option(help="Use only the 'eval' (or 'train') side of the prompts.")
@@ -64,6 +73,32 @@ def bench(
     ] = False,
     cache_gib: Annotated[float, typer.Option(help="KV cache per engine, in GiB.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling, choice and intervals.")] = 0,
+    url: Annotated[
+        list[str] | None,
+        typer.Option("--url", help="NAME=URL of a running vLLM server, an arm each; repeatable."),
+    ] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(help="Start a server for each arm and measure those: together or in-turn."),
+    ] = None,
+    server_args: Annotated[
+        str, typer.Option(help="With --serve: flags for vLLM's servers, in one string.")
+    ] = "",
+    model: Annotated[
+        str | None, typer.Option(help="Of servers: the name they serve the model by.")
+    ] = None,
+    request_rate: Annotated[
+        str | None,
+        typer.Option(help="Of servers: requests per second, at random times: 0.5,1,2 or inf."),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(help="Of servers: requests in a round (default: each prompt once)."),
+    ] = None,
+    reuse_prefixes: Annotated[
+        bool,
+        typer.Option("--reuse-prefixes", help="Of servers: let prompts hit the prefix cache."),
+    ] = False,
 ) -> None:
     """Measure drafts side by side in vLLM: acceptance, speed, and whether the output is the same.
 
@@ -79,43 +114,91 @@ def bench(
       afaspec bench models/target --prompts src/ --draft base=models/draft --limit 50 --k 5
 
       afaspec bench embedded --suite builtin --draft base=embedded-draft
+
+      afaspec bench --url none=http://host:8000 --url mine=http://host:8001 --suite builtin
+
+      afaspec bench embedded --serve together --draft base=embedded-draft --suite builtin
+      --concurrency 1,4,16
     """
     from rich.console import Console
 
     from afaspec.adapted_target import resolve_target
+    from afaspec.cli.bench_servers import flags_of, measure, require_one_way
     from afaspec.cli.console import console, note, progress
-    from bench.arms import choose_arms
+    from bench.arms import choose_arms, parse_arm
+    from bench.arrivals import parse_loads, whole
     from bench.config import BenchConfig, as_split
     from bench.report import write_report
     from bench.run import run_bench
+    from bench.server_config import ServerConfig
     from bench.suites import prompt_source
     from bench.summary import headline
     from bench.table import render_table, stage_bars
 
-    config = BenchConfig(
-        target=resolve_target(target, target_adapter, note),
-        prompts=prompt_source(prompts, suite, size),
-        suite_folder=suite_folder,
-        arms=choose_arms([_resolved(text) for text in draft or []], none=none, ngram=ngram),
-        k=k,
-        max_tokens=max_tokens,
-        rounds=rounds,
-        concurrency=concurrency,
-        temperature=temperature,
-        seed=seed,
-        limit=limit,
-        split=as_split(split),
-        prompt_tokens=prompt_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        truncate_prompts=truncate_prompts,
-        ignore_eos=ignore_eos,
-        dtype=dtype,
-        enforce_eager=enforce_eager,
-        cache_gib=cache_gib,
-        draft_sample_method=draft_sample_method,
-    )
-    with progress() as bars:
-        report = run_bench(config, stage_bars(bars), log_folder=out / "logs")
+    source = prompt_source(prompts, suite, size)
+    only_servers = {
+        "--request-rate": request_rate, "--requests": requests, "--model": model,
+        "--reuse-prefixes": reuse_prefixes, "--server-args": server_args,
+    }  # fmt: skip
+    of_servers = require_one_way(url or [], serve, only_servers)
+    if target is None and not url:
+        raise UserError("TARGET is missing", mend="give the target's folder, or 'embedded'")
+    folder = None if target is None else resolve_target(target, target_adapter, note)
+    drafts = [_resolved(text) for text in draft or []]
+    shared: dict[str, Any] = {
+        "prompts": source,
+        "suite_folder": suite_folder,
+        "max_tokens": max_tokens,
+        "rounds": rounds,
+        "temperature": temperature,
+        "seed": seed,
+        "limit": limit,
+        "split": as_split(split),
+        "prompt_tokens": prompt_tokens,
+        "max_prompt_tokens": max_prompt_tokens,
+        "truncate_prompts": truncate_prompts,
+        "ignore_eos": ignore_eos,
+    }
+    if of_servers:
+        settings = ServerConfig(
+            target=folder,
+            loads=parse_loads(concurrency, request_rate),
+            requests=requests,
+            model=model,
+            reuse_prefixes=reuse_prefixes,
+            **shared,
+        )
+        arms = tuple(map(parse_arm, drafts)) if url else choose_arms(drafts, none=none, ngram=ngram)
+        with progress(refresh_per_second=1) as bars:  # drawing them delays the streams
+            report = measure(
+                settings,
+                url or [],
+                serve,
+                arms,
+                stage_bars(bars),
+                k=k,
+                cache_gib=cache_gib,
+                draft_sample_method=draft_sample_method,
+                server_args=flags_of(server_args, dtype, enforce_eager),
+                log_folder=out / "logs",
+            )
+        for warning in (line for arm in report.arms for line in arm["warnings"]):
+            note(f"Note: {warning}")
+    else:
+        assert folder is not None
+        config = BenchConfig(
+            target=folder,
+            arms=choose_arms(drafts, none=none, ngram=ngram),
+            k=k,
+            concurrency=whole(concurrency or "1"),
+            dtype=dtype,
+            enforce_eager=enforce_eager,
+            cache_gib=cache_gib,
+            draft_sample_method=draft_sample_method,
+            **shared,
+        )
+        with progress() as bars:
+            report = run_bench(config, stage_bars(bars), log_folder=out / "logs")
     page = write_report(report, out)
     Console().print(render_table(report))
     console.print(headline(report.arms), highlight=False)

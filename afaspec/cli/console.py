@@ -34,7 +34,7 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:,.1f} {unit}/s" if speed < 100 else f"{speed:,.0f} {unit}/s")
 
 
-def progress() -> Progress:
+def progress(refresh_per_second: float = 4) -> Progress:
     """Bar, count, rate, elapsed and remaining time; give tasks a `unit` field to name the rate."""
     return Progress(
         TextColumn("{task.description}"),
@@ -45,5 +45,5 @@ def progress() -> Progress:
         TextColumn("eta"),
         TimeRemainingColumn(),
         console=console,
-        refresh_per_second=4,
+        refresh_per_second=refresh_per_second,
     )

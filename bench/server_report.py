@@ -1,0 +1,220 @@
+"""The report of a run against servers: the same keys as in process, with latencies and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.acceptance import Acceptance
+from bench.arm_figures import acceptance_json, accepted_lengths, figure_json
+from bench.arms import Arm
+from bench.latency import client_figures, latency_figures
+from bench.lossless import Difference, Noise, first_difference
+from bench.measure import ArmRun
+from bench.report import Report, build_report
+from bench.server_checks import warnings_of
+from bench.server_measure import LoadRun
+from bench.statistics import Resampler, ratio
+from serving.engine import sum_counters
+from serving.metrics import SpecCounters
+
+Json = dict[str, Any]
+
+# Stands for the draft of a server that speculates with we do not know what; nothing reads it.
+UNKNOWN_DRAFT = Path("the server's own draft")
+EQUAL_OUTPUT_NEEDS = 1  # with more at once, batches differ from run to run, and roundings with them
+
+
+def build_server_report(
+    results: Sequence[Sequence[LoadRun]],
+    *,
+    arms: Mapping[str, Arm],
+    common: Json,
+    provenance: Mapping[str, Json],
+    prompts: Sequence[str],
+    categories: Sequence[str | None] | None,
+    differences: Mapping[str, list[Difference]] | None = None,
+    noise: Noise | None = None,
+    seed: int = 0,
+) -> Report:
+    """Figures of every load; the report's own arms are those of the first.
+
+    `differences` from the output without speculation are those at concurrency 1.
+    """
+    steps = []
+    for runs in results:
+        load, used = runs[0].load, runs[0].prompts
+        alone = load.concurrency == EQUAL_OUTPUT_NEEDS
+        report = build_report(
+            [as_arm_run(run, arms[run.name]) for run in runs],
+            common=common,
+            provenance=provenance,
+            prompts=prompts[:used],
+            k=max(1, max(run.server.k for run in runs)),
+            differences=differences if alone else None,
+            noise=noise if alone else None,
+            offline={},
+            training={},
+            categories=categories[:used] if categories else None,
+            seed=seed,
+        )
+        plain = next((run for run in runs if run.server.k == 0), None)
+        for arm, run in zip(report.arms, runs, strict=True):
+            _complete(arm, run, plain, seed)
+        steps.append((load, report))
+    first = steps[0][1]
+    if len(steps) > 1:
+        first.load = [{**load.as_json(), "arms": report.arms} for load, report in steps]
+    first.measurements = _measurements(results, prompts)
+    return first
+
+
+def as_arm_run(run: LoadRun, arm: Arm) -> ArmRun:
+    """What one arm gave, by round and prompt.
+
+    The wall time of a turn is shared out over its requests by how long each was under way, so that
+    the sum is the wall time and tokens over seconds is the throughput of all together. A prompt
+    that was asked several times adds up; a failed request adds nothing.
+    """
+    result = ArmRun(arm, {"method": None if run.server.k == 0 else "unknown"})
+    for turn in run.turns:
+        good = [answer.e2e if answer.error is None else 0.0 for answer in turn.answers]
+        shares = np.array(good) * turn.wall_seconds / sum(good)
+        rows = [list(range(p, len(turn.answers), run.prompts)) for p in range(run.prompts)]
+        answers = turn.answers
+        result.tokens.append([sum(answers[i].tokens for i in row) for row in rows])
+        result.seconds.append([float(shares[row].sum()) for row in rows])
+        result.outputs.append([answers[row[0]].token_ids or [] for row in rows])
+        result.prefill_seconds.append(
+            [float(np.mean([answers[i].ttft for i in row if good[i]] or [0.0])) for row in rows]
+        )
+        result.counters.append([_counters(run, [answers[i] for i in row]) for row in rows])
+    return result
+
+
+def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
+    """A prompt's counters; None where the server does not report them by request."""
+    if not counts_by_request(run):
+        return None
+    nothing = SpecCounters(0, 0, 0, (0,) * run.server.k)
+    return sum_counters([answer.counters or nothing for answer in answers])
+
+
+def counts_by_request(run: LoadRun) -> bool:
+    """Did every answer that did not fail bring its own counters?"""
+    answers = [answer for turn in run.turns for answer in turn.answers if answer.error is None]
+    return run.server.k > 0 and all(answer.counters is not None for answer in answers)
+
+
+def _complete(arm: Json, run: LoadRun, plain: LoadRun | None, seed: int) -> None:
+    """Replace what is measured otherwise than in process, and add what only servers have."""
+    answers = [answer for turn in run.turns for answer in turn.answers]
+    arm["latency"] = latency_figures(answers)
+    arm["prefill_ms"] = None  # TTFT has the queue and the network in it
+    arm["tokens_per_second_per_request"] = figure_json(_decode_speed(run, seed))
+    arm["requests_per_second"] = _throughput(run)
+    if run.load.rate is not None and plain is not None:  # the arrivals set the throughput
+        quotient = ratio(_decode_speed(run, seed), _decode_speed(plain, seed))
+        arm["speedup"] = figure_json(quotient)
+    if any(answer.token_ids is None for answer in answers if answer.error is None):
+        arm["lossless"], arm["repeatable"] = None, None
+    if run.server.k and not counts_by_request(run):
+        _acceptance_by_turn(arm, run, seed)
+    if run.server.k and arm["per_position"]:
+        for key in ("per_position", "conditional"):
+            arm[key] = arm[key][: run.server.k]
+        steps = arm["accepted_lengths"]["per_step"]
+        arm["accepted_lengths"]["per_step"] = steps[: run.server.k + 1]
+    arm["server_counters"] = _total(run)
+    arm["client"] = client_figures(run.turns)
+    arm["warnings"] = warnings_of(run)
+
+
+def _decode_speed(run: LoadRun, seed: int) -> Any:
+    """Tokens after the first over the time between first and last piece, as one request sees it."""
+    tokens = np.zeros((len(run.turns), run.prompts))
+    seconds = np.zeros_like(tokens)
+    for row, turn in enumerate(run.turns):
+        for i, answer in enumerate(turn.answers):
+            if answer.error is None:
+                tokens[row, i % run.prompts] += answer.tokens - 1
+                seconds[row, i % run.prompts] += answer.e2e - answer.ttft
+    resampler = Resampler(run.prompts, len(run.turns), seed=seed)
+    return ratio(resampler.sums(tokens), resampler.sums(seconds))
+
+
+def _throughput(run: LoadRun) -> float:
+    ended = sum(answer.error is None for turn in run.turns for answer in turn.answers)
+    return ended / sum(turn.wall_seconds for turn in run.turns)
+
+
+def _acceptance_by_turn(arm: Json, run: LoadRun, seed: int) -> None:
+    """Acceptance from the server's counters alone, whose smallest unit is a turn."""
+    acceptance = Acceptance.from_counters([spent.spec for spent in run.counters], run.server.k)
+    arm |= acceptance_json(acceptance, Resampler(len(run.turns), seed=seed))
+    spread = accepted_lengths(acceptance)
+    arm["accepted_lengths"] = {**spread, "per_request": []} if spread else None
+    if len(run.turns) == 1:
+        for figure in (arm["acceptance_length"], arm["acceptance_rate"]):
+            figure |= {"low": None, "high": None}
+
+
+def _total(run: LoadRun) -> Json:
+    """What the server's counters grew by over all measured turns."""
+    spent = sum_counters([counters.spec for counters in run.counters])
+    return {
+        "requests": sum(counters.requests for counters in run.counters),
+        "tokens": sum(counters.tokens for counters in run.counters),
+        **(asdict(spent) if spent and run.server.k else {}),
+    }
+
+
+def first_differences(
+    runs: Sequence[LoadRun], prompts: Sequence[str]
+) -> dict[str, list[Difference]] | None:
+    """By arm, where outputs part from those without speculation; None without token ids."""
+    plain = next((run for run in runs if run.server.k == 0), None)
+    if plain is None or len(runs) == 1:
+        return None
+    outputs = {run.name: [a.token_ids for a in run.turns[0].answers[: run.prompts]] for run in runs}
+    if any(ids is None for rows in outputs.values() for ids in rows):
+        return None
+    return {
+        run.name: [
+            found
+            for prompt, none, ids in zip(
+                prompts, outputs[plain.name], outputs[run.name], strict=False
+            )
+            if (found := first_difference(prompt, none or [], ids or []))
+        ]
+        for run in runs
+        if run is not plain
+    }
+
+
+def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) -> Json:
+    def turn_json(turn: Any) -> Json:
+        return {
+            "wall_seconds": turn.wall_seconds,
+            "cpu_seconds": turn.cpu_seconds,
+            "answers": [asdict(answer) for answer in turn.answers],
+        }
+
+    loads = [
+        {
+            **runs[0].load.as_json(),
+            "arms": {
+                run.name: {
+                    "turns": [turn_json(turn) for turn in run.turns],
+                    "counters": [asdict(spent) for spent in run.counters],
+                }
+                for run in runs
+            },
+        }
+        for runs in results
+    ]
+    return {"prompts": list(prompts), "loads": loads}
