@@ -236,7 +236,7 @@ def _predict(
         draft_ms=1000 * cost.draft,
         speedup=sum(tokens) * none.seconds / (sum(steps) * cost.seconds),
         break_even=cost.seconds / none.seconds,
-        beyond=setting.tokens > 1.001 * model.most_tokens or k > limit,
+        beyond=bool(setting.tokens > 1.001 * model.most_tokens or k > limit),
     )
 
 

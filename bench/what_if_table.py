@@ -54,16 +54,20 @@ def choose_cells(
 
 
 def render(found: WhatIf) -> Table:
-    """A row per prediction; the best k of each draft and concurrency is bold."""
+    """A row per prediction; the best k of each draft and concurrency is bold.
+
+    `load` is the requests at once; target and draft are their parts of a step, `none` is a step
+    without a draft; `break even` is the tokens per step at which the speedup is 1.
+    """
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     measured = any(p.measured is not None for p in found.predictions)
-    columns = ["draft", "requests\nat once", "k", "tokens\nper step", "target\nms", "draft\nms"]
-    columns += ["without\nms", "break-even\ntokens", "speedup", *(["measured"] if measured else [])]
+    columns = ["draft", "load", "k", "tokens\n/step", "target\nms", "draft\nms", "none\nms"]
+    columns += ["break\neven", "speedup", *(["measured"] if measured else [])]
     for column in columns:
-        table.add_column(column, justify="left" if column == "draft" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "draft" else "right")
     best = {id(p) for p in found.best()}
     for p in found.predictions:
         speedup = f"{p.speedup:.2f}×" + ("*" if p.beyond else "")

@@ -17,6 +17,8 @@ COMMANDS = (
     "merge",
     "serve",
     "bench",
+    "sweep",
+    "what-if",
     "compare",
     "suites",
     "inspect",

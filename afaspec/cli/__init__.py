@@ -17,6 +17,8 @@ COMMANDS = (
     "merge",
     "serve",
     "bench",
+    "sweep",
+    "what_if",
     "compare",
     "suites",
     "inspect",
