@@ -59,6 +59,9 @@ class Source:
     freedom: int
 
 
+Accounts = Sequence[Sequence[Source]]  # each an account of all chance, as a sum of sources
+
+
 def clustered(influence: Floats, clusters: ArrayLike) -> Source | None:
     """The variance of the sum of `influence`, if cells of different clusters are independent.
 
@@ -80,29 +83,31 @@ def beyond(source: Source | None, cells: float) -> list[Source]:
     return [Source(max(source.variance - cells, 0.0), source.freedom)]
 
 
-def student(value: float, sources: Sequence[Source], confidence: float = CONFIDENCE) -> Figure:
-    """The value with its interval; the ends are NaN where no source could be estimated."""
-    if not np.isfinite(value) or not sources:
+def student(value: float, accounts: Accounts, confidence: float = CONFIDENCE) -> Figure:
+    """The value with its interval, the widest that an account asks for; NaN ends without any."""
+    if not np.isfinite(value) or not accounts:
         return Figure(value, np.nan, np.nan)
-    reach = _reach(sources, 1 - confidence)
+    reach = _reach(accounts, 1 - confidence)
     return Figure(value, value - reach, value + reach)
 
 
-def p_value(value: float, sources: Sequence[Source]) -> float:
+def p_value(value: float, accounts: Accounts) -> float:
     """The level at which the interval just holds zero; 1 where there is no interval."""
     from scipy.optimize import brentq
 
-    if not np.isfinite(value) or not sources or value == 0:
+    if not np.isfinite(value) or not accounts or value == 0:
         return 1.0
-    if _reach(sources, SMALLEST_P) < abs(value):
+    if _reach(accounts, SMALLEST_P) < abs(value):
         return SMALLEST_P
-    return float(brentq(lambda level: _reach(sources, level) - abs(value), SMALLEST_P, 1.0))
+    return float(brentq(lambda level: _reach(accounts, level) - abs(value), SMALLEST_P, 1.0))
 
 
-def _reach(sources: Sequence[Source], level: float) -> float:
+def _reach(accounts: Accounts, level: float) -> float:
     """Half the interval of error rate `level`."""
     from scipy.stats import t
 
-    return float(
-        np.sqrt(sum(t.isf(level / 2, source.freedom) ** 2 * source.variance for source in sources))
-    )
+    squares = [
+        sum(t.isf(level / 2, source.freedom) ** 2 * source.variance for source in sources)
+        for sources in accounts
+    ]
+    return float(np.sqrt(max(squares)))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bench.intervals import Floats, Quotient, Source, beyond, clustered, student
+from bench.intervals import Accounts, Floats, Quotient, beyond, clustered, student
 from bench.statistics import Figure
 from bench.verdict import Comparison, contrast
 
@@ -52,14 +52,14 @@ def seeded_comparison(
     if paired_seeds and len(first.over) != len(second.over):
         raise ValueError(f"seeds differ: {len(first.over)} and {len(second.over)}")
 
-    def sources(weight: float, other: float) -> list[Source]:
+    def accounts(weight: float, other: float) -> Accounts:
         parts = [weight * first.influence, -other * second.influence]
         return seeded_sources([parts[0] + parts[1]] if paired_seeds else parts)
 
-    return contrast(arm, against, metric, first.value, second.value, sources)
+    return contrast(arm, against, metric, first.value, second.value, accounts)
 
 
-def seeded_sources(influences: list[Floats]) -> list[Source]:
+def seeded_sources(influences: list[Floats]) -> Accounts:
     """The chance in a sum of tables [seeds, prompts] that share their prompts and not their seeds.
 
     Prompts come with the chance of single cells (a seed on a prompt); each table's seeds add what
@@ -77,4 +77,4 @@ def seeded_sources(influences: list[Floats]) -> list[Source]:
             residual = influence - rows - influence.mean(axis=0) + influence.mean()
             cell = (residual**2).sum() / ((seeds - 1) * (columns - 1))
             sources += beyond(clustered(influence, np.arange(seeds)[:, None]), cell * residual.size)
-    return sources
+    return [sources]

@@ -6,7 +6,8 @@ they add a second source of chance, the machine: whatever slows it for a while s
 (the `block` prompts that an arm runs in one go) and not one prompt. So the variance of a
 difference is taken over prompts (each with all its rounds) and over turns, see `bench.intervals`.
 Two or three rounds are too few to be resampled, but they hold many turns. What slows both arms
-cancels, because a difference is taken cell by cell.
+cancels, because a difference is taken cell by cell; and since the order of the arms is drawn anew
+for every turn, what slows one of them cannot favour it turn after turn.
 
 Every comparison has its own 95% interval. Of several comparisons of one metric in a run, one in
 twenty would be "different" by chance, so the verdict also asks Holm's correction over them.
@@ -16,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from bench.arms import LABELS
-from bench.intervals import Quotient, Source, beyond, clustered, p_value, student
+from bench.intervals import Accounts, Quotient, beyond, clustered, p_value, student
 from bench.statistics import CONFIDENCE, Figure
 
 ACCEPTANCE, SPEEDUP, SPEED = "acceptance_length", "speedup", "tokens_per_second"
@@ -91,14 +92,15 @@ def compare(
     unit = np.arange(units)
     turn = unit // block + np.arange(rounds)[:, None] * -(-units // block)
 
-    def sources(weight: float, other: float) -> list[Source]:
+    def accounts(weight: float, other: float) -> Accounts:
         influence = weight * first.influence - other * second.influence
-        prompts = clustered(influence, unit)
+        prompts, turns = clustered(influence, unit), clustered(influence, turn)
         if prompts is None:
             return []
-        return [prompts, *beyond(clustered(influence, turn), float((influence**2).sum()))]
+        both = [prompts, *beyond(turns, float((influence**2).sum()))]
+        return [both, [turns]] if turns else [both]  # turns alone: they may be the fewer
 
-    return contrast(arm, against, metric, first.value, second.value, sources)
+    return contrast(arm, against, metric, first.value, second.value, accounts)
 
 
 def contrast(
@@ -107,15 +109,15 @@ def contrast(
     metric: str,
     first: float,
     second: float,
-    sources: Callable[[float, float], list[Source]],
+    accounts: Callable[[float, float], Accounts],
 ) -> Comparison:
-    """A comparison of two values; `sources(u, v)` are those of u x first - v x second."""
-    difference, scatter = first - second, sources(1.0, 1.0)
-    ratio, ratio_scatter = float("nan"), list[Source]()
+    """A comparison of two values; `accounts(u, v)` are of the chance in u x first - v x second."""
+    difference, scatter = first - second, accounts(1.0, 1.0)
+    ratio, of_ratio = float("nan"), cast(Accounts, [])
     if first > 0 and second > 0:
-        ratio, ratio_scatter = np.log(first / second), sources(1 / first, 1 / second)
-    logs = student(ratio, ratio_scatter)
-    judged = (difference, scatter) if metric == ACCEPTANCE else (ratio, ratio_scatter)
+        ratio, of_ratio = float(np.log(first / second)), accounts(1 / first, 1 / second)
+    logs = student(ratio, of_ratio)
+    judged = (difference, scatter) if metric == ACCEPTANCE else (ratio, of_ratio)
     chance = p_value(*judged)
     return Comparison(
         arm=arm,
