@@ -110,7 +110,7 @@ def settings_line(provenance: Json) -> str:
     temperature = provenance["temperature"]
     sampling = "greedy" if temperature == 0 else f"temperature {temperature}"
     parts = [
-        f"{provenance['prompts']} prompts",
+        _asked(provenance),
         f"up to {provenance['max_tokens']} tokens",
         sampling,
         f"k = {provenance['k']}",
@@ -119,6 +119,14 @@ def settings_line(provenance: Json) -> str:
         str(provenance["dtype"]),
     ]
     return ", ".join(parts)
+
+
+def _asked(provenance: Json) -> str:
+    """How many prompts, of which suite, and how many turns if some have several."""
+    prompts, turns = provenance["prompts"], provenance.get("turns")
+    suite = provenance.get("suite")
+    text = f"{prompts} prompts" + (f" of {suite['name']}" if suite else "")
+    return text + (f" ({turns} turns)" if turns and turns != prompts else "")
 
 
 def _lossless_cell(arm: Json) -> Cell:
