@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.prompt_rows import decode_line
 from drafts.errors import UserError
 
 HUB_ID = re.compile(r"^(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?$")
@@ -43,7 +43,7 @@ def url_rows(address: str) -> Iterator[tuple[str, Any]]:
         ) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield f"{address}:{number}", json.loads(line)
+            yield f"{address}:{number}", decode_line(line, f"{address}:{number}")
 
 
 def _local(path: Path) -> Any:

@@ -51,7 +51,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         with opened(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield f"{path}:{number}", _decode(line, f"{path}:{number}")
+                    yield f"{path}:{number}", decode_line(line, f"{path}:{number}")
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(
             "is not a whole gzip file",
@@ -60,7 +60,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         ) from None
 
 
-def _decode(line: bytes, where: str) -> Any:
+def decode_line(line: bytes, where: str) -> Any:
+    """The value of one line of JSONL. `UserError` if it is none."""
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -7,7 +7,11 @@ import os
 import random
 import socket
 from collections import Counter
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -174,6 +178,28 @@ def test_a_missing_file_is_named(no_network: None, tmp_path: Path) -> None:
     assert str(tmp_path / "spec_bench" / "question.jsonl") in str(caught.value)
     with pytest.raises(UserError, match="no such folder"):
         read_suite("suite:spec-bench", folder=tmp_path / "nowhere")
+
+
+def test_a_published_file_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    folder = write_suite(tmp_path, made_rows())
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{SUITES['mt-bench'].file}"
+        there = replace(
+            SUITES["mt-bench"], name="published", origin=address, file="published.jsonl"
+        )
+        monkeypatch.setitem(SUITES, "published", there)
+        fetched = read_suite("suite:published")
+        server.shutdown()
+    assert fetched.where == address
+    assert fetched.sha256 == read_suite("suite:mt-bench", folder=folder).sha256
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 def test_bad_rows_name_file_and_line(tmp_path: Path) -> None:
