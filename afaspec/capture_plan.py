@@ -103,7 +103,7 @@ def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CaptureP
     )
     later = sum(bool(prompt.turns) for prompt in prompts)
     if later:
-        note(f"{later} of {len(prompts)} conversations go on: only their first turn is captured")
+        note(f"{later} of {len(prompts)} prompts go on with more turns: only the first is captured")
     tokenizer = load_tokenizer(target.folder)
     encoded = encode_prompts(
         prompts,

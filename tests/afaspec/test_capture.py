@@ -13,6 +13,7 @@ import torch
 
 from afaspec.capture import CaptureProgress, capture
 from afaspec.capture_config import CaptureConfig
+from afaspec.capture_plan import plan_capture
 from afaspec.decode_attention import NAME, use_fast_decoding
 from afaspec.features import features
 from afaspec.generation import generate
@@ -157,6 +158,19 @@ def test_store_holds_prompt_response_and_mask(config: CaptureConfig, model: Any)
     assert "20 prompts with the target's responses: at most" in notes[0]
     assert store.manifest.layer_ids == (1, 2, 3)
     assert store.manifest.complete
+
+
+def test_conversations_give_their_first_turn(config: CaptureConfig, tmp_path: Path) -> None:
+    rows = [{"turns": ["one", "two"]}, {"turns": ["three"]}, {"prompt": "x = 1"}]
+    path = tmp_path / "turns.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes: list[str] = []
+    plan = plan_capture(changed(config, prompts=str(path)), notes.append)
+    said = [plan.tokenizer.decode(prompt.input_ids) for prompt in plan.prompts]
+    assert said[0] == "<|user|>\none\n<|assistant|>\n"
+    assert "1 of 3 prompts go on with more turns: only the first is captured" in notes
+    suite = plan_capture(changed(config, prompts="suite:builtin@full", limit=5), notes.append)
+    assert len(suite.prompts) == 5
 
 
 def test_given_responses_are_taken(config: CaptureConfig) -> None:
