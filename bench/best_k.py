@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.acceptance import Floats
-from bench.intervals import Quotient, Source, clustered, student
+from bench.intervals import Accounts, Quotient, clustered, student
 from bench.statistics import Figure
 from bench.sweep_cells import CellResult, Series
 from bench.verdict import NO_DIFFERENCE, SPEEDUP, contrast, correct
@@ -28,7 +28,7 @@ class Speedup:
     @property
     def figure(self) -> Figure:
         """With its interval, over waves of prompts."""
-        log = student(float(np.log(self.value)), sources(self.influence))
+        log = student(float(np.log(self.value)), accounts(self.influence))
         return Figure(*(float(np.exp(end)) for end in (log.value, log.low, log.high)))
 
 
@@ -62,10 +62,12 @@ def speedup(cell: CellResult) -> Speedup:
     return Speedup(cell.k, fast.value / plain.value, influence)
 
 
-def sources(influence: Floats) -> list[Source]:
-    """What moves a speedup: the wave's prompts, each with all its rounds."""
-    waves = clustered(influence, np.arange(influence.shape[1]))
-    return [] if waves is None else [waves]
+def accounts(influence: Floats) -> Accounts:
+    """What moves a speedup: prompts (a wave with all rounds), or turns where those vary more."""
+    rounds, waves = influence.shape
+    by_wave = clustered(influence, np.arange(waves))
+    by_turn = clustered(influence, np.arange(rounds * waves).reshape(rounds, waves))
+    return [[source] for source in (by_wave, by_turn) if source is not None and by_wave]
 
 
 def best_k(concurrency: int, candidates: Sequence[Speedup]) -> Best:
@@ -84,7 +86,7 @@ def best_k(concurrency: int, candidates: Sequence[Speedup]) -> Best:
                 SPEEDUP,
                 best.value,
                 other.value,
-                lambda u, v, other=other: sources(  # type: ignore[misc]
+                lambda u, v, other=other: accounts(  # type: ignore[misc]
                     u * best.value * best.influence - v * other.value * other.influence
                 ),
             )

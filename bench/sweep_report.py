@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.best_k import Best, best_k, load_advice, schedule, sources, speed, speedup, wave_sums
+from bench.best_k import Best, accounts, best_k, load_advice, schedule, speed, speedup, wave_sums
 from bench.intervals import Quotient, student
 from bench.statistics import Figure
 from bench.sweep_cells import CellResult, mean_occupancy
@@ -123,7 +123,7 @@ def _cell(result: CellResult) -> Json:
 
 
 def _figure(quotient: Quotient) -> Figure:
-    return student(quotient.value, sources(quotient.influence))
+    return student(quotient.value, accounts(quotient.influence))
 
 
 def _finding(result: CellResult, bests: list[Best]) -> Json:

@@ -13,11 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from bench.acceptance import Acceptance, Floats
+from bench.acceptance import Floats
 from bench.best_k import speedup
-from bench.expected_steps import acceptance_length, at_k, expected_steps, per_prompt, with_length
+from bench.expected_steps import acceptance_length, at_k, expected_steps, with_length
 from bench.step_time import Cost, Setting, StepTime, fit
-from bench.sweep_cells import CellResult, Series, mean_occupancy
+from bench.sweep_cells import CellResult, mean_occupancy
+from bench.sweep_steps import (
+    acceptance_of,
+    answer_tokens,
+    chances,
+    drafted_per_step,
+    points,
+    seconds_of,
+    setting_of,
+    source,
+    steps_of,
+)
 from drafts.errors import UserError
 
 
@@ -132,46 +143,47 @@ def answer(cells: Sequence[CellResult], question: Question, *, arm: str | None =
     return WhatIf(predictions, model)
 
 
-def points(cells: Sequence[CellResult]) -> tuple[list[Setting], list[float]]:
-    """Settings and seconds per step to fit: one per cell, and one without a draft per concurrency.
+@dataclass(frozen=True)
+class Check:
+    """A measured cell beside its prediction: speedup, tokens per step and milliseconds per step."""
 
-    A cell's time is scaled by how much slower or faster than usual the target alone was beside it.
+    speedup: float
+    predicted_speedup: float
+    tokens_per_step: float
+    predicted_tokens_per_step: float
+    step_ms: float
+    predicted_step_ms: float
+
+    @property
+    def error(self) -> float:
+        """Of the predicted speedup, relative to the measured one."""
+        return self.predicted_speedup / self.speedup - 1
+
+
+def check(model: StepTime, cell: CellResult, acceptance: CellResult) -> Check:
+    """Predict a measured cell from a model and another cell's acceptance, on the same prompts.
+
+    Of the cell itself only the lengths of the answers are used: a wave's requests end at different
+    steps, so that fewer run than the concurrency says.
     """
-    settings, seconds = [], []
-    for load in sorted({cell.concurrency for cell in cells}):
-        here = [cell for cell in cells if cell.concurrency == load]
-        plain = {str(c.none.seconds): c.none for c in here if c.none is not None}
-        usual = sum(_seconds(s) for s in plain.values()) / sum(_steps(s) for s in plain.values())
-        tokens = np.concatenate([none.steps for none in plain.values()])
-        settings.append(Setting(mean_occupancy(tokens, load)))
-        seconds.append(usual)
-        for cell in here:
-            assert cell.series is not None
-            assert cell.none is not None
-            steps = cell.series.steps
-            drafted = float(np.sum(cell.series.drafted)) / steps.sum()
-            settings.append(_setting(cell, mean_occupancy(steps, load), cell.k, drafted))
-            pace = usual / (_seconds(cell.none) / _steps(cell.none))
-            seconds.append(pace * _seconds(cell.series) / _steps(cell.series))
-    return settings, seconds
-
-
-def source(cells: Sequence[CellResult], k: int) -> CellResult:
-    """The cell whose acceptance tells that at `k`: of the next k measured, at the lowest load."""
-    above = [cell.k for cell in cells if cell.k >= k]
-    wanted = min(above) if above else max(cell.k for cell in cells)
-    return min((c for c in cells if c.k == wanted), key=lambda c: c.concurrency)
-
-
-def chances(cell: CellResult, k: int) -> Floats:
-    """[P, k]: conditional acceptance per prompt, a step without a draft being one not accepted."""
-    return per_prompt(_acceptance(cell), k)
-
-
-def answers_tokens(cell: CellResult) -> list[int]:
-    """[P]: tokens of each prompt's answer after its first, the mean over rounds."""
     assert cell.series is not None
-    return [round(mean) for mean in np.mean(cell.series.tokens, axis=0)]
+    assert cell.none is not None
+    chance = chances(acceptance, cell.k)
+    tokens = [round(mean) for mean in np.mean(cell.none.tokens, axis=0)]
+    steps = np.array([expected_steps(*pair) for pair in zip(chance, tokens, strict=False)])
+    drafted = drafted_per_step(acceptance) * cell.k / acceptance.k
+    setting = setting_of(cell, mean_occupancy(steps, cell.concurrency), cell.k, drafted)
+    alone = Setting(mean_occupancy(cell.none.steps, cell.concurrency))
+    none, cost = (step_cost(model, s, Question()).seconds for s in (alone, setting))
+    pace = none / (seconds_of(cell.none) / steps_of(cell.none))
+    return Check(
+        speedup(cell).value,
+        sum(tokens) * none / (steps.sum() * cost),
+        float(np.sum(cell.series.tokens)) / steps_of(cell.series),
+        sum(tokens) / float(steps.sum()),
+        1000 * pace * seconds_of(cell.series) / steps_of(cell.series),
+        1000 * cost,
+    )
 
 
 def fit_summary(model: StepTime) -> dict[str, Any]:
@@ -221,8 +233,7 @@ def _predict(
     limit = max(c.k for c in cells)
     chance, tokens = _asked(cells, question, k)
     steps = [expected_steps(row, count) for row, count in zip(chance, tokens, strict=True)]
-    drafted = float(np.sum(cell.series.drafted)) / cell.series.steps.sum() * k / cell.k  # type: ignore[union-attr]
-    setting = _setting(cell, load, k, drafted)
+    setting = setting_of(cell, load, k, drafted_per_step(cell) * k / cell.k)
     none = step_cost(model, Setting(load), question)
     cost = step_cost(model, setting, question)
     return Prediction(
@@ -244,12 +255,12 @@ def _asked(cells: Sequence[CellResult], question: Question, k: int) -> tuple[Flo
     """[P, k] conditional acceptance and [P] tokens: of each prompt, or of one that stands for all
     where the acceptance is asked for and not measured.
     """
-    tokens = answers_tokens(source(cells, k))
+    tokens = answer_tokens(source(cells, k))
     if question.conditional is not None:
         asked = np.array(question.conditional)
     elif question.length is not None:
         place = question.length_at_k or max(cell.k for cell in cells)
-        pooled = np.nan_to_num(_acceptance(source(cells, place)).conditional)
+        pooled = np.nan_to_num(acceptance_of(source(cells, place)).conditional)
         asked = with_length(at_k(pooled, place), question.length)
     else:
         return chances(source(cells, k), k), tokens
@@ -259,23 +270,6 @@ def _asked(cells: Sequence[CellResult], question: Question, k: int) -> tuple[Flo
 def _mean_length(chance: Floats, steps: Sequence[float]) -> float:
     lengths = [acceptance_length(row) for row in chance]
     return float(np.average(lengths, weights=steps))
-
-
-def _acceptance(cell: CellResult) -> Acceptance:
-    assert cell.series is not None
-    return Acceptance(cell.series.steps.sum(axis=0), np.array(cell.series.accepted).sum(axis=0))
-
-
-def _setting(cell: CellResult, requests: float, k: int, drafted: float) -> Setting:
-    return Setting(requests, drafted, 1 if cell.draft["one_pass"] else k, cell.draft["shape"])
-
-
-def _seconds(series: Series) -> float:
-    return float(np.sum(series.seconds))
-
-
-def _steps(series: Series) -> float:
-    return float(series.steps.sum())
 
 
 def _unknown(model: StepTime, setting: Setting, question: Question) -> UserError:

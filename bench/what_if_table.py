@@ -62,7 +62,7 @@ def render(found: WhatIf) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     measured = any(p.measured is not None for p in found.predictions)
     columns = ["draft", "load", "k", "tokens\n/step", "target\nms", "draft\nms", "none\nms"]
     columns += ["break\neven", "speedup", *(["measured"] if measured else [])]
