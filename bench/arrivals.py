@@ -35,6 +35,11 @@ class Load:
             return f"concurrency {self.concurrency}"
         return "all at once" if math.isinf(self.rate) else f"{self.rate:g} requests/s"
 
+    @property
+    def is_paced(self) -> bool:
+        """Do the arrivals set how many tokens a second all requests get together?"""
+        return self.rate is not None and math.isfinite(self.rate)
+
     def as_json(self) -> dict[str, Any]:
         """Its key in a report; infinity as text, which JSON has no number for."""
         if self.rate is None:

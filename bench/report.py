@@ -184,8 +184,8 @@ def build_report(
 
 
 def _turn_size(common: Json, prompts: Sequence[str]) -> int:
-    """Prompts that an arm runs in one go: a block in process, all of them against a server."""
-    return len(prompts) if common.get("mode") == "server" else int(common.get("block", 1))
+    """Prompts that an arm runs in one go: a block, or all of them where a server says nothing."""
+    return int(common.get("block", len(prompts) if common.get("mode") == "server" else 1))
 
 
 def _add_gains(arms: list[Json], runs: Sequence[ArmRun], counts: Resampler, k: int) -> None:

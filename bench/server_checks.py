@@ -17,19 +17,18 @@ def warnings_of(run: LoadRun) -> list[str]:
 
 
 def _failures(run: LoadRun) -> list[str]:
-    answers = [answer for turn in run.turns for answer in turn.answers]
-    errors = [answer.error for answer in answers if answer.error]
+    errors = [answer.error for answer in run.answers if answer.error]
     if not errors:
         return []
-    return [f"{len(errors)} of {len(answers)} requests failed; the first: {errors[0]}"]
+    return [f"{len(errors)} of {len(run.answers)} requests failed; the first: {errors[0]}"]
 
 
 def _other_traffic(run: LoadRun) -> list[str]:
     """Counters of the server that do not match what we asked of it."""
-    good = [answer for turn in run.turns for answer in turn.answers if answer.error is None]
-    ended = sum(spent.requests for spent in run.counters)
-    written = sum(spent.tokens for spent in run.counters)
-    if len(good) < sum(len(turn.answers) for turn in run.turns):
+    good = run.good
+    ended = sum(spent.requests for spent in run.spent)
+    written = sum(spent.tokens for spent in run.spent)
+    if len(good) < len(run.answers):
         return []  # failed requests may have been counted
     if ended != len(good):
         return [
@@ -41,7 +40,7 @@ def _other_traffic(run: LoadRun) -> list[str]:
         return [f"the server counts {written} tokens, its answers had {tokens}"]
     by_request = [answer.counters for answer in good if answer.counters is not None]
     ours = sum_counters(by_request)
-    server = sum_counters([spent.spec for spent in run.counters])
+    server = sum_counters([spent.spec for spent in run.spent])
     if run.server.k and len(by_request) == len(good) and ours != server:
         return [f"the server's counters {server} are not the sum over the answers {ours}"]
     return []
@@ -50,8 +49,7 @@ def _other_traffic(run: LoadRun) -> list[str]:
 def _client(run: LoadRun) -> list[str]:
     from bench.latency import client_figures, latencies
 
-    answers = [answer for turn in run.turns for answer in turn.answers]
-    figures, e2e = client_figures(run.turns), latencies(answers).e2e
+    figures, e2e = client_figures(run.turns), latencies(run.answers).e2e
     found = []
     if len(e2e) and figures["send_lag_ms"]["p99"] > 1000 * LATE_SHARE * e2e.mean():
         found.append(f"requests were sent late (p99 {figures['send_lag_ms']['p99']:.1f} ms)")

@@ -18,7 +18,7 @@ class ServerConfig:
     """What to measure and how. Every load is put on every server, `rounds` times, in turns.
 
     `target` tokenises the prompts as for an engine in process; None sends texts and conversations
-    as they are. `requests` make a turn (None: one per prompt; more go through the prompts again).
+    as they are. `requests` make a round (None: one per prompt; more go through the prompts again).
     `reuse_prefixes` lets prompts that come again hit the server's prefix cache. `token_ids` asks
     for the ids of the output, which the check for equal output needs.
     """

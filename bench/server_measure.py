@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from bench.arrivals import Load, poisson_arrivals
-from bench.client import Job, Turn, run_closed, run_open
+from bench.client import Answer, Job, Turn, run_closed, run_open
 from bench.measure import Progress
 from bench.server_config import ServerConfig
 from bench.server_prompts import Request, make_job
@@ -18,21 +19,44 @@ from serving.remote import RemoteServer, api_headers
 # After its last request a server may spin for a second on shared memory, in its neighbour's way.
 PAUSE_SECONDS = 1.5
 REQUESTS_PER_WORKER = 4
+# Requests of a turn at concurrency 1, where short turns cost nothing. With more at once a turn ends
+# with fewer and fewer of them, so there it is the whole round.
+BLOCK = 8
 
 
 @dataclass
 class LoadRun:
-    """What one arm gave at one load: per round its turn, and what its counters grew by.
+    """What one arm gave at one load: by round its turns, and what its counters grew by in each.
 
-    Request i of a turn asks prompt i modulo the number of `prompts`.
+    Request i of a round asks prompt i modulo the number of `prompts`.
     """
 
     name: str
     server: RemoteServer
     load: Load
     prompts: int
-    turns: list[Turn] = field(default_factory=list)
-    counters: list[ServerCounters] = field(default_factory=list)
+    rounds: list[list[Turn]] = field(default_factory=list)
+    counters: list[list[ServerCounters]] = field(default_factory=list)
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The turns of all rounds."""
+        return [turn for turns in self.rounds for turn in turns]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The answers of all turns, failed ones among them."""
+        return [answer for turn in self.turns for answer in turn.answers]
+
+    @property
+    def good(self) -> list[Answer]:
+        """Those that did not fail."""
+        return [answer for answer in self.answers if answer.error is None]
+
+    @property
+    def spent(self) -> list[ServerCounters]:
+        """What the counters grew by in every turn."""
+        return [counters for row in self.counters for counters in row]
 
 
 def measure_servers(
@@ -46,7 +70,7 @@ def measure_servers(
     At each load every server is warmed up; then the arms take turns, in an order that rotates from
     round to round. Raises `UserError` when every request of a turn fails.
     """
-    sizes = [turn_size(config, load, len(requests)) for load in config.loads]
+    sizes = [round_size(config, load, len(requests)) for load in config.loads]
     meter = _Meter(progress, sum(sizes) * config.rounds * len(servers))
     results = []
     for load, size in zip(config.loads, sizes, strict=True):
@@ -54,28 +78,45 @@ def measure_servers(
         runs = [LoadRun(name, server, load, prompts) for name, server in servers.items()]
         for one in runs:
             _warm_up(config, one, requests)
+        block = block_size(load, size, prompts)
         for round_index in range(config.rounds):
-            shift = round_index % len(runs)
-            for one in runs[shift:] + runs[:shift]:
-                if len(runs) > 1:
-                    time.sleep(PAUSE_SECONDS)
-                jobs = _jobs(config, one.server, requests, size)
-                _take_turn(config, one, jobs, round_index, meter)
+            for one in runs:
+                one.rounds.append([])
+                one.counters.append([])
+            for turn_index, start in enumerate(range(0, size, block)):
+                shift = (round_index + turn_index) % len(runs)
+                asked = range(start, min(start + block, size))
+                for one in runs[shift:] + runs[:shift]:
+                    if len(runs) > 1 and is_local(one.server):
+                        time.sleep(PAUSE_SECONDS)
+                    jobs = _jobs(config, one.server, requests, asked)
+                    _take_turn(config, one, jobs, round_index, meter)
         results.append(runs)
     return results
 
 
-def turn_size(config: ServerConfig, load: Load, prompts: int) -> int:
-    """How many requests make a turn. Raises `UserError` for fewer than run at once."""
+def round_size(config: ServerConfig, load: Load, prompts: int) -> int:
+    """How many requests make a round. Raises `UserError` for fewer than run at once."""
     workers = load.concurrency or 1
     if config.requests is None:
         return max(prompts, REQUESTS_PER_WORKER * workers)
     if config.requests < workers:
         raise UserError(
-            f"{config.requests} requests a turn cannot run {workers} at once",
+            f"{config.requests} requests cannot run {workers} at once",
             mend=f"give --requests {REQUESTS_PER_WORKER * workers} or more",
         )
     return config.requests
+
+
+def block_size(load: Load, size: int, prompts: int) -> int:
+    """How many of a round's `size` requests make a turn."""
+    return BLOCK if load.concurrency == 1 and size <= prompts else size
+
+
+def is_local(server: RemoteServer) -> bool:
+    """Does the server run on this machine?"""
+    host = urlsplit(server.url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 @dataclass
@@ -95,16 +136,16 @@ class _Meter:
 
 
 def _jobs(
-    config: ServerConfig, server: RemoteServer, requests: Sequence[Request], size: int
+    config: ServerConfig, server: RemoteServer, requests: Sequence[Request], asked: range
 ) -> list[Job]:
-    return [make_job(requests[i % len(requests)], config, server.model) for i in range(size)]
+    return [make_job(requests[i % len(requests)], config, server.model) for i in asked]
 
 
 def _warm_up(config: ServerConfig, one: LoadRun, requests: Sequence[Request]) -> None:
     workers = one.load.concurrency or 1
     size = max(config.warmup, workers)
     before = one.server.counters()
-    jobs = _jobs(config, one.server, requests, size)
+    jobs = _jobs(config, one.server, requests, range(size))
     turn = run_closed(one.server.url, jobs, workers, headers=api_headers())
     _require_answers(one, turn)
     one.server.settled_counters(before.requests + size)
@@ -124,8 +165,8 @@ def _take_turn(
     _require_answers(one, turn)
     ended = sum(answer.error is None for answer in turn.answers)
     after = one.server.settled_counters(before.requests + ended)
-    one.turns.append(turn)
-    one.counters.append(after - before)
+    one.rounds[-1].append(turn)
+    one.counters[-1].append(after - before)
 
 
 def _require_answers(one: LoadRun, turn: Turn) -> None:

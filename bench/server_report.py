@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.acceptance import Acceptance
 from bench.arm_figures import acceptance_json, accepted_lengths, figure_json
@@ -17,12 +18,13 @@ from bench.lossless import Difference, Noise, first_difference
 from bench.measure import ArmRun
 from bench.report import Report, build_report
 from bench.server_checks import warnings_of
-from bench.server_measure import LoadRun
+from bench.server_measure import LoadRun, block_size
 from bench.statistics import Resampler, ratio
 from serving.engine import sum_counters
 from serving.metrics import SpecCounters
 
 Json = dict[str, Any]
+Table = NDArray[np.float64]
 
 # Stands for the draft of a server that speculates with we do not know what; nothing reads it.
 UNKNOWN_DRAFT = Path("the server's own draft")
@@ -48,10 +50,11 @@ def build_server_report(
     steps = []
     for runs in results:
         load, used = runs[0].load, runs[0].prompts
+        size = sum(len(turn.answers) for turn in runs[0].rounds[0])
         alone = load.concurrency == EQUAL_OUTPUT_NEEDS
         report = build_report(
             [as_arm_run(run, arms[run.name]) for run in runs],
-            common=common,
+            common={**common, "block": block_size(load, size, used)},
             provenance=provenance,
             prompts=prompts[:used],
             k=max(1, max(run.server.k for run in runs)),
@@ -62,9 +65,8 @@ def build_server_report(
             categories=categories[:used] if categories else None,
             seed=seed,
         )
-        plain = next((run for run in runs if run.server.k == 0), None)
         for arm, run in zip(report.arms, runs, strict=True):
-            _complete(arm, run, plain, seed)
+            _complete(arm, run, seed)
         steps.append((load, report))
     first = steps[0][1]
     if len(steps) > 1:
@@ -74,26 +76,65 @@ def build_server_report(
 
 
 def as_arm_run(run: LoadRun, arm: Arm) -> ArmRun:
-    """What one arm gave, by round and prompt.
+    """What one arm gave, by round and prompt, as an engine in process would have given it.
 
-    The wall time of a turn is shared out over its requests by how long each was under way, so that
-    the sum is the wall time and tokens over seconds is the throughput of all together. A prompt
-    that was asked several times adds up; a failed request adds nothing.
+    Where the arrivals set how much all requests get together, speed is that of decoding as a
+    request sees it; else it is that of all together. A prompt that was asked several times adds
+    up; a failed request adds nothing.
     """
-    result = ArmRun(arm, {"method": None if run.server.k == 0 else "unknown"})
-    for turn in run.turns:
-        good = [answer.e2e if answer.error is None else 0.0 for answer in turn.answers]
-        shares = np.array(good) * turn.wall_seconds / sum(good)
-        rows = [list(range(p, len(turn.answers), run.prompts)) for p in range(run.prompts)]
-        answers = turn.answers
-        result.tokens.append([sum(answers[i].tokens for i in row) for row in rows])
-        result.seconds.append([float(shares[row].sum()) for row in rows])
-        result.outputs.append([answers[row[0]].token_ids or [] for row in rows])
+    work = _decoding(run) if run.load.is_paced else _throughput(run)
+    result = ArmRun(arm, {"method": None if run.server.k == 0 else "not known"})
+    result.tokens, result.seconds = work[0].tolist(), work[1].tolist()
+    for turns in run.rounds:
+        answers = [answer for turn in turns for answer in turn.answers]
+        rows = [answers[prompt :: run.prompts] for prompt in range(run.prompts)]
+        result.outputs.append([row[0].token_ids or [] for row in rows])
+        result.counters.append([_counters(run, row) for row in rows])
         result.prefill_seconds.append(
-            [float(np.mean([answers[i].ttft for i in row if good[i]] or [0.0])) for row in rows]
+            [float(np.mean([a.ttft for a in row if a.error is None] or [0.0])) for row in rows]
         )
-        result.counters.append([_counters(run, [answers[i] for i in row]) for row in rows])
     return result
+
+
+def _throughput(run: LoadRun) -> tuple[Table, Table]:
+    """Tokens and seconds [rounds, prompts] whose sums are all tokens and all wall time.
+
+    The wall time of a turn is shared out over its requests by how long each was under way.
+    """
+    tokens, seconds = _tables(run)
+    for row, turns in enumerate(run.rounds):
+        position = 0
+        for turn in turns:
+            spans = [answer.e2e if answer.error is None else 0.0 for answer in turn.answers]
+            for answer, span in zip(turn.answers, spans, strict=True):
+                tokens[row, position % run.prompts] += answer.tokens if span else 0
+                share = turn.wall_seconds * span / sum(spans)
+                seconds[row, position % run.prompts] += share
+                position += 1
+    return tokens, seconds
+
+
+def _decoding(run: LoadRun) -> tuple[Table, Table]:
+    """Tokens after the first, and seconds from the first piece to the last [rounds, prompts]."""
+    tokens, seconds = _tables(run)
+    for row, turns in enumerate(run.rounds):
+        answers = [answer for turn in turns for answer in turn.answers]
+        for position, answer in enumerate(answers):
+            if answer.error is None:
+                tokens[row, position % run.prompts] += answer.tokens - 1
+                seconds[row, position % run.prompts] += answer.e2e - answer.ttft
+    return tokens, seconds
+
+
+def _tables(run: LoadRun) -> tuple[Table, Table]:
+    shape = len(run.rounds), run.prompts
+    return np.zeros(shape), np.zeros(shape)
+
+
+def _speed(work: tuple[Table, Table], seed: int) -> Json:
+    rounds, prompts = work[0].shape
+    resampler = Resampler(prompts, rounds, seed=seed)
+    return figure_json(ratio(resampler.sums(work[0]), resampler.sums(work[1])))
 
 
 def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
@@ -106,21 +147,17 @@ def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
 
 def counts_by_request(run: LoadRun) -> bool:
     """Did every answer that did not fail bring its own counters?"""
-    answers = [answer for turn in run.turns for answer in turn.answers if answer.error is None]
-    return run.server.k > 0 and all(answer.counters is not None for answer in answers)
+    return run.server.k > 0 and all(answer.counters is not None for answer in run.good)
 
 
-def _complete(arm: Json, run: LoadRun, plain: LoadRun | None, seed: int) -> None:
+def _complete(arm: Json, run: LoadRun, seed: int) -> None:
     """Replace what is measured otherwise than in process, and add what only servers have."""
-    answers = [answer for turn in run.turns for answer in turn.answers]
-    arm["latency"] = latency_figures(answers)
+    arm["latency"] = latency_figures(run.answers)
     arm["prefill_ms"] = None  # TTFT has the queue and the network in it
-    arm["tokens_per_second_per_request"] = figure_json(_decode_speed(run, seed))
-    arm["requests_per_second"] = _throughput(run)
-    if run.load.rate is not None and plain is not None:  # the arrivals set the throughput
-        quotient = ratio(_decode_speed(run, seed), _decode_speed(plain, seed))
-        arm["speedup"] = figure_json(quotient)
-    if any(answer.token_ids is None for answer in answers if answer.error is None):
+    arm["tokens_per_second"] = _speed(_throughput(run), seed)
+    arm["tokens_per_second_per_request"] = _speed(_decoding(run), seed)
+    arm["requests_per_second"] = len(run.good) / sum(turn.wall_seconds for turn in run.turns)
+    if any(answer.token_ids is None for answer in run.good):
         arm["lossless"], arm["repeatable"] = None, None
     if run.server.k and not counts_by_request(run):
         _acceptance_by_turn(arm, run, seed)
@@ -134,41 +171,23 @@ def _complete(arm: Json, run: LoadRun, plain: LoadRun | None, seed: int) -> None
     arm["warnings"] = warnings_of(run)
 
 
-def _decode_speed(run: LoadRun, seed: int) -> Any:
-    """Tokens after the first over the time between first and last piece, as one request sees it."""
-    tokens = np.zeros((len(run.turns), run.prompts))
-    seconds = np.zeros_like(tokens)
-    for row, turn in enumerate(run.turns):
-        for i, answer in enumerate(turn.answers):
-            if answer.error is None:
-                tokens[row, i % run.prompts] += answer.tokens - 1
-                seconds[row, i % run.prompts] += answer.e2e - answer.ttft
-    resampler = Resampler(run.prompts, len(run.turns), seed=seed)
-    return ratio(resampler.sums(tokens), resampler.sums(seconds))
-
-
-def _throughput(run: LoadRun) -> float:
-    ended = sum(answer.error is None for turn in run.turns for answer in turn.answers)
-    return ended / sum(turn.wall_seconds for turn in run.turns)
-
-
 def _acceptance_by_turn(arm: Json, run: LoadRun, seed: int) -> None:
     """Acceptance from the server's counters alone, whose smallest unit is a turn."""
-    acceptance = Acceptance.from_counters([spent.spec for spent in run.counters], run.server.k)
-    arm |= acceptance_json(acceptance, Resampler(len(run.turns), seed=seed))
+    acceptance = Acceptance.from_counters([spent.spec for spent in run.spent], run.server.k)
+    arm |= acceptance_json(acceptance, Resampler(len(run.spent), seed=seed))
     spread = accepted_lengths(acceptance)
     arm["accepted_lengths"] = {**spread, "per_request": []} if spread else None
-    if len(run.turns) == 1:
+    if len(run.spent) == 1:
         for figure in (arm["acceptance_length"], arm["acceptance_rate"]):
             figure |= {"low": None, "high": None}
 
 
 def _total(run: LoadRun) -> Json:
     """What the server's counters grew by over all measured turns."""
-    spent = sum_counters([counters.spec for counters in run.counters])
+    spent = sum_counters([counters.spec for counters in run.spent])
     return {
-        "requests": sum(counters.requests for counters in run.counters),
-        "tokens": sum(counters.tokens for counters in run.counters),
+        "requests": sum(counters.requests for counters in run.spent),
+        "tokens": sum(counters.tokens for counters in run.spent),
         **(asdict(spent) if spent and run.server.k else {}),
     }
 
@@ -180,7 +199,7 @@ def first_differences(
     plain = next((run for run in runs if run.server.k == 0), None)
     if plain is None or len(runs) == 1:
         return None
-    outputs = {run.name: [a.token_ids for a in run.turns[0].answers[: run.prompts]] for run in runs}
+    outputs = {run.name: [a.token_ids for a in run.answers[: run.prompts]] for run in runs}
     if any(ids is None for rows in outputs.values() for ids in rows):
         return None
     return {
@@ -210,7 +229,7 @@ def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) 
             "arms": {
                 run.name: {
                     "turns": [turn_json(turn) for turn in run.turns],
-                    "counters": [asdict(spent) for spent in run.counters],
+                    "counters": [asdict(spent) for spent in run.spent],
                 }
                 for run in runs
             },

@@ -14,7 +14,7 @@ from bench.provenance import arm_provenance, common_provenance, git_commit, mach
 from bench.report import Report
 from bench.server_config import ServerConfig
 from bench.server_engine import ServerEngine
-from bench.server_measure import LoadRun, measure_servers, turn_size
+from bench.server_measure import LoadRun, measure_servers, round_size
 from bench.server_prompts import Request, content_hash, load_requests, require_same_model
 from bench.server_report import UNKNOWN_DRAFT, build_server_report, first_differences
 from bench.suites import is_suite, read_suite
@@ -58,7 +58,7 @@ def prepare(config: ServerConfig, servers: Sequence[RemoteServer]) -> list[Reque
     """The prompts as requests. Raises `UserError` where one leaves no room for its answer."""
     requests = load_requests(config, servers[0], max(server.k for server in servers))
     for load in config.loads:
-        turn_size(config, load, len(requests))
+        round_size(config, load, len(requests))
     for request in requests:
         ids = request.prompt
         for server in servers:
@@ -97,7 +97,7 @@ def explain_differences(
     none = next(run for run in alone if run.server.k == 0)
     outputs = {
         request.id: answer.token_ids or []
-        for request, answer in zip(requests, none.turns[0].answers, strict=False)
+        for request, answer in zip(requests, none.answers, strict=False)
     }
     return explain(
         ServerEngine(plain),
