@@ -16,6 +16,7 @@ def main() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import afaspec.capture
+    import afaspec.compare.execute
     import afaspec.features
     import afaspec.generation
     import afaspec.merging
@@ -29,6 +30,7 @@ def main() -> None:
         if child == 0:
             sys.argv = ["afaspec", *json.loads(line)]
             sys.stdin.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # our own standard output has a reader
             try:
                 command()
             except SystemExit as stop:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from afaspec.compare.config import CompareConfig
     from afaspec.compare.run import Forecast
     from bench.measure import Progress
@@ -119,11 +121,13 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as bars:
-        whole = bars.add_task("study", total=None, left="")
+        whole: list[TaskID] = []
 
         def standing(now: Standing) -> None:
             left = "" if now.seconds_left is None else f"about {spoken(now.seconds_left)} left"
-            bars.update(whole, completed=now.done, total=now.total, left=left)
+            if not whole:
+                whole.append(bars.add_task("study", left=left))
+            bars.update(whole[0], completed=now.done, total=now.total, left=left)
 
         def say(text: str) -> None:
             bars.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from afaspec.capture_config import CaptureConfig
 from afaspec.compare.config import CompareConfig
 from bench.prompts import Prompt, Split, read_prompts
+from bench.selection import content_sha256
 from drafts.checkpoint import read_draft_info
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
@@ -87,7 +88,7 @@ def gather(
                 note=note if side == "train" else None,
             )
             prompts[name, side] = found
-            domains[name][side] = {"sha256": hash_prompts(found), "prompts": len(found)}
+            domains[name][side] = {"sha256": content_sha256(found), "prompts": len(found)}
         held = [in_validation(p, config.tuning.validation) for p in prompts[name, "train"]]
         most = max(samples or 1 for samples in config.samples)
         if all(held) or not any(held):
@@ -151,12 +152,6 @@ def divide(
         )
     dropped = len(train) - len(sides[True]) - len(sides[False])
     return Sides(sides[False], sides[True], dropped)
-
-
-def hash_prompts(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 over what the prompts say, in their order; where they lie does not matter."""
-    rows = (f"{p.messages}|{p.text}|{p.head_tokens}|{p.category}|{p.split_key}\n" for p in prompts)
-    return _digest("".join(rows))
 
 
 def _prompt_ids(store: FeatureStore, i: int) -> tuple[int, ...]:

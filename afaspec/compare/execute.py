@@ -112,12 +112,13 @@ class Executor:
             sides=(sides["train"][: cell.variant.samples], sides["validation"]),
         )
         manifest = read_json(trained.folder / "manifest.json")
+        added = 0 if settings.arm == "full" else manifest["trainable_parameters"]
         return {
             "sequences": len(sides["train"][: cell.variant.samples]),
             "validation_acceptance_length": trained.acceptance_length,
             "best_step": trained.best_step,
             "trainable_parameters": manifest["trainable_parameters"],
-            "draft_parameters": manifest["draft_parameters"],
+            "draft_parameters": manifest["draft_parameters"] - added,  # the base draft's
             "train_seconds": manifest["seconds"],
             "curve": training_curve(trained.folder),
         }

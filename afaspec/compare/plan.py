@@ -142,6 +142,7 @@ def variants(config: CompareConfig) -> list[Variant]:
 
 def data_cell(config: CompareConfig, facts: Facts, domain: str) -> Cell:
     inputs = {
+        "domain": domain,
         "target": facts.target_sha256,
         "draft": facts.draft_sha256,
         "prompts": facts.domains[domain],

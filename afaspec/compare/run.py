@@ -19,11 +19,13 @@ from afaspec.compare.estimate import StepCost, remaining_seconds, time_step
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, needed, train_config, variants
 from afaspec.compare.study import build_study, write_study
+from afaspec.manifest import Manifest, TargetRecord
 from afaspec.store_writer import locked
-from afaspec.train_checks import check_steps
+from afaspec.train_checks import check_fit, check_steps
 from bench.measure import Progress
-from drafts.checkpoint import read_draft_info
+from drafts.checkpoint import read_draft_info, wanted_layer_ids
 from drafts.errors import UserError
+from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.runtime import require_vllm
 
@@ -65,7 +67,8 @@ def compare(
             started = time.perf_counter()
             result = executor.do(pending[0], plan)
             ledger.add(pending[0], result, time.perf_counter() - started)
-            plan = current_plan(config, facts, ledger)
+            if plan.later:  # what it says may decide on a learning rate
+                plan = current_plan(config, facts, ledger)
             executor.tidy(plan)
         standing(stand(plan, ledger))
         study = build_study(config, facts, plan, ledger)
@@ -135,10 +138,20 @@ def stand(plan: Plan, ledger: Ledger) -> Standing:
 def check_settings(config: CompareConfig, target: Path) -> None:
     """Raise `UserError` where draft, target and the arms' settings do not fit each other."""
     require_compatible(target, config.draft)
+    draft, info = read_draft_info(config.draft), read_target(target)
+    record = TargetRecord(
+        path=str(target),
+        sha256=info.sha256,
+        hidden_size=info.hidden_size,
+        vocab_size=info.vocab_size,
+        num_layers=info.num_layers,
+    )
+    store = Manifest(record, wanted_layer_ids(draft, info) or (), dtype="bfloat16", settings={})
+    check_fit(store, config.out, draft, info)  # what a captured store will be
     labels = {variant.label(config) for variant in variants(config)}
     for variant in variants(config):
         settings = train_config(config, variant, 1e-4, 0, variant.steps)
-        check_steps(read_draft_info(config.draft), max(settings.draft_steps, config.k))
+        check_steps(draft, max(settings.draft_steps, config.k))
         if settings.activation not in ACTIVATION_NAMES:
             raise UserError(
                 f"the arm {variant.arm} has the activation {settings.activation!r}",

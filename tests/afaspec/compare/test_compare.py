@@ -1,0 +1,223 @@
+"""A tiny study end to end: resumed after kills, grown, reported again; its sides are disjoint."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from afaspec.capture import capture
+from afaspec.compare.config import CompareConfig
+from afaspec.compare.data import capture_config, divide, gather
+from afaspec.compare.run import compare, forecast, report_only
+from afaspec.compare.served import counted, merged_draft
+from afaspec.merging import find_result, merge
+from afaspec.store import FeatureStore
+from bench.prompts import read_prompts
+from drafts.checkpoint import load_draft
+from tests.nursery import Nursery, is_alive
+
+KILLS = 4
+TIMES = ("seconds", "train_seconds", "spent_seconds", "made", "out")
+
+
+def settings(folder: Path, target: Path, draft: Path) -> dict[str, Any]:
+    """The smallest study that has everything: two arms, two seeds, a rate to choose."""
+    prompts = folder / "prompts.jsonl"
+    rows = [f'{{"prompt": "def f{i}(x, y): return x[{i}]"}}\n' for i in range(36)]
+    rows += ['{"prompt": "def f0(x, y): return x[0]"}\n'] * 2
+    prompts.write_text("".join(rows))
+    return {
+        "target": str(target),
+        "draft": str(draft),
+        "out": str(folder / "study"),
+        "k": 2,
+        "domains": {"code": {"prompts": str(prompts), "eval_fraction": 0.3, "max_new_tokens": 12}},
+        "arms": {
+            "lora": {"arm": "lora", "learning_rate": 0.03},
+            "full": {"arm": "full", "learning_rates": [0.01, 0.02]},
+        },
+        "train": {"compiled": False, "batch_size": 2, "lm_head": True, "checkpoint_every": 3},
+        "steps": 12,
+        "seeds": [0, 1],
+        "tuning": {"extensions": 0},
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture(scope="module")
+def given(place: Path, tiny_target: Path, tiny_draft: Path) -> dict[str, Any]:
+    return settings(place, tiny_target, tiny_draft)
+
+
+@pytest.fixture(scope="module")
+def finished(given: dict[str, Any]) -> dict[str, Any]:
+    return compare(CompareConfig(**given))
+
+
+def timeless(value: Any) -> Any:
+    """A study without what may differ between two runs of it: times, and where it lies."""
+    if isinstance(value, dict):
+        return {key: timeless(part) for key, part in value.items() if key not in TIMES}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def test_the_study_says_all(finished: dict[str, Any], given: dict[str, Any]) -> None:
+    out = Path(given["out"])
+    assert finished["complete"]
+    results = finished["domains"]["code"]
+    assert [arm["label"] for arm in results["arms"]] == ["lora", "full"]
+    for arm in results["arms"]:
+        length = arm["acceptance_length"]
+        assert length["low"] <= length["value"] <= length["high"]
+        assert len(arm["by_seed"]) == 2
+    assert results["arms"][0]["trainable_parameters"] < results["arms"][1]["trainable_parameters"]
+    assert [t["rate"] for t in results["arms"][1]["tries"]] == [0.01, 0.02]
+    assert [(c["arm"], c["against"]) for c in results["comparisons"]] == [("full", "lora")]
+    kinds = [cell["kind"] for cell in finished["cells"]]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "data": 1, "base": 1, "run": 2 + 1 + 2, "eval": 4,
+    }  # fmt: skip
+    with (out / "study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        ("base", ""), ("lora", "0"), ("lora", "1"), ("full", "0"), ("full", "1"),
+    ]  # fmt: skip
+    page = (out / "study.html").read_text()
+    assert "Full fine-tuning" in page
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert (out / "code_arms.png").stat().st_size > 10_000
+
+
+def test_runs_differ_in_arm_rate_and_seed_alone(finished: dict[str, Any]) -> None:
+    runs = [cell["settings"] for cell in finished["cells"] if cell["kind"] == "run"]
+    differing = {key for key in runs[0] if any(run[key] != runs[0][key] for run in runs)}
+    assert differing == {"arm", "rank", "learning_rate", "seed"}  # full fine-tuning has no rank
+
+
+def test_the_three_sides_share_no_prompt(finished: dict[str, Any], given: dict[str, Any]) -> None:
+    out, config = Path(given["out"]), CompareConfig(**given)
+    sides = next(cell["result"] for cell in finished["cells"] if cell["kind"] == "data")
+    stores = {
+        side: FeatureStore.open(next((out / "stores").glob(f"code-{side}-*")))
+        for side in ("train", "eval")
+    }
+
+    def prompts(store: FeatureStore, chosen: list[int]) -> set[tuple[int, ...]]:
+        return {tuple(s.input_ids[~s.loss_mask].tolist()) for s in map(store.__getitem__, chosen)}
+
+    train = prompts(stores["train"], sides["train"])
+    validation = prompts(stores["train"], sides["validation"])
+    measured = prompts(stores["eval"], list(range(len(stores["eval"]))))
+    assert train
+    assert validation
+    assert not train & validation
+    assert not (train | validation) & measured
+    # The division is by content: it is the same for a prompt wherever it stands.
+    found = read_prompts(given["domains"]["code"]["prompts"], split="train", eval_fraction=0.3)
+    again = divide(stores["train"], stores["eval"], found, config.tuning.validation)
+    assert (again.train, again.validation) == (sides["train"], sides["validation"])
+
+
+def test_a_prompt_of_two_sides_is_dropped_from_training(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    config = CompareConfig(**given)
+    found = gather(config, Path(given["target"]))[1]
+    store = FeatureStore.open(next((Path(given["out"]) / "stores").glob("code-train-*")))
+    both = capture(capture_config(config, "code", "train", tmp_path / "again"))
+    with pytest.raises(Exception, match="are the same"):  # eval is the train side itself
+        divide(store, both, found["code", "train"], config.tuning.validation)
+
+
+def test_killed_studies_end_with_the_same_results(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    out, file = tmp_path / "study", tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(given, sort_keys=False))
+    nursery, rng, kills, seen = Nursery(), random.Random(0), 0, set()
+    try:
+        while kills < KILLS:
+            before = len(list(out.glob("cells/*.json")))
+            process = nursery.start("compare", file, "--out", out)
+            while is_alive(process) and len(list(out.glob("cells/*.json"))) < before + 1:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.15))
+            if is_alive(process):
+                os.kill(process, signal.SIGKILL)
+            assert nursery.wait() == -signal.SIGKILL
+            kills += 1
+            seen.add(len(list(out.glob("cells/*.json"))))
+        nursery.start("compare", file, "--out", out)
+        assert nursery.wait() == 0
+    finally:
+        nursery.close()
+    assert len(seen) > 1  # the kills came at different places
+    assert timeless(json.loads((out / "study.json").read_text())) == timeless(finished)
+
+
+def test_the_report_is_made_again_from_the_cells_alone(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    out = Path(given["out"])
+    copy = tmp_path / "copy"
+    shutil.copytree(out / "cells", copy / "cells")
+    shutil.copy(out / "facts.json", copy)
+    again = report_only(CompareConfig(**(given | {"out": copy})))
+    assert timeless(again) == timeless(finished)
+    assert (copy / "study.html").read_text() == (out / "study.html").read_text()
+
+
+def test_a_grown_study_runs_new_cells_only(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "grown"
+    shutil.copytree(given["out"], out)
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    config = CompareConfig(**(given | {"out": out, "seeds": [0, 1, 2]}))
+    plan = forecast(config)
+    assert len(plan.plan.pending(plan.ledger)) == 4
+    assert plan.seconds_left is not None
+    assert set(plan.costs) == {"lora r8", "full"}
+    grown = compare(config)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list((out / "cells").iterdir())) == len(before) + 4
+    for arm, old in zip(
+        grown["domains"]["code"]["arms"], finished["domains"]["code"]["arms"], strict=True
+    ):
+        assert arm["by_seed"][:2] == old["by_seed"]
+
+
+def test_what_is_measured_is_what_merge_writes(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    out, base, target = Path(given["out"]), Path(given["draft"]), Path(given["target"])
+    store = FeatureStore.open(next((out / "stores").glob("code-eval-*")))
+    cells = {cell["key"]: cell for cell in finished["cells"]}
+    finals = [cell for cell in cells.values() if cell["kind"] == "eval"]
+    for i, final in enumerate(finals):
+        run = out / "runs" / final["inputs"]["run"]
+        merge(run, base, tmp_path / str(i), target)
+        written = load_draft(tmp_path / str(i), target).eval()
+        served = merged_draft(base, target, find_result(run)[0])
+        for name, value in written.state_dict().items():
+            assert value.equal(served.state_dict()[name]), name
+        assert counted(written, (store[j] for j in range(len(store))), 2) == final["result"]
+    # Runs that lost the tuning are gone, and so are all checkpoints.
+    kept = {path.name for path in (out / "runs").iterdir()}
+    assert kept == {final["inputs"]["run"] for final in finals}
+    assert not list(out.glob("runs/*/checkpoint"))

@@ -1,0 +1,93 @@
+"""Figures of a study from made-up counts: seeds and prompts, rivals, and the gap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from afaspec.compare.figures import Measured, difference, figures_of, gap_closed, rivals
+from afaspec.compare.plan import Variant
+
+PROMPTS, K = 60, 3
+
+
+def made_up(
+    label: str, chance: float, variant: Variant | None = None, seeds: int = 3, jitter: float = 0.0
+) -> Measured:
+    """Counts of a draft whose every token is accepted with about `chance`."""
+    generator = np.random.default_rng([*label.encode()])
+    results = []
+    for _ in range(seeds):
+        drafts = np.full(PROMPTS, 40)
+        rate = chance + jitter * generator.standard_normal()
+        kept = [drafts]
+        for _ in range(K):
+            kept.append(generator.binomial(kept[-1], rate))
+        results.append({"drafts": drafts, "accepted": np.stack(kept[1:], axis=1)})
+    return Measured.of(label, results, variant)
+
+
+LORA, AFA, FULL = (Variant(name, rank, 200, None) for name, rank in
+                   (("lora", 8), ("afa-lora", 8), ("full", None)))  # fmt: skip
+
+
+def test_figures_hold_every_seed_and_agree_with_the_counts() -> None:
+    measured = made_up("lora", 0.5, LORA)
+    found = figures_of(measured)
+    length = found["acceptance_length"]
+    assert length["value"] == pytest.approx(1 + measured.accepted.sum() / measured.drafts.sum())
+    assert length["low"] < length["value"] < length["high"]
+    assert np.mean(found["by_seed"]) == pytest.approx(length["value"])
+    assert length["value"] == pytest.approx(1 + K * found["acceptance_rate"]["value"])
+
+
+def test_training_variance_widens_the_interval() -> None:
+    def width(jitter: float) -> float:
+        length = figures_of(made_up("lora", 0.5, LORA, jitter=jitter))["acceptance_length"]
+        return float(length["high"] - length["low"])
+
+    assert width(0.05) > 3 * width(0.0)
+
+
+def test_the_gap_closed_is_measured_between_its_ends() -> None:
+    low, high = made_up("lora", 0.3, LORA), made_up("full", 0.6, FULL)
+    mid = made_up("afa-lora", 0.5, AFA)
+    share = gap_closed(mid, low, high)
+    assert share
+    expected = (mid.length.value - low.length.value) / (high.length.value - low.length.value)
+    assert share["value"] == pytest.approx(expected)
+    assert share["low"] < share["value"] < share["high"]
+    for end, value in ((low, 0.0), (high, 1.0)):
+        found = gap_closed(end, low, high)
+        assert found
+        assert found["value"] == pytest.approx(value, abs=1e-12)
+        assert found["high"] - found["low"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_no_gap_no_share_of_it() -> None:
+    same = made_up("lora", 0.5, LORA), made_up("full", 0.5, FULL)
+    assert gap_closed(made_up("afa-lora", 0.5, AFA), *same) is None
+
+
+def test_rivals_differ_in_the_arm_alone() -> None:
+    found = [
+        made_up("lora r8", 0.5, LORA),
+        made_up("lora r16", 0.5, Variant("lora", 16, 200, None)),
+        made_up("afa-lora r8", 0.5, AFA),
+        made_up("full", 0.5, FULL),
+        made_up("full, long", 0.5, Variant("full", None, 800, None)),
+    ]
+    pairs = {(arm.label, against.label) for arm, against in rivals(found)}
+    assert pairs == {
+        ("afa-lora r8", "lora r8"),
+        ("full", "lora r8"),
+        ("full", "lora r16"),
+        ("full", "afa-lora r8"),
+    }
+
+
+def test_a_trained_arm_beats_an_untrained_base_of_one_row() -> None:
+    base = made_up("base", 0.3, seeds=1)
+    gain = difference(made_up("lora", 0.5, LORA), base)
+    assert gain.verdict == "higher"
+    assert gain.difference.low > 0

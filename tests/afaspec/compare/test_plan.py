@@ -1,0 +1,139 @@
+"""Which cells a study needs: order, sharing, growth, and what a changed setting touches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afaspec.compare.config import CompareConfig, quick
+from afaspec.compare.data import Facts
+from afaspec.compare.ledger import Ledger
+from afaspec.compare.plan import Cell, Plan, needed, variants
+
+BEST = {"lora": 3e-3, "afa-lora": 1e-2, "full": 5e-4}
+SIDES = {side: {"sha256": side, "prompts": 100} for side in ("train", "eval")}
+
+
+def study(**changes: Any) -> CompareConfig:
+    values: dict[str, Any] = {
+        "target": "target",
+        "draft": "draft",
+        "domains": {"cpp": {"prompts": "cpp.jsonl"}, "math": {"prompts": "math.jsonl"}},
+        "arms": {name: {"arm": name} for name in BEST},
+        "ranks": [4, 8],
+        "seeds": [0, 1],
+    }
+    return CompareConfig(**(values | changes))
+
+
+def facts(config: CompareConfig) -> Facts:
+    return Facts("target", "t", "draft", "d", dict.fromkeys(config.domains, SIDES))
+
+
+def finish(config: CompareConfig, done: dict[str, Any]) -> Plan:
+    """Do every cell with made-up results, in which each arm has its best rate; the last plan."""
+    while pending := (plan := needed(config, facts(config), done)).pending(done):
+        done[pending[0].key] = result(config, pending[0])
+    return plan
+
+
+def result(config: CompareConfig, cell: Cell) -> Any:
+    if cell.kind != "run":
+        return {}
+    assert cell.variant
+    method = config.arms[cell.variant.arm].arm
+    return {"validation_acceptance_length": 2.5 if cell.rate == BEST[method] else 2.0}
+
+
+def by_kind(plan: Plan) -> dict[str, int]:
+    return {
+        kind: sum(cell.kind == kind for cell in plan.cells)
+        for kind in dict.fromkeys(cell.kind for cell in plan.cells)
+    }
+
+
+def test_full_fine_tuning_comes_once_and_ranks_multiply_the_rest() -> None:
+    labels = [variant.label(study()) for variant in variants(study())]
+    assert labels == ["lora r4", "afa-lora r4", "full", "lora r8", "afa-lora r8"]
+
+
+def test_a_try_on_the_tuning_seed_is_the_final_run_of_that_seed() -> None:
+    done: dict[str, Any] = {}
+    plan = finish(study(), done)
+    # afa-lora is best at its grid's edge: one rate more. 5 variants x 2 domains, 2 seeds each.
+    tries = 2 * (3 * 3 + 2 * 4)
+    assert by_kind(plan) == {"data": 2, "base": 2, "run": tries + 10, "eval": 20}
+    assert not plan.later
+    assert {v.arm: c.rate for (_, v), c in plan.choices.items()} == BEST
+
+
+def test_later_cells_are_counted_before_their_rates_are_known() -> None:
+    config, done = study(), {}
+    first = needed(config, facts(config), done)
+    known = len(first.cells) + len(first.later)
+    assert len(finish(config, done).cells) == known + 4  # the four extended grids
+
+
+def test_short_tries_are_runs_of_their_own() -> None:
+    done: dict[str, Any] = {}
+    plan = finish(study(tuning={"steps": 50, "extensions": 0}), done)
+    assert by_kind(plan)["run"] == 5 * 2 * 3 + 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({"seeds": [0, 1, 2]}, {"run": 10, "eval": 10}),
+        ({"ranks": [4, 8, 16]}, {"run": 2 * (3 + 1 + 4 + 1), "eval": 8}),
+        ({"keep": "all"}, {}),
+        ({"out": Path("elsewhere")}, {}),
+    ],
+)
+def test_a_grown_study_needs_just_what_is_new(changes: dict[str, Any], new: dict[str, int]) -> None:
+    done: dict[str, Any] = {}
+    finish(study(), done)
+    before = set(done)
+    plan = finish(study(**changes), done)
+    fresh = [cell.kind for cell in plan.cells if cell.key not in before]
+    assert {kind: fresh.count(kind) for kind in set(fresh)} == new
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train": {"batch_size": 4}}, {"k": 2}, {"tuning": {"validation": 0.3}}]
+)
+def test_a_changed_setting_never_meets_old_results(changes: dict[str, Any]) -> None:
+    done: dict[str, Any] = {}
+    finish(study(), done)
+    plan = needed(study(**changes), facts(study()), done)
+    assert not [c for c in plan.cells if c.kind in ("run", "eval") and c.key in done]
+
+
+def test_other_prompts_make_other_cells() -> None:
+    config, done = study(), {}
+    finish(config, done)
+    other = facts(config)
+    other.domains["cpp"] = {**SIDES, "eval": {"sha256": "other", "prompts": 100}}
+    plan = needed(config, other, done)
+    assert {cell.domain for cell in plan.pending(done)} == {"cpp"}
+
+
+def test_results_of_an_older_default_are_forgotten(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    made = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu"})
+    ledger.add(made, {"done": True}, 1.0)
+    grown = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu", "new": 0})
+    changed = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "silu"})
+    assert made.key == grown.key == changed.key
+    assert not Ledger(tmp_path).drop_stale([made, grown])
+    again = Ledger(tmp_path)
+    assert again.drop_stale([changed])
+    assert changed.key not in again
+
+
+def test_quick_is_smaller_and_elsewhere() -> None:
+    small = quick(study())
+    assert (small.ranks, small.steps, small.seeds) == ([4], [40], [0, 1])
+    assert small.out.name == "compare-quick"
+    assert small.domains["cpp"].train_limit == 64
