@@ -34,6 +34,7 @@ def render_page(report: Report) -> str:
 
     body = [
         parts.verdicts(report),
+        parts.warnings(report),
         parts.main_table(report),
         plot_grid(first),
         section("By category", parts.categories(report), grid("categories")),

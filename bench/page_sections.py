@@ -140,11 +140,16 @@ def differences(report: Report) -> str:
 
 
 def distribution(report: Report) -> str:
-    """The result of the distribution test: an arm each, with what the test could have found."""
+    """The distribution test of every arm: what it found, and what it could have found."""
     tested = [arm for arm in report.arms if arm.get("distribution")]
-    return "\n".join(
-        f"<h3>{escape(arm['label'])}</h3>{definitions(arm['distribution'])}" for arm in tested
-    )
+    if not tested:
+        return ""
+    keys = ("p_value", "control_p_value", "power", "detects", "samples", "tokens", "positions")
+    said = [paragraph(f"{arm['label']}: {arm['distribution']['words']}") for arm in tested]
+    rows = [
+        [arm["label"], *(_number(arm["distribution"].get(key)) for key in keys)] for arm in tested
+    ]
+    return "\n".join(said) + plain_table(["Arm", *(key.replace("_", " ") for key in keys)], rows)
 
 
 def provenance(report: Report) -> str:
@@ -156,6 +161,16 @@ def provenance(report: Report) -> str:
     return definitions(report.provenance) + own
 
 
+def warnings(report: Report) -> str:
+    """What to know before the figures are trusted, where a run has such warnings."""
+    steps = [report.arms, *(step["arms"] for step in report.load or [])]
+    found = dict.fromkeys(
+        text for arms in steps for arm in arms for text in arm.get("warnings") or []
+    )
+    items = "".join(f"<li>{escape(text)}</li>" for text in found)
+    return f"<ul class='warnings'>{items}</ul>" if items else ""
+
+
 def _latency_cell(found: Mapping[str, float] | None) -> Cell:
     if not found:
         return Cell(NOTHING)
@@ -165,6 +180,12 @@ def _latency_cell(found: Mapping[str, float] | None) -> Cell:
 def _gap(found: Mapping[str, Any]) -> str:
     gap = found["gap"] if found["gap"] is not None else found["gap_prefill"]
     return "not in the top 20" if gap is None else f"{gap:.4f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _own_part(arm: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def headline(arms: Sequence[Json]) -> str:
         text += f"; it decodes {speed:.2f}× as fast as without speculation"
         if base and base["speedup"]:
             text += f" (the base draft {_value(base['speedup']):.2f}×)"
-    return f"{text}. {_lossless_sentence(drafted)}".strip()
+    said = (f"{text}.", _lossless_sentence(drafted), _distribution_sentence(drafted))
+    return " ".join(sentence for sentence in said if sentence)
 
 
 def settings_line(provenance: Json) -> str:
@@ -130,7 +131,9 @@ def _asked(provenance: Json) -> str:
 
 
 def _lossless_cell(arm: Json) -> Cell:
-    lossless = arm["lossless"]
+    lossless, sampled = arm["lossless"], arm.get("distribution")
+    if sampled and sampled["passed"] is not None:
+        return Cell("same distribution" if sampled["passed"] else "another distribution")
     if not lossless or _is_plain(arm):
         return Cell(NOTHING)
     matching, prompts = lossless["matching"], lossless["prompts"]
@@ -161,6 +164,16 @@ def _lossless_sentence(drafted: Sequence[Json]) -> str:
     if ties == differing:
         return f"{found}, each at a measured near-tie."
     return f"{found}, {differing - ties} of them not at a near-tie."
+
+
+def _distribution_sentence(drafted: Sequence[Json]) -> str:
+    found = {arm["label"]: arm["distribution"]["passed"] for arm in drafted if arm.get("distribution")}
+    failed = [label for label, passed in found.items() if passed is False]
+    if failed:
+        return f"The sampled output of {' and '.join(failed)} is not distributed as the target's."
+    if found and all(found.values()):
+        return "Sampled output is distributed as the target's, as far as the test can tell."
+    return ""
 
 
 def _is_plain(arm: Json) -> bool:

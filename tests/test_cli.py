@@ -17,6 +17,7 @@ COMMANDS = (
     "merge",
     "serve",
     "bench",
+    "report",
     "sweep",
     "what-if",
     "compare",

@@ -17,6 +17,7 @@ COMMANDS = (
     "merge",
     "serve",
     "bench",
+    "report",
     "sweep",
     "what_if",
     "compare",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from afaspec.cli.flags import SuiteFolder, TargetAdapter
+from afaspec.cli.flags import GateFile, GateTolerance, SuiteFolder, TargetAdapter
 from drafts.errors import UserError
 
 
@@ -99,6 +99,8 @@ def bench(
         bool,
         typer.Option("--reuse-prefixes", help="Of servers: let prompts hit the prefix cache."),
     ] = False,
+    gate: GateFile = None,
+    gate_tolerance: GateTolerance = 0.0,
 ) -> None:
     """Measure drafts side by side in vLLM: acceptance, speed, and whether the output is the same.
 
@@ -119,17 +121,21 @@ def bench(
 
       afaspec bench embedded --serve together --draft base=embedded-draft --suite builtin
       --concurrency 1,4,16
+
+      afaspec bench models/target --suite builtin --draft new=runs/new --gate baseline/report.json
     """
     from rich.console import Console
 
     from afaspec.adapted_target import resolve_target
     from afaspec.cli.bench_servers import flags_of, measure, require_one_way
     from afaspec.cli.console import console, note, progress
+    from afaspec.cli.gate import hold, read_baseline
     from bench.arms import choose_arms, parse_arm
     from bench.arrivals import parse_loads, whole
     from bench.config import BenchConfig, as_split
     from bench.report import write_report
     from bench.run import run_bench
+    from bench.saved_run import SavedRun
     from bench.server_config import ServerConfig
     from bench.suites import prompt_source
     from bench.summary import headline
@@ -144,6 +150,11 @@ def bench(
     if target is None and not url:
         raise UserError("TARGET is missing", mend="give the target's folder, or 'embedded'")
     folder = None if target is None else resolve_target(target, target_adapter, note)
+    early: dict[str, Any] = {
+        "max_tokens": max_tokens, "temperature": temperature, "ignore_eos": ignore_eos,
+        "mode": "server" if of_servers else None,
+    }  # fmt: skip
+    baseline = read_baseline(gate, early if of_servers else {**early, "k": k, "dtype": dtype})
     drafts = [_resolved(text) for text in draft or []]
     shared: dict[str, Any] = {
         "prompts": source,
@@ -203,6 +214,8 @@ def bench(
     Console().print(render_table(report))
     console.print(headline(report.arms), highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    if baseline is not None:
+        hold(baseline, SavedRun(out.name, page.with_name("report.json"), report), gate_tolerance)
 
 
 def _resolved(text: str) -> str:

@@ -31,6 +31,20 @@ SuiteFolder = Annotated[
     ),
 ]
 
+GateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--gate",
+        help="report.json of a baseline: exit code 3 if this run is worse beyond its interval.",
+        show_default=False,
+    ),
+]
+
+GateTolerance = Annotated[
+    float,
+    typer.Option(help="Relative loss that the gate lets pass: 0.02 is 2%.", min=0.0, max=1.0),
+]
+
 
 def config_command(
     model: type[BaseModel], run: Callable[..., None], arguments: tuple[str, ...] = ()

@@ -55,13 +55,15 @@ def _of_acceptance(report: Report) -> Iterator[tuple[str, str, Callable[[], Figu
             f"Share accepted at each position where the one before was{WITH_INTERVALS}",
             lambda: acceptance.conditional(drafted, colours),
         )
-    spread = [arm for arm in drafted if acceptance.has_requests(arm)]
-    if spread:
+    stepped = [arm for arm in drafted if acceptance.has_steps(arm)]
+    if stepped:
         yield (
             "accepted_per_step",
             "Share of steps by the number of drafted tokens they kept",
-            lambda: acceptance.accepted_per_step(spread, colours),
+            lambda: acceptance.accepted_per_step(stepped, colours),
         )
+    spread = [arm for arm in drafted if acceptance.has_requests(arm)]
+    if spread:
         yield (
             "per_request",
             "Histogram of acceptance length over the prompts",

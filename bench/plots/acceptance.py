@@ -9,8 +9,10 @@ from bench.plots.style import (
     INK,
     MARKERS,
     Arms,
+    Series,
     axes_of,
     bars,
+    dots,
     legend_below,
     measured,
     values_and_errors,
@@ -104,32 +106,29 @@ def per_request(arms: Arms, colours: Mapping[str, str]) -> Figure:
 def by_category(arms: Arms, colours: Mapping[str, str]) -> Figure:
     """A row per category, a dot with its interval per arm."""
     names = list(arms[0]["categories"])
-    figure, axes = axes_of(height=1.3 + 0.42 * max(len(names), 2))
-    for index, (arm, marker) in enumerate(zip(arms, MARKERS * len(arms), strict=False)):
-        offset = (index - (len(arms) - 1) / 2) * min(0.6 / len(arms), 0.16)
-        found = [
-            (row + offset, arm["categories"][name]["acceptance_length"])
-            for row, name in enumerate(names)
-            if measured(arm["categories"][name]["acceptance_length"])
-        ]
-        values, errors = values_and_errors([value for _, value in found])
-        axes.errorbar(
-            values, [row for row, _ in found], xerr=errors, fmt=marker, markersize=6.5,
-            color=colours[arm["name"]], elinewidth=1.6, label=arm["label"],
-        )  # fmt: skip
+    series = [
+        Series(
+            arm["label"],
+            colours[arm["name"]],
+            marker,
+            [arm["categories"][name]["acceptance_length"] for name in names],
+        )
+        for arm, marker in zip(arms, MARKERS * len(arms), strict=False)
+    ]
+    figure, axes = dots(names, series)
     axes.set_title("Acceptance length by category")
     axes.set_xlabel("tokens per target step")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="both")
-    axes.spines["bottom"].set_visible(False)
-    legend_below(figure, axes)
     return figure
+
+
+def has_steps(arm: Mapping[str, Any]) -> bool:
+    """Whether the arm says how acceptance is spread over steps."""
+    return bool(arm.get("accepted_lengths"))
 
 
 def has_requests(arm: Mapping[str, Any]) -> bool:
     """Whether the arm says how acceptance is spread over at least two prompts."""
-    return bool(arm.get("accepted_lengths")) and len(_requests(arm)) > 1
+    return has_steps(arm) and len(_requests(arm)) > 1
 
 
 def _requests(arm: Mapping[str, Any]) -> Sequence[float]:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,36 @@ def bars(arms: Arms, colours: Mapping[str, str], key: str, form: str) -> tuple[F
     axes.set_xlim(0, 1.17 * widest)
     axes.grid(axis="x")
     axes.spines["bottom"].set_visible(False)
+    return figure, axes
+
+
+@dataclass(frozen=True)
+class Series:
+    """A colour's figures in a plot of `dots`: one per row, None where it has none."""
+
+    label: str
+    colour: str
+    marker: str
+    figures: Sequence[Json | None]
+
+
+def dots(rows: Sequence[str], series: Sequence[Series]) -> tuple[Figure, Axes]:
+    """Figures with their intervals in rows, the first on top, the series slightly apart."""
+    figure, axes = axes_of(height=1.3 + 0.42 * max(len(rows), 2))
+    for index, one in enumerate(series):
+        offset = (index - (len(series) - 1) / 2) * min(0.6 / len(series), 0.16)
+        found = [(row + offset, at) for row, at in enumerate(one.figures) if at and measured(at)]
+        if found:
+            values, errors = values_and_errors([at for _, at in found])
+            axes.errorbar(
+                values, [row for row, _ in found], xerr=errors, fmt=one.marker, markersize=6.5,
+                color=one.colour, elinewidth=1.6, label=one.label,
+            )  # fmt: skip
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="both")
+    axes.spines["bottom"].set_visible(False)
+    legend_below(figure, axes)
     return figure, axes
 
 
