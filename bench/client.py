@@ -9,6 +9,7 @@ a server that stalls is charged with the wait of all whom it keeps waiting.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import threading
@@ -167,8 +168,9 @@ async def _turn(
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, headers=headers
     ) as session:
-        async with session.get(f"{url}/health") as answer:  # opens the first connection
-            await answer.read()
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # requests will say it better
+            async with session.get(f"{url}/health") as answer:  # opens the first connection
+                await answer.read()
 
         async def one(job: int) -> None:
             await _post(session, url + jobs[job].path, jobs[job].body, raw[job])

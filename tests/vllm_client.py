@@ -30,10 +30,18 @@ class VllmWorker:
         `runs` has for each prompt its `output` and what the drafter `proposed`, step by step;
         `counters` are vLLM's own. Where vLLM refuses, there is only `error`.
         """
+        request = {"target": str(target), "draft": str(draft), "k": k}
+        return self._ask(request | {"prompts": prompts, "new_tokens": new_tokens})
+
+    def bench_serve_metrics(
+        self, outputs: list[dict[str, Any]], percentiles: list[int]
+    ) -> dict[str, Any]:
+        """vLLM's `BenchmarkMetrics`; `outputs` are the arguments of its `RequestFuncOutput`."""
+        return self._ask({"outputs": outputs, "percentiles": percentiles})
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        request = {"target": str(target), "draft": str(draft), "k": k}
-        request |= {"prompts": prompts, "new_tokens": new_tokens}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()

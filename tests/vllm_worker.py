@@ -74,6 +74,15 @@ def answer(
     return {"runs": runs, "counters": asdict(counters_from_engine(llm) - before)}
 
 
+def bench_serve_metrics(outputs: list[dict[str, Any]], percentiles: list[int]) -> dict[str, Any]:
+    """What `vllm bench serve` makes of answers that came at these times."""
+    from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
+    from vllm.benchmarks.serve import calculate_metrics
+
+    answers = [RequestFuncOutput(**output) for output in outputs]
+    return asdict(calculate_metrics([], answers, 1.0, None, percentiles, {})[0])
+
+
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what vLLM prints goes to the log
@@ -81,7 +90,9 @@ def main() -> None:
     record(proposed)
     for line in sys.stdin:
         try:
-            result = answer(proposed, **json.loads(line))
+            request = json.loads(line)
+            measured = "outputs" in request
+            result = bench_serve_metrics(**request) if measured else answer(proposed, **request)
         except Exception as error:  # whatever vLLM raises is what a test wants to know
             result = {"error": f"{type(error).__name__}: {str(error).splitlines()[-1]}"}
         replies.write(json.dumps(result) + "\n")

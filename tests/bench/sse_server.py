@@ -1,0 +1,89 @@
+"""A plain HTTP server of the tests' own that streams as it is told: for the load generator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+Answer = Callable[["Stream", dict[str, Any]], Awaitable[None]]
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Stream:
+    """One connection's answer."""
+
+    def __init__(self, writer: asyncio.StreamWriter, server: SseServer):
+        self.writer, self.server = writer, server
+
+    async def raw(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the body."""
+        await self.raw(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    async def event(self, **content: Any) -> None:
+        await self.send(b"data: " + json.dumps(content).encode() + b"\n\n")
+
+    async def finish(self, tokens: int) -> None:
+        await self.event(choices=[], usage={"completion_tokens": tokens})
+        await self.send(b"data: [DONE]\n\n")
+
+
+class SseServer:
+    """Runs in a thread; `answer` writes the events of each request. Use as a context manager."""
+
+    def __init__(self, answer: Answer):
+        self.answer = answer
+        self.running = self.most = 0
+        self.release = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> SseServer:
+        self._thread.start()
+        start = asyncio.start_server(self._connection, "127.0.0.1", 0)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = 0
+                for line in head.decode().split("\r\n"):
+                    if line.lower().startswith("content-length:"):
+                        length = int(line.partition(":")[2])
+                body = await reader.readexactly(length)
+                if head.startswith(b"GET"):
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    continue
+                self.running += 1
+                self.most = max(self.most, self.running)
+                stream = Stream(writer, self)
+                await stream.raw(HEAD)
+                await self.answer(stream, json.loads(body))
+                await stream.raw(b"0\r\n\r\n")
+                self.running -= 1
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
