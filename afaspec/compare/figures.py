@@ -20,7 +20,7 @@ from bench.verdict import ACCEPTANCE, Comparison
 REFERENCE_RANK = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """Counts of one draft, or of the drafts of all seeds of a variant, on the same prompts.
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from afaspec.compare.plan import Json
 from afaspec.compare.plots import shown, svg_study_plots
-from afaspec.compare.tables import COLUMNS, domain_rows, headline, settings_line, verdicts
+from afaspec.compare.tables import (
+    COLUMNS,
+    COMPARED,
+    comparison_rows,
+    domain_rows,
+    headline,
+    said,
+    settings_line,
+    verdicts,
+)
 from bench.arms import LABELS
 from bench.markup import definitions, page, paragraph, plain_table, plot_grid, section, table
 from bench.plots.style import colours_of
@@ -52,13 +61,13 @@ def _domain(study: Json, domain: str) -> str:
         f"{sides['train']} sequences to train on, {sides['validation']} to validate on, "
         f"{sides['eval']} to measure on."
     )
-    said = [paragraph(f"{words}.") for words in verdicts(results)]
     return section(
         domain,
         table(COLUMNS, domain_rows(results), swatches=swatches),
         paragraph(f"{counts} {NOTE}", "note"),
-        *said,
+        *(paragraph(f"{words}.") for words in verdicts(results)),
         plot_grid(svg_study_plots(study, domain)),
+        plain_table(COMPARED, comparison_rows(results)) if results["comparisons"] else "",
         _in_vllm(results),
     )
 
@@ -69,19 +78,10 @@ def _in_vllm(results: Json) -> str:
     for report in results["vllm"]:
         for arm in report["arms"]:
             figures = [arm["acceptance_length"], arm["tokens_per_second"], arm["speedup"]]
-            texts = [
-                "–" if not f or f["value"] is None else f"{f['value']:.2f} ({_ends(f)})"
-                for f in figures
-            ]
+            texts = [said(figure, "{:.2f}") for figure in figures]
             rows.append([arm["label"], str(report["seed"]), *texts])
     columns = ("Arm in vLLM", "Seed", "Acceptance length", "Tokens/s", "Speedup")
     return plain_table(columns, rows) if rows else ""
-
-
-def _ends(figure: Json) -> str:
-    if figure["low"] is None:
-        return "no interval"
-    return f"{figure['low']:.2f} to {figure['high']:.2f}"
 
 
 def _rates(study: Json) -> str:

@@ -129,13 +129,13 @@ def needed(config: CompareConfig, facts: Facts, done: Done) -> Plan:
 
 
 def variants(config: CompareConfig) -> list[Variant]:
-    """Every arm at every point of the axes it has, arms within ranks within budgets."""
+    """Every arm at every point of the axes it has, ranks within arms within budgets."""
     found = [
         Variant(name, _rank(config, name, rank), steps, samples)
         for samples in config.samples
         for steps in config.steps
-        for rank in config.ranks
         for name in config.arms
+        for rank in config.ranks
     ]
     return list(dict.fromkeys(found))  # full fine-tuning has no rank: it comes once
 

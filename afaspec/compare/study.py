@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from afaspec.compare.config import CompareConfig
@@ -24,6 +24,7 @@ from afaspec.compare.figures import (
 )
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, Variant, variants
+from bench.arms import LABELS
 from bench.verdict import Comparison, correct
 from drafts.errors import UserError
 from drafts.files import atomic_file
@@ -67,7 +68,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
                     _arm(config, plan, ledger, domain, arm, gain, found)
                     for arm, gain in zip(found[1:], over_base[domain], strict=True)
                 ],
-                "comparisons": [c.as_json() for c in judged[domain]],
+                "comparisons": [_in_words(c) for c in judged[domain]],
                 "vllm": _vllm(plan, ledger, domain),
             }
             for domain, found in measured.items()
@@ -113,6 +114,17 @@ def _corrected(by_domain: dict[str, list[Comparison]]) -> dict[str, list[Compari
     return {domain: [next(corrected) for _ in found] for domain, found in by_domain.items()}
 
 
+def _in_words(comparison: Comparison) -> Json:
+    """The comparison as JSON, its sentence with the arms' names as a reader likes them."""
+    arm, against = (_readable(label) for label in (comparison.arm, comparison.against))
+    return {**comparison.as_json(), "words": replace(comparison, arm=arm, against=against).words}
+
+
+def _readable(label: str) -> str:
+    name, space, rest = label.partition(" ")
+    return f"{LABELS.get(name, name)} {rest}" if space else label
+
+
 def _arm(
     config: CompareConfig,
     plan: Plan,
@@ -141,7 +153,9 @@ def _arm(
         "train_seconds": [run["train_seconds"] for run in runs],
         **figures_of(measured),
         "over_base": gain.as_json(),
-        "gap_closed": gap_closed(measured, low, high) if low and high else None,
+        "gap_closed": gap_closed(measured, low, high)
+        if low and high and measured not in (low, high)
+        else None,
     }
 
 

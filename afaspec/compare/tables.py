@@ -9,10 +9,13 @@ from afaspec.compare.plan import Json
 from afaspec.compare.plots import shown
 from bench.arms import LABELS
 from bench.summary import NOTHING, Cell
+from bench.verdict import NO_DIFFERENCE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+FEW = 6  # comparisons that are all told in sentences
+COMPARED = ("Arm", "Against", "Difference", "Relative", "p (Holm)", "Verdict")
 COLUMNS = (
     "Arm",
     "Acceptance length",
@@ -44,7 +47,7 @@ def domain_rows(results: Json) -> list[list[Cell]]:
                 figure(arm["gap_closed"], "{:.0f}%", 100),
                 Cell(str(len(arm["by_seed"])), f"{lowest:.3f}–{highest:.3f}"),
                 rate,
-                Cell(f"{arm['trainable_parameters']:,}", f"{share:.1%} of the draft"),
+                Cell(f"{arm['trainable_parameters']:,}", f"{share:.1%}"),
             ]
         )
     return rows
@@ -60,27 +63,51 @@ def figure(
     if found["low"] is None:
         return Cell(value, best=best)
     low, high = (form.format(scale * found[end]) for end in ("low", "high"))
-    return Cell(value, f"{low} to {high}", best)
+    joined = f"{low} to {high}" if "-" in low or "+" in low else f"{low}–{high}"
+    return Cell(value, joined, best)
 
 
 def verdicts(results: Json) -> list[str]:
-    """What the comparisons between arms say: what was shown first."""
-    by_shown = sorted(results["comparisons"], key=lambda c: c["verdict"] == "no difference shown")
-    return [found["words"] for found in by_shown]
+    """What the comparisons between arms show, as sentences; all of them where they are few."""
+    found = results["comparisons"]
+    told = [c["words"] for c in found if len(found) <= FEW or c["verdict"] != NO_DIFFERENCE]
+    if left := len(found) - len(told):
+        told.append(f"{left} of {len(found)} comparisons between arms show no difference")
+    return told
+
+
+def comparison_rows(results: Json) -> list[list[str]]:
+    """Every comparison between arms, in the order of `COMPARED`."""
+    return [
+        [
+            found["arm"],
+            found["against"],
+            said(found["difference"], "{:+.3f}"),
+            said(found["relative"], "{:+.1f}%", 100),
+            f"{found['p_holm']:.3g}",
+            found["verdict"],
+        ]
+        for found in results["comparisons"]
+    ]
+
+
+def said(found: Json, form: str, scale: float = 1.0) -> str:
+    """A figure and its interval in one line."""
+    cell = figure(found, form, scale)
+    return f"{cell.text} ({cell.detail})" if cell.detail else cell.text
 
 
 def headline(study: Json) -> str:
-    """One sentence per domain: its best arm, and where it comes from."""
+    """One sentence per domain: which arm came out highest, and where it comes from."""
     sentences = []
     for domain, results in study["domains"].items():
-        if not results["arms"]:
-            continue
-        top = max(results["arms"], key=lambda arm: arm["acceptance_length"]["value"])
-        length, base = top["acceptance_length"]["value"], results["base"]["acceptance_length"]
-        sentences.append(
-            f"On {domain}, {shown(top)} comes out highest with {length:.2f} tokens per target "
-            f"step; the base draft has {base['value']:.2f}."
-        )
+        if results["arms"]:
+            top = max(results["arms"], key=lambda arm: arm["acceptance_length"]["value"])
+            length, base = (of["acceptance_length"]["value"] for of in (top, results["base"]))
+            sentences.append(
+                f"{domain}: {shown(top)} came out highest, {length:.2f} tokens per target step "
+                f"(base draft {base:.2f})."
+            )
     return " ".join(sentences)
 
 
@@ -114,7 +141,7 @@ def render_domain(domain: str, results: Json) -> Table:
     )
     for column in COLUMNS:
         justify = "left" if column == COLUMNS[0] else "right"
-        table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=column == COLUMNS[0])  # type: ignore[arg-type]
     for row in domain_rows(results):
         cells = []
         for cell in row:

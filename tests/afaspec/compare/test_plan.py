@@ -56,7 +56,7 @@ def by_kind(plan: Plan) -> dict[str, int]:
 
 def test_full_fine_tuning_comes_once_and_ranks_multiply_the_rest() -> None:
     labels = [variant.label(study()) for variant in variants(study())]
-    assert labels == ["lora r4", "afa-lora r4", "full", "lora r8", "afa-lora r8"]
+    assert labels == ["lora r4", "lora r8", "afa-lora r4", "afa-lora r8", "full"]
 
 
 def test_a_try_on_the_tuning_seed_is_the_final_run_of_that_seed() -> None:
