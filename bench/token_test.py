@@ -61,7 +61,7 @@ def chance(tests: list[ChiSquare]) -> float:
     from scipy.stats import chi2
 
     values = [float(chi2.sf(test.statistic, test.freedom)) for test in tests]
-    return min(1.0, len(tests) * min(values, default=1.0))
+    return min(1.0, len(tests) * min(values)) if values else 1.0
 
 
 def power(tests: list[ChiSquare], draws: Draws, bias: float, alpha: float) -> float:
@@ -132,7 +132,9 @@ def _by_rank(draws: Draws) -> ChiSquare | None:
 
 def _by_prefix(draws: Draws) -> ChiSquare | None:
     statistic, freedom, signal = 0.0, 0, 0.0
-    for counts, chances, size in zip(draws.counts, draws.chances, draws.sizes, strict=True):
+    common = draws.sizes >= 2 * FEWEST
+    table = zip(draws.counts[common], draws.chances[common], draws.sizes[common], strict=True)
+    for counts, chances, size in table:
         expected = size * chances
         single = expected >= FEWEST
         single[-1] = False  # the other tokens join what is too rare for a cell of its own

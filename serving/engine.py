@@ -15,12 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from drafts.errors import UserError
-from serving.metrics import SpecCounters
+from serving.metrics import SpecCounters, counters_from_histogram
 from serving.runtime import require_vllm, runtime_environment
 
 LOG_TAIL_LINES = 15
@@ -28,7 +29,11 @@ LOG_TAIL_LINES = 15
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What one vLLM engine serves. `batch` is the number of requests that may run at once."""
+    """What one vLLM engine serves. `batch` is the number of requests that may run at once.
+
+    `sampling_logprobs`: log-probabilities are those by which tokens are drawn, temperature and all,
+    instead of the model's own; at temperature > 0 this costs a softmax per step.
+    """
 
     target: Path
     draft: Path | Literal["ngram"] | None = None
@@ -41,6 +46,7 @@ class EngineSettings:
     batch: int = 1
     cache_gib: float = 1.0
     draft_sample_method: str | None = None
+    sampling_logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,14 @@ class EngineProcess:
         *,
         ignore_eos: bool = False,
         logprobs: int | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Generation:
-        """Run all prompts, `settings.batch` of them at a time, and return them in order."""
+        """Run all prompts, `settings.batch` of them at a time, and return them in order.
+
+        At temperature > 0 each prompt draws by a seed of its own: that of `seeds`, else one made
+        from `settings.seed` and its tokens, so that no two prompts share their luck and a
+        repetition gives the same again.
+        """
         reply = self._ask(
             op="generate",
             prompts=prompt_token_ids,
@@ -139,6 +151,7 @@ class EngineProcess:
             temperature=self.temperature,
             ignore_eos=ignore_eos,
             logprobs=logprobs,
+            seeds=None if seeds is None else list(seeds),
         )
         counters = [_counters(row["histogram"], row["draft_tokens"]) for row in reply["requests"]]
         requests = [
@@ -250,8 +263,7 @@ def _counters(histogram: list[int] | None, draft_tokens: int) -> SpecCounters | 
     """Counters from vLLM's histogram: entry j counts the steps that accepted exactly j tokens."""
     if histogram is None:
         return None
-    per_position = tuple(sum(histogram[i + 1 :]) for i in range(len(histogram) - 1))
-    return SpecCounters(sum(histogram), draft_tokens, sum(per_position), per_position)
+    return counters_from_histogram(histogram, draft_tokens)
 
 
 def _child_environment(settings: EngineSettings) -> dict[str, str]:

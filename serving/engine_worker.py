@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
@@ -52,6 +53,7 @@ def load(settings: dict[str, Any]) -> Any:
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
+    from serving.cpu_sampler import repair_cpu_sampler
     from serving.speculation import engine_options, speculative_config
 
     draft = settings["draft"]
@@ -61,6 +63,8 @@ def load(settings: dict[str, Any]) -> Any:
         draft_sample_method=settings["draft_sample_method"],
     )
     options: dict[str, Any] = {}
+    if settings["sampling_logprobs"]:
+        options["logprobs_mode"] = "processed_logprobs"
     if speculative is not None:
         options["speculative_config"] = speculative
         options |= engine_options(Path(settings["target"]), draft)
@@ -68,7 +72,7 @@ def load(settings: dict[str, Any]) -> Any:
             options[PER_REQUEST] = "summary"
         elif settings["batch"] > 1:
             raise RuntimeError("this vLLM counts no acceptance per request; use concurrency 1")
-    return LLM(
+    llm = LLM(
         model=settings["target"],
         dtype=settings["dtype"],
         seed=settings["seed"],
@@ -81,6 +85,9 @@ def load(settings: dict[str, Any]) -> Any:
         disable_log_stats=False,  # request times and counters come from the statistics
         **options,
     )
+    if speculative is not None:
+        repair_cpu_sampler()
+    return llm
 
 
 def describe(llm: Any) -> dict[str, Any]:
@@ -118,14 +125,20 @@ def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dic
     """Complete the prompts; times are the engine core's own, on one monotonic clock."""
     from vllm import SamplingParams
 
-    sampling = SamplingParams(
-        temperature=request["temperature"],
-        seed=settings["seed"] if request["temperature"] > 0 else None,
-        max_tokens=request["max_tokens"],
-        ignore_eos=request["ignore_eos"],
-        logprobs=request["logprobs"],
-        detokenize=False,
-    )
+    seeds: list[int | None] = [None] * len(request["prompts"])
+    if request["temperature"] > 0:
+        seeds = request["seeds"] or [seed_of(settings["seed"], ids) for ids in request["prompts"]]
+    sampling = [
+        SamplingParams(
+            temperature=request["temperature"],
+            seed=seed,
+            max_tokens=request["max_tokens"],
+            ignore_eos=request["ignore_eos"],
+            logprobs=request["logprobs"],
+            detokenize=False,
+        )
+        for seed in seeds
+    ]
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
     start = time.perf_counter()
     outputs, counted = complete(llm, prompts, sampling, one_by_one=settings["batch"] == 1)
@@ -148,8 +161,13 @@ def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dic
     return {"requests": rows, "wall_seconds": wall}
 
 
+def seed_of(seed: int, prompt: list[int]) -> int:
+    """A seed for a prompt, the same whenever it comes."""
+    return zlib.crc32(json.dumps([seed, *prompt]).encode())
+
+
 def complete(
-    llm: Any, prompts: list[Any], sampling: Any, one_by_one: bool
+    llm: Any, prompts: list[Any], sampling: list[Any], one_by_one: bool
 ) -> tuple[list[Any], list[tuple[list[int] | None, int]]]:
     """vLLM's outputs, and per request its histogram of accepted lengths and its drafted tokens.
 
@@ -170,14 +188,14 @@ def _counted(metrics: Any) -> tuple[list[int] | None, int]:
 
 
 def _complete_one_by_one(
-    llm: Any, prompts: list[Any], sampling: Any
+    llm: Any, prompts: list[Any], sampling: list[Any]
 ) -> tuple[list[Any], list[tuple[list[int] | None, int]]]:
     from serving.metrics import counters_from_engine
 
     outputs, counted = [], []
-    for prompt in prompts:
+    for prompt, parameters in zip(prompts, sampling, strict=True):
         before = counters_from_engine(llm)
-        outputs += llm.generate([prompt], sampling, use_tqdm=False)
+        outputs += llm.generate([prompt], parameters, use_tqdm=False)
         spent = counters_from_engine(llm) - before
         reached = [spent.drafts, *spent.accepted_per_position, 0]
         histogram = [a - b for a, b in itertools.pairwise(reached)]
