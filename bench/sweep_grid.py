@@ -85,11 +85,25 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if not self.arms:
             raise UserError("a sweep needs a draft", mend="give at least one --draft, or --ngram")
-        for name in ("ks", "temperatures", "concurrencies", "max_tokens", "sample_methods"):
-            _check_axis(name, getattr(self, name))
+        check_axis("--k", self.ks)
+        check_axis("--temperature", self.temperatures, 0)
+        check_axis("--concurrency", self.concurrencies)
+        check_axis("--max-tokens", self.max_tokens, 2)  # the first token needs no draft
+        self._check_sampling()
         for name in ("rounds", "together"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}", mend="give 1 or more")
+
+    def _check_sampling(self) -> None:
+        known, given = get_args(SampleMethod), self.sample_methods
+        wrong = [method for method in given if method not in known]
+        if wrong or not given or len(set(given)) < len(given):
+            raise UserError(
+                f"--draft-sample-method has {wrong[0]!r}"
+                if wrong
+                else "--draft-sample-method is empty or names a method twice",
+                mend=f"give {' or '.join(known)}, or both between commas",
+            )
 
     @property
     def cells(self) -> list[Cell]:
@@ -151,24 +165,12 @@ def parse_axis(text: str, option: str, kind: Callable[[str], Any] = int) -> tupl
     return tuple(values)
 
 
-def _check_axis(name: str, values: tuple[Any, ...]) -> None:
-    option = {"ks": "--k", "temperatures": "--temperature", "concurrencies": "--concurrency"}.get(
-        name, "--draft-sample-method" if name == "sample_methods" else "--max-tokens"
-    )
+def check_axis(option: str, values: tuple[float, ...], least: float = 1) -> None:
+    """Raise `UserError` for an empty axis, doubles, and numbers below `least`."""
     if not values:
         raise UserError(f"{option} is empty", mend="give at least one value")
     if len(set(values)) < len(values):
         raise UserError(f"{option} names a value twice", mend="give each value once")
     for value in values:
-        if name == "sample_methods":
-            if value not in get_args(SampleMethod):
-                raise UserError(
-                    f"{option} has {value!r}", mend=f"give {' or '.join(get_args(SampleMethod))}"
-                )
-        elif not value >= (0 if name == "temperatures" else 1) or value == float("inf"):
-            least = 0 if name == "temperatures" else 1
+        if not least <= value < float("inf"):
             raise UserError(f"{option} has {value}", mend=f"give {least} or more")
-        elif name == "max_tokens" and value < 2:
-            raise UserError(
-                "--max-tokens has 1, and the first token needs no draft", mend="give 2 or more"
-            )

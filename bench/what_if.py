@@ -18,6 +18,7 @@ from bench.best_k import speedup
 from bench.expected_steps import acceptance_length, at_k, expected_steps, with_length
 from bench.step_time import Cost, Setting, StepTime, fit
 from bench.sweep_cells import CellResult, mean_occupancy
+from bench.sweep_grid import check_axis
 from bench.sweep_steps import (
     acceptance_of,
     answer_tokens,
@@ -50,6 +51,11 @@ class Question:
     overhead: float = 0.0
 
     def __post_init__(self) -> None:
+        for option, axis in (("--k", self.ks), ("--concurrency", self.concurrencies)):
+            if axis is not None:
+                check_axis(option, axis)
+        if self.length_at_k is not None:
+            check_axis("--at-k", (self.length_at_k,))
         if not 0 < self.target_scale < float("inf"):
             raise UserError(f"the target's scale is {self.target_scale:g}", mend="give more than 0")
         if not 0 <= self.overhead < float("inf"):
@@ -132,12 +138,13 @@ def answer(cells: Sequence[CellResult], question: Question, *, arm: str | None =
         raise UserError(
             f"the sweep has no draft {arm!r} that ran", mend=f"give one of {', '.join(names)}"
         )
+    most = max(cell.concurrency * (1 + drafted_per_step(cell)) for cell in measured)
     predictions = []
     for name in [arm] if arm is not None else names:
         own = [cell for cell in measured if cell.arm == name]
         for load in loads:
             for k in _within(ks, own[0], asked=question.ks is not None):
-                found = _predict(model, own, question, k, load)
+                found = _predict(model, own, question, k, load, most)
                 seen = told.get((name, k, load)) if plain else None
                 predictions.append(replace(found, measured=seen))
     return WhatIf(predictions, model)
@@ -227,7 +234,12 @@ def _within(ks: tuple[int, ...], cell: CellResult, *, asked: bool) -> list[int]:
 
 
 def _predict(
-    model: StepTime, cells: Sequence[CellResult], question: Question, k: int, load: int
+    model: StepTime,
+    cells: Sequence[CellResult],
+    question: Question,
+    k: int,
+    load: int,
+    most: float,
 ) -> Prediction:
     cell = source(cells, k)
     limit = max(c.k for c in cells)
@@ -247,7 +259,7 @@ def _predict(
         draft_ms=1000 * cost.draft,
         speedup=sum(tokens) * none.seconds / (sum(steps) * cost.seconds),
         break_even=cost.seconds / none.seconds,
-        beyond=bool(setting.tokens > 1.001 * model.most_tokens or k > limit),
+        beyond=bool(setting.tokens > 1.001 * most or k > limit),
     )
 
 

@@ -66,13 +66,13 @@ def what_if(
     from bench.what_if_table import choose_cells, fit_words, render
     from drafts.files import write_json
 
-    shares = parse_axis(acceptance, "--acceptance", float) if acceptance else None
+    shares = None if acceptance is None else parse_axis(acceptance, "--acceptance", float)
     question = Question(
-        ks=parse_axis(k, "--k") if k else None,
-        concurrencies=parse_axis(concurrency, "--concurrency") if concurrency else None,
+        ks=None if k is None else parse_axis(k, "--k"),
+        concurrencies=None if concurrency is None else parse_axis(concurrency, "--concurrency"),
         length=acceptance_length,
         length_at_k=at_k,
-        conditional=tuple(map(float, from_per_position(shares))) if shares else None,
+        conditional=tuple(map(float, from_per_position(shares))) if shares is not None else None,
         target_scale=target_scale,
         overhead=overhead_ms / 1000,
     )
