@@ -27,8 +27,8 @@ def report(
     """Compare runs that `afaspec bench` measured, or render one again. Measures nothing.
 
     With several runs: each arm of the later ones beside the same of the first, with intervals, and
-    the settings that differ. With one: its table, page, plots and CSV are made again. With --gate:
-    exit code 3 if the run is worse than the baseline by more than chance.
+    the settings that differ. With one: its table, page, plots and CSV are made again. With one and
+    --gate: exit code 3 if it is worse than the baseline by more than chance; no page without --out.
 
     [bold]Examples[/]
 
@@ -49,29 +49,35 @@ def report(
     baseline = read_baseline(gate)
     saved = read_runs(runs)
     if len(saved) == 1:
-        _render(saved[0], out)
+        _show(saved[0])
+        if baseline is None or out is not None:
+            _render(saved[0], out)
     else:
         _compare(saved, out)
     if baseline is not None:
         hold(baseline, saved[0], gate_tolerance)
 
 
-def _render(run: SavedRun, out: Path | None) -> None:
+def _show(run: SavedRun) -> None:
     from rich.console import Console
 
-    from afaspec.cli.console import console, note
-    from bench.report import render_report, write_report
+    from afaspec.cli.console import console
     from bench.summary import headline
     from bench.table import render_table
 
-    here = run.path.parent
-    if out is None or out.resolve() == here.resolve():
-        page = render_report(run.report, here)
-    else:
-        page = write_report(run.report, out)
     Console().print(render_table(run.report))
     console.print(headline(run.report.arms), highlight=False)
-    note(f"Report: {page}")
+
+
+def _render(run: SavedRun, out: Path | None) -> None:
+    from afaspec.cli.console import note
+    from bench.report import render_report, write_report
+
+    here = run.path.parent
+    if out is None or out.resolve() == here.resolve():
+        note(f"Report: {render_report(run.report, here)}")
+    else:
+        note(f"Report: {write_report(run.report, out)}")
 
 
 def _compare(runs: list[SavedRun], out: Path | None) -> None:
