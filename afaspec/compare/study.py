@@ -24,7 +24,7 @@ from afaspec.compare.figures import (
 )
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, Variant, variants
-from bench.arms import LABELS
+from afaspec.compare.tables import readable
 from bench.verdict import Comparison, correct
 from drafts.errors import UserError
 from drafts.files import atomic_file
@@ -116,13 +116,8 @@ def _corrected(by_domain: dict[str, list[Comparison]]) -> dict[str, list[Compari
 
 def _in_words(comparison: Comparison) -> Json:
     """The comparison as JSON, its sentence with the arms' names as a reader likes them."""
-    arm, against = (_readable(label) for label in (comparison.arm, comparison.against))
+    arm, against = (readable(label) for label in (comparison.arm, comparison.against))
     return {**comparison.as_json(), "words": replace(comparison, arm=arm, against=against).words}
-
-
-def _readable(label: str) -> str:
-    name, space, rest = label.partition(" ")
-    return f"{LABELS.get(name, name)} {rest}" if space else label
 
 
 def _arm(

@@ -80,8 +80,8 @@ def comparison_rows(results: Json) -> list[list[str]]:
     """Every comparison between arms, in the order of `COMPARED`."""
     return [
         [
-            found["arm"],
-            found["against"],
+            readable(found["arm"]),
+            readable(found["against"]),
             said(found["difference"], "{:+.3f}"),
             said(found["relative"], "{:+.1f}%", 100),
             f"{found['p_holm']:.3g}",
@@ -89,6 +89,12 @@ def comparison_rows(results: Json) -> list[list[str]]:
         ]
         for found in results["comparisons"]
     ]
+
+
+def readable(label: str) -> str:
+    """A variant's label with a nicer name for its arm; a bare name is left to `bench.verdict`."""
+    name, space, rest = label.partition(" ")
+    return f"{LABELS.get(name, name)} {rest}" if space else label
 
 
 def said(found: Json, form: str, scale: float = 1.0) -> str:
