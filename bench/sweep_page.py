@@ -68,7 +68,7 @@ def render_page(sweep: Sweep) -> str:
             )
         )
     refused = [
-        [cell["label"], f"k={cell['k']}", str(cell["concurrency"]), cell["refused"]]
+        [cell["label"], str(cell["k"]), str(cell["concurrency"]), cell["refused"]]
         for cell in sweep.cells
         if cell["refused"]
     ]
