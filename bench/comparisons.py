@@ -12,20 +12,23 @@ from bench.measure import ArmRun
 from bench.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, compare, correct
 
 
-def comparisons(runs: Sequence[ArmRun], block: int) -> list[Comparison]:
+def comparisons(
+    runs: Sequence[ArmRun], block: int, conversations: Sequence[int] | None = None
+) -> list[Comparison]:
     """Every arm against no speculation, every two drafts against each other, Holm-corrected.
 
     Prompt lookup is set against no speculation only: it is a yardstick, not a candidate. `block`
-    prompts make an arm's turn.
+    prompts make an arm's turn; `conversations` numbers the conversation of each measured request.
     """
     none = next((run for run in runs if run.arm.draft is None), None)
     drafted = [run for run in runs if run.arm.draft not in (None, "ngram")]
     pairs = [(later, earlier) for earlier, later in combinations(drafted, 2)]
     found = []
     if none is not None:
-        found += [_compare(run, none, SPEEDUP, block) for run in runs if run is not none]
+        drafting = [run for run in runs if run is not none]
+        found += [_compare(run, none, SPEEDUP, block, conversations) for run in drafting]
     for metric in (ACCEPTANCE, SPEED):
-        found += [_compare(run, against, metric, block) for run, against in pairs]
+        found += [_compare(run, against, metric, block, conversations) for run, against in pairs]
     return correct([comparison for comparison in found if comparison is not None])
 
 
@@ -41,10 +44,13 @@ def quotient(run: ArmRun, metric: str) -> Quotient | None:
     return Quotient(drafts + accepted, drafts)
 
 
-def _compare(run: ArmRun, against: ArmRun, metric: str, block: int) -> Comparison | None:
+def _compare(
+    run: ArmRun, against: ArmRun, metric: str, block: int, conversations: Sequence[int] | None
+) -> Comparison | None:
     first, second = quotient(run, metric), quotient(against, metric)
     if first is None or second is None:
         return None
     each_alone = first.over.shape[1] == len(run.outputs[0])  # else a unit is a whole turn
-    turn = block if each_alone else 1
-    return compare(run.arm.name, against.arm.name, metric, first, second, turn)
+    if not each_alone:
+        return compare(run.arm.name, against.arm.name, metric, first, second)
+    return compare(run.arm.name, against.arm.name, metric, first, second, block, conversations)

@@ -18,6 +18,7 @@ class BenchConfig:
     """What to measure and how. `limit` caps the number of prompts, None takes all.
 
     `concurrency` requests run at once; `block` prompts make an arm's turn (at least as many).
+    `samples` requests per arm test the output's distribution at temperature > 0; 0 tests nothing.
     `prompts` is anything that `bench.prompts.read_prompts` takes; `suite_folder` has the files of
     suites.
     """
@@ -44,11 +45,14 @@ class BenchConfig:
     cache_gib: float = 1.0
     draft_sample_method: str | None = None
     suite_folder: Path | None = None
+    samples: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("k", "max_tokens", "rounds", "concurrency", "block"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}", mend="give 1 or more")
+        if self.samples < 0:
+            raise UserError(f"samples is {self.samples}", mend="give 0 or more")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}", mend="give 0 or more")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.config import BenchConfig
 from bench.token_test import Draws, chance, chi_squares, power, smallest_found
 from serving.engine import EngineProcess
 
@@ -74,6 +75,28 @@ class DistributionTest:
     def as_json(self) -> dict[str, Any]:
         """The fields and the words."""
         return {**asdict(self), "words": self.words}
+
+
+def compare_samples(
+    config: BenchConfig,
+    engines: Mapping[str, EngineProcess],
+    prompts: Sequence[list[int]],
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict[str, DistributionTest]:
+    """The tests of a run's drafted arms; none without samples, temperature or a `none` arm."""
+    none = next((arm.name for arm in config.arms if arm.draft is None), None)
+    positions = min(config.k + 1, config.max_tokens - 1)
+    if none is None or config.temperature == 0 or config.samples == 0 or positions < 1:
+        return {}
+    return compare_distributions(
+        engines[none],
+        {arm.name: engines[arm.name] for arm in config.arms if arm.draft is not None},
+        prompts,
+        samples=config.samples,
+        positions=positions,
+        seed=config.seed,
+        progress=lambda done, total: progress("testing the distribution", done, total),
+    )
 
 
 def compare_distributions(

@@ -1,12 +1,14 @@
 """Run the arms' engines in turns and keep what each gave.
 
-The arms take turns on small blocks of prompts, in an order that rotates with every block, so that
-whatever else the machine does meets all arms alike. Conversations go turn by turn within an arm's
-turn, and each (conversation, turn) then counts as a prompt.
+The arms take turns on small blocks of prompts, in an order drawn anew for every block, so that
+whatever else the machine does may meet any arm: a fixed rotation would give neighbouring turns the
+same arms, and slow stretches of the machine would favour one again and again. Conversations go
+turn by turn within an arm's turn, and each (conversation, turn) then counts as a prompt.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,10 +108,10 @@ def measure(
     blocks = plan_blocks(config, len(prompts), turns)
     requests = sum(len(wave) for waves in blocks for wave in waves)
     total, done = config.rounds * requests * len(runs), 0
+    order = random.Random(config.seed)
     for round_index in range(config.rounds):
-        for block_index, waves in enumerate(blocks):
-            shift = (round_index + block_index) % len(runs)
-            for run in runs[shift:] + runs[:shift]:
+        for waves in blocks:
+            for run in order.sample(runs, len(runs)):
                 progress("measuring", done, total)
                 _run_block(config, run, round_index, engines[run.arm.name], waves, prompts, turns)
                 done += sum(map(len, waves))

@@ -135,6 +135,7 @@ def build_report(
     categories: Sequence[str | None] | None = None,
     distribution: Mapping[str, Json] | None = None,
     not_comparable: Mapping[str, int] | None = None,
+    conversations: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Report:
     """Turn what the arms gave into figures with intervals.
@@ -143,6 +144,7 @@ def build_report(
     (acceptance without a draft, speedup without a `none` arm). `categories` name each prompt's
     kind, in the order of `prompts`; `distribution` holds results of the distribution test by arm;
     `not_comparable` counts the prompts by arm that were not those of the arm without speculation.
+    `conversations` numbers the conversation that each of `prompts` is a turn of.
     """
     rounds, units = np.shape(runs[0].seconds)
     times = Resampler(units, rounds, seed=seed)
@@ -178,7 +180,10 @@ def build_report(
         provenance=common,
         noise=asdict(noise) if noise else None,
         training=dict(training),
-        comparisons=[found.as_json() for found in comparisons(runs, _turn_size(common, prompts))],
+        comparisons=[
+            found.as_json()
+            for found in comparisons(runs, _turn_size(common, prompts), conversations)
+        ],
         measurements=_measurements(runs, prompts),
     )
 

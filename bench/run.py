@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.acceptance import Acceptance
 from bench.config import BenchConfig, settings_of
 from bench.conversation import Turns, unit_name, units
+from bench.distribution import compare_samples
 from bench.encoding import prompt_room
 from bench.lossless import Difference, Noise, explain, first_difference
 from bench.measure import ArmRun, Progress, measure, plan_blocks
@@ -56,6 +57,7 @@ def run_bench(
         engines = _start(config, longest, logs, stack, progress)
         runs = measure(config, engines, inputs, progress, turns)
         differences, noise = compare_outputs(config, engines, names, runs, progress)
+        distribution = compare_samples(config, engines, inputs, progress)
     if turns:
         for run in runs:
             run.engine = {**run.engine, "cut_prompts": run.cut}
@@ -67,11 +69,13 @@ def run_bench(
         prompts=names,
         k=config.k,
         differences=differences,
+        distribution={name: found.as_json() for name, found in distribution.items()},
         not_comparable=count_not_comparable(runs),
         noise=noise,
         offline=offline or {},
         training=training or {},
         categories=[encoded[conversation].category for conversation, _ in order],
+        conversations=[conversation for conversation, _ in order],
         seed=config.seed,
     )
 
@@ -144,6 +148,7 @@ def _start(
             batch=config.concurrency,
             cache_gib=config.cache_gib,
             draft_sample_method=config.draft_sample_method,
+            sampling_logprobs=config.temperature > 0 and config.samples > 0,
         )
         engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=False)
         engines[arm.name] = stack.enter_context(engine)

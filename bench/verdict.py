@@ -82,23 +82,33 @@ class Comparison:
 
 
 def compare(
-    arm: str, against: str, metric: str, first: Quotient, second: Quotient, block: int = 1
+    arm: str,
+    against: str,
+    metric: str,
+    first: Quotient,
+    second: Quotient,
+    block: int = 1,
+    prompts: Sequence[int] | None = None,
 ) -> Comparison:
     """Compare two arms whose tables [rounds, units] hold the same units in the same order.
 
-    A unit is a prompt, or a block of prompts that ran at once; `block` units make a turn.
+    A unit is a request, or a block of requests that ran at once. `prompts` numbers each unit's
+    prompt from 0, where several units (the turns of a conversation) share one; `block` prompts
+    make an arm's turn.
     """
     rounds, units = first.over.shape
-    unit = np.arange(units)
-    turn = unit // block + np.arange(rounds)[:, None] * -(-units // block)
+    unit = np.arange(units) if prompts is None else np.asarray(prompts)
+    turn = unit // block + np.arange(rounds)[:, None] * (int(unit.max()) // block + 1)
 
     def accounts(weight: float, other: float) -> Accounts:
         influence = weight * first.influence - other * second.influence
-        prompts, turns = clustered(influence, unit), clustered(influence, turn)
-        if prompts is None:
+        by_prompt, by_turn = clustered(influence, unit), clustered(influence, turn)
+        if by_prompt is None:
             return []
-        both = [prompts, *beyond(turns, float((influence**2).sum()))]
-        return [both, [turns]] if turns else [both]  # turns alone: they may be the fewer
+        if by_turn is None or metric == ACCEPTANCE:  # which knows no clock
+            return [[by_prompt]]
+        both = [by_prompt, *beyond(by_turn, float((influence**2).sum()))]
+        return [both, [by_turn]]  # there may be fewer turns than prompts
 
     return contrast(arm, against, metric, first.value, second.value, accounts)
 

@@ -57,6 +57,10 @@ def bench(
     draft_sample_method: Annotated[
         str | None, typer.Option(help="How the draft samples at temperature > 0, by vLLM's names.")
     ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(help="Requests per arm that test the distribution at temperature > 0; 0: no."),
+    ] = 1000,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Always write all --max-tokens.")
     ] = False,
@@ -206,6 +210,7 @@ def bench(
             enforce_eager=enforce_eager,
             cache_gib=cache_gib,
             draft_sample_method=draft_sample_method,
+            samples=samples,
             **shared,
         )
         with progress() as bars:

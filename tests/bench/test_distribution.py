@@ -66,7 +66,7 @@ def engines(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 started.append(EngineProcess(settings, wait=False))
             for engine in started:
                 engine.wait_ready()
-            yield Engines(*started, flag)
+            yield Engines(started[0], started[1], flag)
         finally:
             for engine in started:
                 engine.close()
@@ -133,7 +133,7 @@ def test_the_stated_power_is_reached() -> None:
     detects = smallest_found(tests, sound, ALPHA)
     assert detects is not None
     assert power(tests, sound, detects, ALPHA) == pytest.approx(0.9)
-    room = np.average(1 - sound.chances[:, 0], weights=sound.sizes)
+    room = float(np.average(1 - sound.chances[:, 0], weights=sound.sizes))
     found = [chance(chi_squares(made(generator, share=detects / room))) < ALPHA for _ in range(200)]
     assert np.mean(found) > 0.8
 
