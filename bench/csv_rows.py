@@ -18,6 +18,8 @@ FIGURES = (
     "acceptance_rate",
     "offline_acceptance_length",
     "tokens_per_second",
+    "tokens_per_second_per_request",
+    "requests_per_second",
     "speedup",
     "prefill_ms",
 )
@@ -55,7 +57,7 @@ def csv_rows(report: Report) -> Iterator[Row]:
             )
     for step in report.load or []:
         load = next(
-            f"{name}={step[name]:g}" for name in ("concurrency", "request_rate") if name in step
+            f"{name}={step[name]}" for name in ("concurrency", "request_rate") if name in step
         )
         for arm in step["arms"]:
             yield from _arm_rows(arm, load)

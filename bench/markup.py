@@ -75,7 +75,7 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>\n" for row in rows
     )
     return (
-        f"<div class='scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<div class='scroll'><table class='plain'><thead><tr>{head}</tr></thead>"
         f"<tbody>\n{body}</tbody></table></div>"
     )
 

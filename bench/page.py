@@ -45,8 +45,8 @@ def render_page(report: Report) -> str:
         section("Speed and latency", parts.latencies(report), grid("tokens_per_second", "latency")),
         section(
             "Under load",
-            parts.load(report),
             grid(*(stem for stem in plots if stem.startswith("load_"))),
+            parts.load(report),
         ),
         section("Training", grid("training")),
         section("Where outputs differ", parts.differences(report)),

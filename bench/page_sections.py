@@ -7,9 +7,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from bench.markup import definitions, paragraph, plain_table, table
-from bench.plots.speed import LATENCIES, latency_kinds, load_axis
+from bench.plots.speed import LATENCIES, latency_kinds, load_axis, load_words
 from bench.plots.style import colours_of
-from bench.summary import COLUMNS, NOTHING, Cell, category_rows, figure_cell, table_rows
+from bench.summary import COLUMNS, NOTHING, Cell, category_rows, figure_cell, is_plain, table_rows
 
 if TYPE_CHECKING:
     from bench.report import Report
@@ -67,7 +67,7 @@ def latencies(report: Report) -> str:
         for arm in arms
     ]
     failed = sum(arm["latency"].get("failed") or 0 for arm in arms)
-    note = "Medians over all requests, with p90 and p99. " + " ".join(
+    note = "Medians over all requests, with p90 and p99 below. " + " ".join(
         f"{kind.removesuffix('_ms').upper()}: {LATENCIES[kind].partition(' (')[0].lower()}."
         for kind in kinds
     )
@@ -86,20 +86,24 @@ def load(report: Report) -> str:
     everyone = [arm for step in report.load for arm in step["arms"]]
     kinds = latency_kinds(everyone)
     name = {"concurrency": "Requests at once", "request_rate": "Requests/s"}[axis]
-    columns = [name, "Arm", "Tokens/s", "Acceptance length"]
+    columns = ["Arm", name, "Tokens/s", "Speedup", "Acceptance length"]
     columns += [f"{kind.removesuffix('_ms').upper()}, ms" for kind in kinds]
     rows = [
         [
-            Cell(f"{step[axis]:g}"),
             Cell(arm["label"]),
+            Cell(load_words(step)),
             figure_cell(arm.get("tokens_per_second"), "{:,.1f}"),
+            figure_cell(None if is_plain(arm) else arm.get("speedup"), "{:.2f}×"),
             figure_cell(arm.get("acceptance_length"), "{:.2f}"),
             *(_latency_cell((arm.get("latency") or {}).get(kind)) for kind in kinds),
         ]
         for step in report.load
         for arm in step["arms"]
     ]
-    return table(columns, rows)
+    colours = colours_of(list({arm["name"]: arm for arm in [*report.arms, *everyone]}.values()))
+    swatches = [colours[arm["name"]] for arm in everyone]
+    note = "Tokens/s of all requests together. Latencies are medians, with p90 and p99 below."
+    return table(columns, rows, swatches=swatches) + paragraph(note, "note")
 
 
 def differences(report: Report) -> str:

@@ -45,7 +45,7 @@ def table_rows(arms: Sequence[Json]) -> list[list[Cell]]:
             cell(arm, "acceptance_length", "{:.2f}"),
             cell(arm, "acceptance_rate", "{:.1f}%", 100),
             cell(arm, "tokens_per_second", "{:,.1f}"),
-            Cell("1×") if _is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
+            Cell("1×") if is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
             _lossless_cell(arm),
         ]
         for arm in arms
@@ -60,7 +60,7 @@ def category_rows(arms: Sequence[Json], key: str, form: str) -> tuple[list[str],
     shown = [
         arm
         for arm in arms
-        if not _is_plain(arm)
+        if not is_plain(arm)
         and any(_value(found[key]) for found in (arm.get("categories") or {}).values())
     ]
     columns = ["Category", "Prompts", *(arm["label"] for arm in shown)]
@@ -134,7 +134,7 @@ def _lossless_cell(arm: Json) -> Cell:
     lossless, sampled = arm["lossless"], arm.get("distribution")
     if sampled and sampled["passed"] is not None:
         return Cell("same distribution" if sampled["passed"] else "another distribution")
-    if not lossless or _is_plain(arm):
+    if not lossless or is_plain(arm):
         return Cell(NOTHING)
     matching, prompts = lossless["matching"], lossless["prompts"]
     return Cell(f"{matching} of {prompts}", _difference_note(lossless))
@@ -160,14 +160,20 @@ def _lossless_sentence(drafted: Sequence[Json]) -> str:
     differing = sum(record["prompts"] - record["matching"] for record in records)
     ties = sum(record["near_ties"] for record in records)
     outputs = sum(record["prompts"] for record in records)
-    found = f"Of {outputs} outputs {differing} differ from the one without speculation"
+    one = differing == 1
+    found = f"Of {outputs} outputs {differing} differ{'s' if one else ''} from the one"
+    found += " without speculation"
     if ties == differing:
-        return f"{found}, each at a measured near-tie."
+        return f"{found}, {'' if one else 'each '}at a measured near-tie."
+    if one:
+        return f"{found}, not at a near-tie."
     return f"{found}, {differing - ties} of them not at a near-tie."
 
 
 def _distribution_sentence(drafted: Sequence[Json]) -> str:
-    found = {arm["label"]: arm["distribution"]["passed"] for arm in drafted if arm.get("distribution")}
+    found = {
+        arm["label"]: arm["distribution"]["passed"] for arm in drafted if arm.get("distribution")
+    }
     failed = [label for label, passed in found.items() if passed is False]
     if failed:
         return f"The sampled output of {' and '.join(failed)} is not distributed as the target's."
@@ -176,7 +182,8 @@ def _distribution_sentence(drafted: Sequence[Json]) -> str:
     return ""
 
 
-def _is_plain(arm: Json) -> bool:
+def is_plain(arm: Json) -> bool:
+    """Whether the arm decodes without speculation."""
     return arm["provenance"]["method"] is None
 
 

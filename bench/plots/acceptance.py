@@ -84,7 +84,7 @@ def per_request(arms: Arms, colours: Mapping[str, str]) -> Figure:
     figure, axes = axes_of()
     values = [_requests(arm) for arm in arms]
     low, high = min(map(min, values)), max(map(max, values))
-    count = min(max(int(len(values[0]) ** 0.5), 6), 20)
+    count = min(max(int(len(values[0]) ** 0.5), 12), 24)
     edges = [low + (high - low or 1.0) * i / count for i in range(count + 1)]
     for arm, numbers in zip(arms, values, strict=True):
         colour = colours[arm["name"]]

@@ -82,12 +82,25 @@ def load_axis(load: Sequence[Mapping[str, Any]]) -> str:
     return "concurrency" if "concurrency" in load[0] else "request_rate"
 
 
+def load_words(step: Mapping[str, Any]) -> str:
+    """A load as text: the number of requests, or of those a second."""
+    value = step[load_axis([step])]
+    return "all at once" if value == "inf" else f"{value:g}"
+
+
+def _place(step: Mapping[str, Any], load: Sequence[Mapping[str, Any]]) -> float:
+    """Where a load stands on the axis; all requests at once beyond the fastest rate."""
+    values = [other[load_axis(load)] for other in load]
+    value = step[load_axis(load)]
+    return float(value if value != "inf" else 2 * max((v for v in values if v != "inf"), default=1))
+
+
 def load_speed(load: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Figure:
     """Tokens per second of all requests together, against the load."""
     figure, axes = axes_of()
     for name, label, marker in _load_arms(load):
         points = [
-            (step[load_axis(load)], arm["tokens_per_second"])
+            (_place(step, load), arm["tokens_per_second"])
             for step in load
             for arm in step["arms"]
             if arm["name"] == name and measured(arm.get("tokens_per_second"))
@@ -105,7 +118,7 @@ def load_latency(
     figure, axes = axes_of()
     for name, label, marker in _load_arms(load):
         found = [
-            (step[load_axis(load)], arm["latency"][kind])
+            (_place(step, load), arm["latency"][kind])
             for step in load
             for arm in step["arms"]
             if arm["name"] == name and (arm.get("latency") or {}).get(kind)
@@ -142,13 +155,13 @@ def _curve(
 def _finish_load(
     figure: Figure, axes: Axes, load: Sequence[Mapping[str, Any]], note: str = ""
 ) -> None:
-    values = [step[load_axis(load)] for step in load]
+    values = [_place(step, load) for step in load]
     name = {"concurrency": "requests at once", "request_rate": "requests per second"}
     text = name[load_axis(load)]
     axes.set_xlabel(f"{text} ({note})" if note else text)
     if min(values) > 0 and max(values) >= 8 * min(values):
         axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks(values, [load_words(step) for step in load])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
