@@ -173,10 +173,12 @@ def show_forecast(found: Forecast) -> None:
     out.print(arms)
     if spent := spent_seconds(ledger, plan.cells):
         out.print(f"Done so far: {spoken(spent)} of work.")
-    if found.seconds_left is None:
-        out.print("How long it takes can be told once a domain's answers are captured.")
+    grids = "without extensions of the grids"
+    if found.seconds_left is not None:
+        out.print(f"Left: about {spoken(found.seconds_left)}, {grids}.")
     else:
-        out.print(f"Left: about {spoken(found.seconds_left)}, without extensions of the grids.")
+        trainings = f"{spoken(found.training_left)} of training ({grids})"
+        out.print(f"Left: about {trainings}, and what was never done here yet: answers, vLLM.")
 
 
 def spoken(seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,12 @@ class StepCost:
 
 
 def remaining_seconds(
-    plan: Plan, ledger: Ledger, timed: Mapping[str, StepCost] | None = None
+    plan: Plan,
+    ledger: Ledger,
+    timed: Mapping[str, StepCost] | None = None,
+    kinds: Collection[str] = ("data", "base", "run", "eval", "vllm"),
 ) -> float | None:
-    """Estimated seconds of the cells not done; None where nothing is known about one of them.
+    """Estimated seconds of the cells of `kinds` not done; None where one's time is unknown.
 
     `timed` has costs by arm, for arms that have no run yet.
     """
@@ -41,7 +44,7 @@ def remaining_seconds(
     for arm, cost in (timed or {}).items():
         known["run", arm] = known["run", arm] or [cost.seconds]
     total = 0.0
-    for cell in [*plan.pending(ledger), *plan.later]:
+    for cell in (c for c in [*plan.pending(ledger), *plan.later] if c.kind in kinds):
         rates = next((known[name] for name in _names(cell) if known[name]), None)
         if rates is None:
             if cell.kind in ("data", "vllm"):

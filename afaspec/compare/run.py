@@ -93,12 +93,16 @@ def report_only(config: CompareConfig) -> Json:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a dry run says: the plan, what is done of it, and each arm's step by its label."""
+    """What a dry run says: the plan, what is done of it, and each arm's step by its label.
+
+    `seconds_left` is None where the time of capturing or of vLLM is not known yet.
+    """
 
     plan: Plan
     ledger: Ledger
     costs: dict[str, StepCost]
     seconds_left: float | None
+    training_left: float
 
 
 def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
@@ -118,7 +122,13 @@ def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
         settings = train_config(config, variant, 1e-4, 0, variant.steps)
         costs[label] = time_step(settings, target, (domain.prompt_tokens, domain.max_new_tokens))
         by_arm[variant.arm] = costs[label]
-    return Forecast(plan, ledger, costs, remaining_seconds(plan, ledger, by_arm))
+    return Forecast(
+        plan,
+        ledger,
+        costs,
+        remaining_seconds(plan, ledger, by_arm),
+        remaining_seconds(plan, ledger, by_arm, ("run",)) or 0.0,
+    )
 
 
 def current_plan(config: CompareConfig, facts: Facts, ledger: Ledger) -> Plan:
