@@ -104,10 +104,10 @@ def p_value(value: float, accounts: Accounts) -> float:
 
 def _reach(accounts: Accounts, level: float) -> float:
     """Half the interval of error rate `level`."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # quantiles of Student's t
 
     squares = [
-        sum(t.isf(level / 2, source.freedom) ** 2 * source.variance for source in sources)
+        sum(stdtrit(source.freedom, level / 2) ** 2 * source.variance for source in sources)
         for sources in accounts
     ]
     return float(np.sqrt(max(squares)))
