@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bench.across_runs import METRICS, compare_arm
 from bench.saved_run import SavedRun
 from bench.verdict import NO_DIFFERENCE, SPEED, Comparison, correct
@@ -46,7 +48,7 @@ class Change:
             )
         return (
             f"{self.label}: {name} is {self.comparison.verdict} in {self.new} than in {self.old} "
-            f"by {by_how_much(self.comparison)}; {how}"
+            f"by {by_how_much(self.comparison, signed=False)}; {how}"
         )
 
     def as_json(self) -> Json:
@@ -146,15 +148,21 @@ def differing_settings(runs: Sequence[SavedRun]) -> dict[str, list[Any]]:
     return result
 
 
-def by_how_much(found: Comparison) -> str:
-    """The difference with its interval: in tokens per step, or relative."""
+def by_how_much(found: Comparison, *, signed: bool = True) -> str:
+    """The difference with its interval: relative for tokens/s, else in the metric's unit.
+
+    Not `signed`: how far it is lower or higher, for sentences that say which.
+    """
     relative = found.metric == SPEED
-    figure, scale, unit = (found.relative, 100, "%") if relative else (found.difference, 1, "")
-    ends = sorted((scale * figure.low, scale * figure.high))
-    sign = ".1f" if relative else ".3f"
-    if ends[0] != ends[0]:  # NaN: too few prompts
-        return f"{scale * figure.value:+{sign}}{unit}, no interval"
-    return f"{scale * figure.value:+{sign}}{unit} ({ends[0]:+{sign}} to {ends[1]:+{sign}})"
+    figure, scale, unit = (found.relative, 100.0, "%") if relative else (found.difference, 1.0, "")
+    if not signed and figure.value < 0:
+        scale = -scale
+    value, *ends = (scale * end for end in (figure.value, figure.low, figure.high))
+    form = ("+" if signed else "") + (".1f" if relative else ".3f")
+    if np.isnan(ends).any():
+        return f"{value:{form}}{unit}, no interval"
+    low, high = sorted(ends)
+    return f"{value:{form}}{unit} ({low:{form}} to {high:{form}})"
 
 
 def _note(result: dict[str, list[Any]], name: str, values: list[Any], key: str) -> None:

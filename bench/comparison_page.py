@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compare_reports import NAMES, Change, ReportComparison, by_how_much
-from bench.markup import page, paragraph, plain_table, plot_grid, section, table
+from bench.markup import page, paragraph, plain_table, plot_grid, section, table, verdict_list
 from bench.plots.compare import svg_comparison
 from bench.summary import Cell, figure_cell
 from bench.verdict import NO_DIFFERENCE
@@ -37,14 +37,16 @@ def write_comparison(found: ReportComparison, folder: Path) -> Path:
 
 def render_comparison(found: ReportComparison) -> str:
     """The page: what changed, a table, plots, and the settings that differ."""
-    clear = [change for change in found.changes if change.comparison.verdict != NO_DIFFERENCE]
-    others = [change for change in found.changes if change.comparison.verdict == NO_DIFFERENCE]
+    clear = [
+        (change.comparison.verdict, f"{change.words}.")
+        for change in found.changes
+        if change.comparison.verdict != NO_DIFFERENCE
+    ]
     body = [
+        verdict_list(clear),
         table(columns(found), rows(found)) if found.changes else "",
         paragraph(NOTE, "note"),
         plot_grid(svg_comparison(found.runs)),
-        section("What can be said", *(paragraph(change.words + ".") for change in clear)),
-        section("No difference shown", *(paragraph(change.words + ".") for change in others)),
         section("Not in every run", *(paragraph(text + ".") for text in found.missing)),
         section("Settings that differ", settings_table(found)),
     ]

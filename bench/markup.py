@@ -12,6 +12,7 @@ from typing import Any
 from bench.summary import Cell
 
 BEST = " class='best'"
+MARKS = {"higher": "▲", "lower": "▼"}
 
 
 def page(title: str, headline: str, settings: str, body: str, foot: str) -> str:
@@ -35,6 +36,16 @@ def section(heading: str, *parts: str) -> str:
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph of text; `kind` is a class of the page's style, for example `note`."""
     return f"<p class='{kind}'>{escape(text)}</p>" if kind else f"<p>{escape(text)}</p>"
+
+
+def verdict_list(said: Sequence[tuple[str, str]]) -> str:
+    """Sentences with a mark before each, from (verdict, sentence); nothing where there is none."""
+    items = "".join(
+        f"<li class='{verdict if verdict in MARKS else 'no'}'>"
+        f"<span aria-hidden='true'>{MARKS.get(verdict, '=')}</span>{escape(words)}</li>\n"
+        for verdict, words in said
+    )
+    return f"<ul class='verdicts'>\n{items}</ul>" if items else ""
 
 
 def plot_grid(svgs: Sequence[str]) -> str:

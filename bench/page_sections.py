@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from bench.markup import definitions, paragraph, plain_table, table
+from bench.markup import MARKS, definitions, paragraph, plain_table, table, verdict_list
 from bench.plots.speed import LATENCIES, latency_kinds, load_axis, load_words
 from bench.plots.style import colours_of
 from bench.summary import COLUMNS, NOTHING, Cell, category_rows, figure_cell, is_plain, table_rows
@@ -15,20 +15,12 @@ if TYPE_CHECKING:
     from bench.report import Report
 
 SHOWN_DIFFERENCES = 50
-MARKS = {"higher": "▲", "lower": "▼"}
 
 
 def verdicts(report: Report) -> str:
     """What can be said of one arm against another: a sentence each, the clear ones first."""
-    clear = [found for found in report.comparisons if found["verdict"] in MARKS]
-    others = [found for found in report.comparisons if found["verdict"] not in MARKS]
-    items = "".join(
-        f"<li class='{escape(found['verdict'].split()[0])}'>"
-        f"<span aria-hidden='true'>{MARKS.get(found['verdict'], '=')}</span> "
-        f"{escape(found['words'])}</li>\n"
-        for found in [*clear, *others]
-    )
-    return f"<ul class='verdicts'>\n{items}</ul>" if items else ""
+    said = [(str(found["verdict"]), str(found["words"])) for found in report.comparisons]
+    return verdict_list(sorted(said, key=lambda one: one[0] not in MARKS))
 
 
 def main_table(report: Report) -> str:
