@@ -141,6 +141,7 @@ def bench(
     from bench.run import run_bench
     from bench.saved_run import SavedRun
     from bench.server_config import ServerConfig
+    from bench.server_table import render_loads, warnings
     from bench.suites import prompt_source
     from bench.summary import headline
     from bench.table import render_table, stage_bars
@@ -197,8 +198,6 @@ def bench(
                 server_args=flags_of(server_args, dtype, enforce_eager),
                 log_folder=out / "logs",
             )
-        for warning in (line for arm in report.arms for line in arm["warnings"]):
-            note(f"Note: {warning}")
     else:
         assert folder is not None
         config = BenchConfig(
@@ -217,6 +216,10 @@ def bench(
             report = run_bench(config, stage_bars(bars), log_folder=out / "logs")
     page = write_report(report, out)
     Console().print(render_table(report))
+    if of_servers:
+        Console().print(render_loads(report))
+        for warning in warnings(report):
+            note(f"Warning: {warning}")
     console.print(headline(report.arms), highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     if baseline is not None:

@@ -15,6 +15,7 @@ from bench.page import render_page
 from bench.report import Report
 from bench.server_measure import LoadRun
 from bench.server_report import build_server_report, first_differences
+from bench.server_table import render_loads, warnings
 from serving.metrics import ServerCounters, SpecCounters
 from serving.remote import RemoteServer
 
@@ -53,7 +54,8 @@ def report_of(runs: list[LoadRun], *more: list[LoadRun]) -> Report:
     arms = {run.name: Arm(run.name, Path("draft") if run.server.k else None) for run in runs}
     common = {
         "k": 2, "temperature": 0.0, "max_tokens": TOKENS, "rounds": 2, "concurrency": "",
-        "prompts": PROMPTS, "dtype": "bfloat16", "mode": "server", "loads": [runs[0].load.words],
+        "prompts": PROMPTS, "dtype": "bfloat16", "mode": "server",
+        "loads": [part[0].load.words for part in (runs, *more)],
         "time": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     return build_server_report(
@@ -99,6 +101,10 @@ def test_at_a_fixed_rate_the_speedup_is_that_of_a_request() -> None:
     for arm in (paced, burst):
         assert arm["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.0)
     assert "all at once" in render_page(report)
+    table = render_loads(report)
+    assert list(table.columns[0].cells) == ["2 requests/s", "", "all at once", ""]
+    assert list(table.columns[3].cells) == ["1.00×", "2.00×", "1.00×", "1.50×"]
+    assert list(table.columns[6].cells) == ["100.0 / 100.0", "50.0 / 50.0"] * 2
 
 
 def test_failed_requests_are_left_out_and_said() -> None:
@@ -107,7 +113,7 @@ def test_failed_requests_are_left_out_and_said() -> None:
     assert (base["latency"]["requests"], base["latency"]["failed"]) == (8, 2)
     assert base["tokens_per_second"]["value"] == pytest.approx(3 * TOKENS / 1.0)
     assert base["acceptance_length"]["value"] == pytest.approx(2.5)
-    (warning,) = [line for line in base["warnings"] if "failed" in line]
+    (warning,) = [line for line in warnings(report) if "failed" in line]
     assert "2 of 8 requests failed; the first: HTTP 500: no" in warning
 
 
