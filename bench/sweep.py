@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -96,48 +96,46 @@ def _measure(
         none: EngineProcess | None = None
         for group in groups:
             with ExitStack() as stack:
-                draftings = list(dict.fromkeys(cell.drafting for cell in group))
                 waiting = {
-                    d: stack.enter_context(_engine(config, d, inputs, out)) for d in draftings
+                    drafting: stack.enter_context(_engine(config, drafting, inputs, out))
+                    for drafting in dict.fromkeys(cell.drafting for cell in group)
                 }
-                if none is None:
-                    none = all_groups.enter_context(_engine(config, None, inputs, out))
-                    none.wait_ready()
+                none = none or all_groups.enter_context(_engine(config, None, inputs, out))
+                none.wait_ready()
                 engines, failed = _await(waiting, progress)
                 for condition in dict.fromkeys(cell.condition for cell in group):
                     cells = [cell for cell in group if cell.condition == condition]
-                    for cell in cells:
-                        if cell.drafting in failed:
-                            reason = failed[cell.drafting]
-                            yield cell, _blank(cell, drafts[cell.drafting.arm], reason)
-                    alive = [cell for cell in cells if cell.drafting in engines]
-                    used = {cell.drafting: engines[cell.drafting] for cell in alive}
-                    before = done
+                    alive = {
+                        c.drafting: engines[c.drafting] for c in cells if c.drafting in engines
+                    }
                     series, broken = measure_waves(
-                        {None: none, **used},
+                        {None: none, **alive} if alive else {},  # none alone says nothing
                         inputs[: _whole(len(inputs), condition)],
                         condition,
                         config.rounds,
                         ignore_eos=config.ignore_eos,
-                        progress=lambda count, before=before: progress(  # type: ignore[misc]
-                            "measuring", before + count, total
-                        ),
+                        progress=_from(done, total, progress),
                     )
-                    done += _requests(config, cells, len(inputs))
                     if None in broken:
                         raise UserError(broken[None])
-                    for cell in alive:
-                        result = _blank(cell, drafts[cell.drafting.arm])
-                        if cell.drafting in broken:
-                            result.refused = broken[cell.drafting]
-                            engines.pop(cell.drafting).close()
-                        else:
+                    for drafting, reason in broken.items():
+                        assert drafting is not None
+                        failed[drafting] = reason
+                        engines.pop(drafting).close()
+                    for cell in cells:
+                        result = _blank(cell, drafts[cell.drafting.arm], failed.get(cell.drafting))
+                        if cell.drafting in engines:
                             result.engine = engines[cell.drafting].description
-                            result.none = series[None]
-                            result.series = series[cell.drafting]
+                            result.none, result.series = series[None], series[cell.drafting]
                             write_cell(_path(cell, out), result)
                         yield cell, result
+                    done += _requests(config, cells, len(inputs))
                     progress("measuring", done, total)
+
+
+def _from(done: int, total: int, progress: Progress) -> Callable[[int], None]:
+    """Progress of one condition within the whole sweep."""
+    return lambda count: progress("measuring", done + count, total)
 
 
 def _requests(config: SweepConfig, cells: Sequence[Cell], prompts: int) -> int:
@@ -223,7 +221,7 @@ def _settle(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
         "machine": {name: machine()[name] for name in ("processor", "cores", "gpus")},
     }
     path = out / "settings.json"
-    if not path.exists():
+    if not path.exists() or not any((out / "cells").glob("*.json")):
         write_json(path, settings)
         return
     found = read_json(path)
