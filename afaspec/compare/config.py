@@ -105,6 +105,7 @@ class TuningConfig(Part):
     validation: float = Field(
         0.2, gt=0, lt=1, description="share of the training side held out, by content"
     )
+    validation_limit: int = Field(64, gt=0, description="of them, sequences looked at")
     tie: float = Field(0.005, ge=0, lt=1, description="share of the best that counts as a tie")
     extensions: int = Field(2, ge=0, description="rates added beyond the grid at most")
 

@@ -7,6 +7,7 @@ eval; the validation side is a part of train, divided by another hash of the sam
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +58,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Sides:
-    """Sequence numbers in a domain's train store. `dropped` ones repeat prompts of other sides."""
+    """Sequence numbers in a domain's train store, shuffled, so that the first few are a sample.
+
+    `dropped` ones repeat prompts of other sides.
+    """
 
     train: list[int]
     validation: list[int]
@@ -151,6 +155,8 @@ def divide(
             mend="give more varied prompts",
         )
     dropped = len(train) - len(sides[True]) - len(sides[False])
+    for numbers in sides.values():  # a store has answers of like length together
+        random.Random(0).shuffle(numbers)
     return Sides(sides[False], sides[True], dropped)
 
 

@@ -109,7 +109,10 @@ class Executor:
         trained = train(
             settings,
             lambda row: self.progress(cell.name, row["step"], settings.steps),
-            sides=(sides["train"][: cell.variant.samples], sides["validation"]),
+            sides=(
+                sides["train"][: cell.variant.samples],
+                sides["validation"][: self.config.tuning.validation_limit],
+            ),
         )
         manifest = read_json(trained.folder / "manifest.json")
         added = 0 if settings.arm == "full" else manifest["trainable_parameters"]

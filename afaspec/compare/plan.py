@@ -163,7 +163,12 @@ def run_cell(
 ) -> Cell:
     """One training."""
     train = train_config(config, variant, rate, seed, steps)
-    inputs = {"data": data.key, "draft": facts.draft_sha256, "samples": variant.samples}
+    inputs = {
+        "data": data.key,
+        "draft": facts.draft_sha256,
+        "samples": variant.samples,
+        "validation_limit": config.tuning.validation_limit,
+    }
     name = f"{data.domain}: {variant.label(config)}, rate {rate:g}, seed {seed}"
     cell = Cell("run", data.domain, inputs, name, variant, rate, seed)
     return _spelled_out(cell, train, NOT_ITS_OWN)

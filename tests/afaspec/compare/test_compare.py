@@ -221,3 +221,8 @@ def test_what_is_measured_is_what_merge_writes(
     kept = {path.name for path in (out / "runs").iterdir()}
     assert kept == {final["inputs"]["run"] for final in finals}
     assert not list(out.glob("runs/*/checkpoint"))
+
+
+def test_sides_are_shuffled_so_that_the_first_are_a_sample(finished: dict[str, Any]) -> None:
+    sides = next(cell["result"] for cell in finished["cells"] if cell["kind"] == "data")
+    assert sides["train"] != sorted(sides["train"])
