@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from serving.metrics import SpecCounters, counters_from_prometheus
+from serving.metrics import (
+    ServerCounters,
+    SpecCounters,
+    counters_from_histogram,
+    counters_from_prometheus,
+    server_counters,
+)
 
 PAGE = """\
 # HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
@@ -34,3 +40,28 @@ def test_difference_of_two_readings() -> None:
     later, nothing = counters_from_prometheus(PAGE), SpecCounters(0, 0, 0, ())
     assert later - nothing == later
     assert later - SpecCounters(5, 10, 4, (3, 1)) == SpecCounters(10, 20, 6, (5, 1))
+
+
+TRAFFIC = """\
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="a"} 3.0
+vllm:request_success_total{engine="0",finished_reason="length",model_name="a"} 4.0
+vllm:request_success_total{engine="1",finished_reason="length",model_name="a"} 1.0
+vllm:request_success_created{engine="0",finished_reason="stop",model_name="a"} 1.79e+09
+vllm:generation_tokens_total{engine="0",model_name="a"} 1.2e+03
+vllm:generation_tokens_total{engine="1",model_name="a"} 34.0
+"""
+
+
+def test_requests_and_tokens_are_summed_too() -> None:
+    counters = server_counters(PAGE + TRAFFIC)
+    assert counters == ServerCounters(8, 1234, SpecCounters(15, 30, 10, (8, 2)))
+    earlier = ServerCounters(7, 1200, SpecCounters(15, 30, 10, (8, 2)))
+    assert counters - earlier == ServerCounters(1, 34, SpecCounters(0, 0, 0, (0, 0)))
+
+
+def test_a_page_that_is_not_vllms_has_no_counters() -> None:
+    assert server_counters("python_gc_objects_collected_total 5.0\n") is None
+
+
+def test_a_histogram_of_steps_gives_counters() -> None:
+    assert counters_from_histogram([3, 2, 1], 18) == SpecCounters(6, 18, 4, (3, 1))
