@@ -10,6 +10,7 @@ per second; it cancels in the speedup, whose two arms took turns in the same run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from bench.report import Report
 from bench.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, contrast
 
 METRICS = (ACCEPTANCE, SPEED, SPEEDUP)
+ROUNDING = 1e-9
 NORMAL_95 = 1.96  # standard errors in half of a 95% interval
 
 Json = Mapping[str, Any]
@@ -126,7 +128,9 @@ def _compare_paired(
         both = [prompts, *beyond(turns, float((influence**2).sum()))]
         return [both, [turns]] if turns else [both]
 
-    return contrast(name, name, metric, first.value, second.value, accounts)
+    same = math.isclose(first.value, second.value, rel_tol=ROUNDING)
+    other = first.value if same else second.value  # rounding is no difference, however certain
+    return contrast(name, name, metric, first.value, other, accounts)
 
 
 def _figure(report: Report, name: str, metric: str) -> Json | None:

@@ -74,6 +74,23 @@ class ReportComparison:
     missing: Sequence[str]
     settings: Mapping[str, list[Any]]
 
+    @property
+    def cautions(self) -> list[str]:
+        """Where the arms without speculation differ in speed, the runs themselves do."""
+        plain = {
+            arm["name"]
+            for run in self.runs
+            for arm in run.report.arms
+            if arm["provenance"]["method"] is None
+        }
+        return [
+            f"Without any draft {change.new} decodes {by_how_much(change.comparison)} against "
+            f"{change.old}: the runs differ in more than their drafts, so compare speedups and not "
+            "tokens/s"
+            for change in self.changes
+            if change.arm in plain and change.comparison.verdict != NO_DIFFERENCE
+        ]
+
     def as_json(self) -> Json:
         """The content of comparison.json."""
         return {
@@ -84,6 +101,7 @@ class ReportComparison:
             ],
             "comparisons": [change.as_json() for change in self.changes],
             "missing": list(self.missing),
+            "cautions": self.cautions,
             "differing_settings": [
                 {"setting": name, "values": values} for name, values in self.settings.items()
             ],

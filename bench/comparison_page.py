@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compare_reports import NAMES, Change, ReportComparison, by_how_much
-from bench.markup import page, paragraph, plain_table, plot_grid, section, table, verdict_list
+from bench.markup import (
+    MARKS,
+    page,
+    paragraph,
+    plain_table,
+    plot_grid,
+    section,
+    table,
+    verdict_list,
+    warning_list,
+)
 from bench.plots.compare import svg_comparison
 from bench.summary import Cell, figure_cell
 from bench.verdict import NO_DIFFERENCE
@@ -44,6 +54,7 @@ def render_comparison(found: ReportComparison) -> str:
     ]
     body = [
         verdict_list(clear),
+        warning_list(f"{text}." for text in found.cautions),
         table(columns(found), rows(found)) if found.changes else "",
         paragraph(NOTE, "note"),
         plot_grid(svg_comparison(found.runs)),
@@ -90,22 +101,30 @@ def rows(found: ReportComparison) -> list[list[Cell]]:
 
 
 def render_table(found: ReportComparison) -> Table:
-    """The table for a console."""
+    """The table for a console of 80 columns: the verdict is a mark before the difference."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns(found)):
-        shown.add_column(column, justify="left" if index < 2 else "right")
+    how = {True: "the same prompts, paired", False: "unpaired"}
+    kinds = " and ".join(dict.fromkeys(how[change.paired] for change in found.changes))
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        caption=f"▲ ▼ shown, = no difference shown; 95% intervals; {kinds}",
+    )
+    for index, column in enumerate(columns(found)[:-1]):
+        shown.add_column(column, justify="left" if index < 2 else "right", no_wrap=index > 1)
     styles = {"higher": "bold green", "lower": "bold red"}
     for change, row in zip(found.changes, rows(found), strict=True):
-        cells = [Text(cell.text) for cell in row]
-        for cell, text in zip(row, cells, strict=True):
+        verdict = change.comparison.verdict
+        texts = [Text(cell.text) for cell in row[:-1]]
+        texts[-1] = Text(f"{MARKS.get(verdict, '=')} {row[-2].text}", styles.get(verdict, ""))
+        for cell, text in zip(row, texts, strict=False):
             if cell.detail:
-                text.append(f"\n{cell.detail}", style="dim")
-        cells[-1].stylize(styles.get(change.comparison.verdict, ""))
-        shown.add_row(*cells)
+                text.append(f"\n{cell.detail}", style="not bold dim")
+        shown.add_row(*texts)
     return shown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -46,6 +46,12 @@ def verdict_list(said: Sequence[tuple[str, str]]) -> str:
         for verdict, words in said
     )
     return f"<ul class='verdicts'>\n{items}</ul>" if items else ""
+
+
+def warning_list(said: Iterable[str]) -> str:
+    """Sentences that a reader should not miss; nothing where there is none."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in said)
+    return f"<ul class='warnings'>{items}</ul>" if items else ""
 
 
 def plot_grid(svgs: Sequence[str]) -> str:

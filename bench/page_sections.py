@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from bench.markup import MARKS, definitions, paragraph, plain_table, table, verdict_list
+from bench.markup import (
+    MARKS,
+    definitions,
+    paragraph,
+    plain_table,
+    table,
+    verdict_list,
+    warning_list,
+)
 from bench.plots.speed import LATENCIES, latency_kinds, load_axis, load_words
 from bench.plots.style import colours_of
 from bench.summary import COLUMNS, NOTHING, Cell, category_rows, figure_cell, is_plain, table_rows
@@ -160,11 +168,9 @@ def provenance(report: Report) -> str:
 def warnings(report: Report) -> str:
     """What to know before the figures are trusted, where a run has such warnings."""
     steps = [report.arms, *(step["arms"] for step in report.load or [])]
-    found = dict.fromkeys(
-        text for arms in steps for arm in arms for text in arm.get("warnings") or []
+    return warning_list(
+        dict.fromkeys(text for arms in steps for arm in arms for text in arm.get("warnings") or [])
     )
-    items = "".join(f"<li>{escape(text)}</li>" for text in found)
-    return f"<ul class='warnings'>{items}</ul>" if items else ""
 
 
 def _latency_cell(found: Mapping[str, float] | None) -> Cell:

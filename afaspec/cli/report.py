@@ -89,7 +89,7 @@ def _compare(runs: list[SavedRun], out: Path | None) -> None:
 
     found = compare_runs(runs)
     Console().print(render_table(found))
-    for text in found.missing:
+    for text in [*found.missing, *found.cautions]:
         note(f"{text}.")
     if found.settings:
         console.print("[bold yellow]Settings that differ:[/]")

@@ -105,6 +105,20 @@ def _slightly_worse(old: SavedRun, name: str) -> SavedRun:
     return SavedRun(name, Path(name), made)
 
 
+def test_a_faster_machine_is_told_apart_from_a_faster_draft(baseline: SavedRun) -> None:
+    """All arms of one run a fifth slower: tokens/s differ, speedups do not, and it is said."""
+    slow = run("slow")
+    for arm in slow.report.measurements["arms"].values():
+        arm["decode_seconds"] = [[1.2 * s for s in row] for row in arm["decode_seconds"]]
+    found = compare_runs([baseline, slow])
+    verdicts = {(c.arm, c.comparison.metric): c.comparison.verdict for c in found.changes}
+    assert {v for (_, metric), v in verdicts.items() if metric == "tokens_per_second"} == {"lower"}
+    assert {v for (_, metric), v in verdicts.items() if metric == "speedup"} == {NO_DIFFERENCE}
+    (caution,) = found.cautions
+    assert "decodes -16.7%" in caution
+    assert check(baseline, slow).passed
+
+
 def test_other_prompts_are_not_paired(baseline: SavedRun) -> None:
     other = run("other", seed=5, set_otherwise={"prompts_sha256": "2" * 64})
     found = compare_runs([baseline, other])
