@@ -80,8 +80,8 @@ def comparison_rows(results: Json) -> list[list[str]]:
     """Every comparison between arms, in the order of `COMPARED`."""
     return [
         [
-            readable(found["arm"]),
-            readable(found["against"]),
+            LABELS.get(found["arm"], readable(found["arm"])),
+            LABELS.get(found["against"], readable(found["against"])),
             said(found["difference"], "{:+.3f}"),
             said(found["relative"], "{:+.1f}%", 100),
             f"{found['p_holm']:.3g}",
