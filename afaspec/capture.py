@@ -163,7 +163,9 @@ def _announce(plan: CapturePlan, manifest: Manifest, say: Callable[[str], None])
     most = check_space(plan, sum(shard.bytes for shard in manifest.shards))
     going_on = f", {manifest.sequences:,} of them done" if manifest.shards else ""
     who = "their own responses" if plan.config.use_responses else "the target's responses"
-    states = f"layers {', '.join(map(str, plan.layer_ids))}" if plan.layer_ids else "no inner layers"
+    states = (
+        f"layers {', '.join(map(str, plan.layer_ids))}" if plan.layer_ids else "no inner layers"
+    )
     say(
         f"{len(plan.prompts):,} prompts with {who}{going_on}: at most {plan.most_tokens:,} tokens; "
         f"at most {size(most)} to write ({size(plan.token_bytes)} a token, {states})"
