@@ -23,14 +23,14 @@ COLUMNS = (
 
 
 def render_loads(report: Report) -> Table:
-    """A rich table: a row per load and arm; latencies as median and p99."""
+    """A rich table: a row per load and arm; latencies as the median with p99 below."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in COLUMNS:
+    for column in (*COLUMNS, *(f"{kind.removesuffix('_ms').upper()}, ms" for kind in LATENCIES)):
         justify: Any = "left" if column in ("Load", "Arm") else "right"
-        table.add_column(column.replace(" ", "\n"), justify=justify)
+        table.add_column(column, justify=justify, no_wrap=True)
     for words, arms in _steps(report):
         for row, arm in enumerate(arms):
             latency = arm["latency"]
@@ -40,7 +40,7 @@ def render_loads(report: Report) -> Table:
                 _figure(arm["tokens_per_second"], "{:,.1f}"),
                 _figure(arm["speedup"], "{:.2f}×"),
                 _figure(arm["acceptance_length"], "{:.2f}"),
-                *(_latency(latency[kind]) for kind in ("ttft_ms", "tpot_ms", "e2e_ms")),
+                *(_latency(latency[kind]) for kind in LATENCIES),
             )
     return table
 
@@ -63,4 +63,4 @@ def _figure(figure: Mapping[str, float] | None, form: str) -> str:
 
 
 def _latency(found: Mapping[str, float] | None) -> str:
-    return f"{found['p50']:,.1f} / {found['p99']:,.1f}" if found else "–"
+    return f"{found['p50']:,.1f}\np99 {found['p99']:,.1f}" if found else "–"

@@ -104,7 +104,7 @@ def test_at_a_fixed_rate_the_speedup_is_that_of_a_request() -> None:
     table = render_loads(report)
     assert list(table.columns[0].cells) == ["2 requests/s", "", "all at once", ""]
     assert list(table.columns[3].cells) == ["1.00×", "2.00×", "1.00×", "1.50×"]
-    assert list(table.columns[6].cells) == ["100.0 / 100.0", "50.0 / 50.0"] * 2
+    assert list(table.columns[6].cells) == ["100.0\np99 100.0", "50.0\np99 50.0"] * 2
 
 
 def test_failed_requests_are_left_out_and_said() -> None:
