@@ -10,16 +10,8 @@ if TYPE_CHECKING:
 
     from bench.report import Report
 
-COLUMNS = (
-    "Load",
-    "Arm",
-    "Tokens/s",
-    "Speedup",
-    "Acceptance length",
-    "TTFT ms",
-    "TPOT ms",
-    "E2E ms",
-)
+COLUMNS = ("Load", "Arm", "Tokens/s", "Speedup", "Acceptance\nlength")
+LATENCIES = ("ttft_ms", "tpot_ms", "e2e_ms")
 
 
 def render_loads(report: Report) -> Table:
