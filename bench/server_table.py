@@ -10,29 +10,28 @@ if TYPE_CHECKING:
 
     from bench.report import Report
 
-COLUMNS = ("Load", "Arm", "Tokens/s", "Speedup", "Acceptance\nlength")
+COLUMNS = ("", "Tokens/s", "Speedup", "Accept.\nlength")
 LATENCIES = ("ttft_ms", "tpot_ms", "e2e_ms")
 
 
 def render_loads(report: Report) -> Table:
-    """A rich table: a row per load and arm; latencies as the median with p99 below."""
+    """A rich table: a row per arm below each load; latencies as the median with p99 below."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in (*COLUMNS, *(f"{kind.removesuffix('_ms').upper()}, ms" for kind in LATENCIES)):
-        justify: Any = "left" if column in ("Load", "Arm") else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    names = (kind.removesuffix("_ms").upper() for kind in LATENCIES)
+    for column in (*COLUMNS, *(f"{name} ms\n(p99)" for name in names)):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for words, arms in _steps(report):
-        for row, arm in enumerate(arms):
-            latency = arm["latency"]
+        table.add_row(words, style="bold")
+        for arm in arms:
             table.add_row(
-                words if row == 0 else "",
-                arm["label"],
+                f"  {arm['label']}",
                 _figure(arm["tokens_per_second"], "{:,.1f}"),
                 _figure(arm["speedup"], "{:.2f}×"),
                 _figure(arm["acceptance_length"], "{:.2f}"),
-                *(_latency(latency[kind]) for kind in LATENCIES),
+                *(_latency(arm["latency"][kind]) for kind in LATENCIES),
             )
     return table
 
@@ -55,4 +54,4 @@ def _figure(figure: Mapping[str, float] | None, form: str) -> str:
 
 
 def _latency(found: Mapping[str, float] | None) -> str:
-    return f"{found['p50']:,.1f}\np99 {found['p99']:,.1f}" if found else "–"
+    return f"{found['p50']:,.1f}\n({found['p99']:,.1f})" if found else "–"
