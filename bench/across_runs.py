@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.intervals import Accounts, Floats, Quotient, Source, beyond, clustered
+from bench.intervals import Accounts, Floats, Quotient, Source
 from bench.report import Report
-from bench.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, contrast
+from bench.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, contrast, paired_accounts
 
 METRICS = (ACCEPTANCE, SPEED, SPEEDUP)
 ROUNDING = 1e-9
@@ -48,9 +48,11 @@ def compare_arm(old: Report, new: Report, name: str, metric: str) -> tuple[Compa
         first, second = (estimate(report, name, metric) for report in (new, old))
         units = [found.influence.shape[1] for found in (first, second) if found]
         if first and second and units[0] == units[1]:
-            alone = units[0] == len(new.measurements["prompts"])  # else a unit is a whole turn
-            block = int(new.provenance.get("block", 1)) if alone else 1
-            return _compare_paired(name, metric, first, second, block), True
+            unit, block = np.arange(units[0]), 1
+            if units[0] == len(new.measurements["prompts"]):  # else a unit is a whole turn
+                unit = np.array(new.measurements.get("conversations") or unit)
+                block = int(new.provenance.get("block", 1))
+            return _compare_paired(name, metric, first, second, unit, block), True
     prompts = [int(report.provenance["prompts"]) for report in (new, old)]
     spreads = [
         source_of(figure, units) for figure, units in zip(figures, prompts, strict=True) if figure
@@ -110,23 +112,15 @@ def source_of(figure: Json, prompts: int) -> Source | None:
 
 
 def _compare_paired(
-    name: str, metric: str, first: Estimate, second: Estimate, block: int
+    name: str, metric: str, first: Estimate, second: Estimate, unit: np.ndarray, block: int
 ) -> Comparison:
     """As `bench.verdict.compare` does within a run, cell by cell."""
     tables = [first.influence, second.influence]
     if tables[0].shape != tables[1].shape:  # other numbers of rounds: all of a prompt's together
         tables = [table.sum(axis=0, keepdims=True) for table in tables]
-    rounds, units = tables[0].shape
-    unit = np.arange(units)
-    turn = unit // block + np.arange(rounds)[:, None] * -(-units // block)
 
     def accounts(weight: float, other: float) -> Accounts:
-        influence = weight * tables[0] - other * tables[1]
-        prompts, turns = clustered(influence, unit), clustered(influence, turn)
-        if prompts is None:
-            return []
-        both = [prompts, *beyond(turns, float((influence**2).sum()))]
-        return [both, [turns]] if turns else [both]
+        return paired_accounts(weight * tables[0] - other * tables[1], metric, unit, block)
 
     same = math.isclose(first.value, second.value, rel_tol=ROUNDING)
     other = first.value if same else second.value  # rounding is no difference, however certain

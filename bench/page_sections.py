@@ -37,7 +37,9 @@ def main_table(report: Report) -> str:
     swatches = [colours[arm["name"]] for arm in report.arms]
     note = (
         "Ranges are 95% bootstrap intervals over prompts and rounds, paired between arms. "
-        "Acceptance length counts the target's own token. Tokens per second cover the decode phase."
+        "Acceptance length counts the target's own token. Tokens per second cover the decode "
+        "phase. "
+        "Verdicts stand on Student-t intervals, wider than these where prompts are few."
     )
     return table(COLUMNS, table_rows(report.arms), swatches=swatches) + paragraph(note, "note")
 

@@ -184,7 +184,7 @@ def build_report(
             found.as_json()
             for found in comparisons(runs, _turn_size(common, prompts), conversations)
         ],
-        measurements=_measurements(runs, prompts),
+        measurements=_measurements(runs, prompts, conversations),
     )
 
 
@@ -208,7 +208,9 @@ def _add_gains(arms: list[Json], runs: Sequence[ArmRun], counts: Resampler, k: i
             arm["acceptance_length_gain_over_base"] = figure_json(gain)
 
 
-def _measurements(runs: Sequence[ArmRun], prompts: Sequence[str]) -> Json:
+def _measurements(
+    runs: Sequence[ArmRun], prompts: Sequence[str], conversations: Sequence[int] | None
+) -> Json:
     arms = {}
     for run in runs:
         arms[run.arm.name] = {
@@ -218,4 +220,5 @@ def _measurements(runs: Sequence[ArmRun], prompts: Sequence[str]) -> Json:
             "prefill_seconds": run.prefill_seconds,
             "counters": [[None if c is None else asdict(c) for c in row] for row in run.counters],
         }
-    return {"prompts": list(prompts), "arms": arms}
+    numbers = None if conversations is None else [int(number) for number in conversations]
+    return {"prompts": list(prompts), "conversations": numbers, "arms": arms}

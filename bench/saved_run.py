@@ -37,6 +37,4 @@ def read_runs(paths: Sequence[Path]) -> list[SavedRun]:
     """Several runs; those of one name are called by their paths."""
     runs = [read_run(path) for path in paths]
     names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else replace(run, name=str(run.path)) for run in runs
-    ]
+    return [run if names.count(run.name) == 1 else replace(run, name=str(run.path)) for run in runs]

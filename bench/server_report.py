@@ -71,7 +71,7 @@ def build_server_report(
     first = steps[0][1]
     if len(steps) > 1:
         first.load = [{**load.as_json(), "arms": report.arms} for load, report in steps]
-    first.measurements = _measurements(results, prompts)
+    first.measurements = {**_measurements(results, prompts), **first.measurements}
     return first
 
 

@@ -36,7 +36,8 @@ def table_rows(arms: Sequence[Json]) -> list[list[Cell]]:
     }
 
     def cell(arm: Json, key: str, form: str, scale: float = 1.0) -> Cell:
-        is_best = len(arms) > 1 and _value(arm[key]) == best[key]
+        rivals = sum(_value(other[key]) > 0 for other in arms)
+        is_best = rivals > 1 and _value(arm[key]) == best[key]
         return figure_cell(arm[key], form, scale, best=is_best)
 
     return [

@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 
 from bench.arms import LABELS
-from bench.intervals import Accounts, Quotient, beyond, clustered, p_value, student
+from bench.intervals import Accounts, Floats, Quotient, beyond, clustered, p_value, student
 from bench.statistics import CONFIDENCE, Figure
 
 ACCEPTANCE, SPEEDUP, SPEED = "acceptance_length", "speedup", "tokens_per_second"
@@ -96,21 +96,29 @@ def compare(
     prompt from 0, where several units (the turns of a conversation) share one; `block` prompts
     make an arm's turn.
     """
-    rounds, units = first.over.shape
+    units = first.over.shape[1]
     unit = np.arange(units) if prompts is None else np.asarray(prompts)
-    turn = unit // block + np.arange(rounds)[:, None] * (int(unit.max()) // block + 1)
 
     def accounts(weight: float, other: float) -> Accounts:
         influence = weight * first.influence - other * second.influence
-        by_prompt, by_turn = clustered(influence, unit), clustered(influence, turn)
-        if by_prompt is None:
-            return []
-        if by_turn is None or metric == ACCEPTANCE:  # which knows no clock
-            return [[by_prompt]]
-        both = [by_prompt, *beyond(by_turn, float((influence**2).sum()))]
-        return [both, [by_turn]]  # there may be fewer turns than prompts
+        return paired_accounts(influence, metric, unit, block)
 
     return contrast(arm, against, metric, first.value, second.value, accounts)
+
+
+def paired_accounts(influence: Floats, metric: str, unit: np.ndarray, block: int) -> Accounts:
+    """The chance in a difference [rounds, units] that was taken cell by cell.
+
+    `unit` numbers each column's prompt from 0; `block` prompts make a turn on the machine.
+    """
+    turn = unit // block + np.arange(len(influence))[:, None] * (int(unit.max()) // block + 1)
+    by_prompt, by_turn = clustered(influence, unit), clustered(influence, turn)
+    if by_prompt is None:
+        return []
+    if by_turn is None or metric == ACCEPTANCE:  # which knows no clock
+        return [[by_prompt]]
+    both = [by_prompt, *beyond(by_turn, float((influence**2).sum()))]
+    return [both, [by_turn]]  # there may be fewer turns than prompts
 
 
 def contrast(

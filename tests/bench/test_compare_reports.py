@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.compare_reports import compare_runs, differing_settings
+from bench.compare_reports import changes_between, compare_runs, differing_settings
 from bench.comparison_page import headline, render_comparison, render_table, write_comparison
 from bench.gate import check
 from bench.report import Report
@@ -17,7 +17,7 @@ from bench.saved_run import SavedRun, read_runs
 from bench.verdict import NO_DIFFERENCE
 from drafts.errors import UserError
 from drafts.files import write_json
-from tests.bench.synthetic import ARMS, TOKENS, report
+from tests.bench.synthetic import ARMS, PROMPTS, TOKENS, report
 from tests.command import run_command
 
 WORSE = {**ARMS, "base": 0.3}
@@ -125,6 +125,22 @@ def test_other_prompts_are_not_paired(baseline: SavedRun) -> None:
     assert not any(change.paired for change in found.changes)
     assert "prompts_sha256" in found.settings
     assert "unpaired" in found.changes[0].words
+
+
+def test_turns_of_a_conversation_count_as_one_prompt() -> None:
+    """Conversations that changed as a whole: their turns are no samples of their own."""
+    halves = [i // 2 for i in range(PROMPTS)]
+    widths = []
+    for conversations in (None, halves):
+        old, new = (run(name, conversations=conversations) for name in ("old", "new"))
+        for pair in range(0, PROMPTS, 2):  # whole conversations got worse, by different amounts
+            for row in new.report.measurements["arms"]["base"]["counters"]:
+                for turn in row[pair : pair + 2]:
+                    turn["accepted_tokens"] -= pair // 4
+        (change,) = changes_between(old, new, ["acceptance_length"])[1:2]
+        assert change.arm == "base"
+        widths.append(change.comparison.difference.high - change.comparison.difference.low)
+    assert widths[1] > 1.2 * widths[0]
 
 
 def test_another_number_of_rounds_still_pairs_prompts(baseline: SavedRun) -> None:
