@@ -10,8 +10,8 @@ and the third should be called worse in nearly all.
     python docs/examples/aa_test.py --out runs/aa
     python docs/examples/aa_test.py --out runs/aa-quick --repeats 1 --prompts 4 --max-tokens 8
 
-Engines start anew every few repeats, because two processes of the same engine may differ too. It
-takes some ten minutes on two cores; run it on a machine that does nothing else.
+Engines start anew every few repeats, because two processes of the same engine may differ too. Run
+it on a machine that does nothing else.
 """
 
 from __future__ import annotations
