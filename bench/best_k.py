@@ -14,7 +14,7 @@ from bench.statistics import Figure
 from bench.sweep_cells import CellResult, Series
 from bench.verdict import NO_DIFFERENCE, SPEEDUP, contrast, correct
 
-PAYS, COSTS, UNCLEAR = "pays", "costs time", "not shown to pay"
+PAYS, COSTS, UNCLEAR = "pays", "costs time", "is not shown to pay"
 
 
 @dataclass(frozen=True, eq=False)

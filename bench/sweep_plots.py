@@ -15,6 +15,7 @@ from bench.plots.style import (
     axes_of,
     colours_of,
     legend_below,
+    measured,
     styled,
     values_and_errors,
 )
@@ -154,8 +155,11 @@ def _line(
     axes: Axes, cells: Sequence[Json], x: str, y: str, colour: str, marker: str, label: str,
     by: str | None = None,
 ) -> None:  # fmt: skip
-    """A line with intervals; `by` names what the values are multiplied by."""
-    cells = sorted(cells, key=lambda cell: cell[x])
+    """A line with intervals; `by` names what the values are multiplied by.
+
+    A draft that never proposed anything has no acceptance, and no point.
+    """
+    cells = sorted((cell for cell in cells if measured(cell[y])), key=lambda cell: cell[x])
     values, (below, above) = values_and_errors([cell[y] for cell in cells])
     times = [cell[by] if by else 1 for cell in cells]
 

@@ -185,7 +185,7 @@ def check(model: StepTime, cell: CellResult, acceptance: CellResult) -> Check:
     pace = none / (seconds_of(cell.none) / steps_of(cell.none))
     return Check(
         speedup(cell).value,
-        sum(tokens) * none / (steps.sum() * cost),
+        float(sum(tokens) * none / (steps.sum() * cost)),
         float(np.sum(cell.series.tokens)) / steps_of(cell.series),
         sum(tokens) / float(steps.sum()),
         1000 * pace * seconds_of(cell.series) / steps_of(cell.series),

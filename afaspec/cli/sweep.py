@@ -84,6 +84,7 @@ def sweep(
     from bench.sweep import run_sweep, sweep_provenance
     from bench.sweep_grid import SweepConfig, parse_axis
     from bench.sweep_page import headline
+    from bench.sweep_plots import condition_name
     from bench.sweep_report import build_sweep, write_sweep
     from bench.table import stage_bars
 
@@ -117,7 +118,8 @@ def sweep(
     page = write_sweep(result, out)
     note(headline(result))
     for finding in result.findings:
-        note(f"{finding['label']}: {' '.join([*finding['words'], finding['advice']])}")
+        said = " ".join([*finding["words"], finding["advice"]])
+        note(f"{finding['label']} ({condition_name(finding)}): {said}")
     for cell in result.cells:
         if cell["refused"]:
             reason = cell["refused"].splitlines()[0]

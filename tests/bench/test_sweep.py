@@ -138,7 +138,7 @@ def advice(*kinds: str) -> tuple[str, list[list[int]]]:
 def test_above_which_load_speculation_should_be_off() -> None:
     text, entries = advice(PAYS, UNCLEAR, COSTS)
     assert text == (
-        "Speculation pays at concurrency 1, not shown to pay at concurrency 2, costs time at "
+        "Speculation pays at concurrency 1, is not shown to pay at concurrency 2, costs time at "
         "concurrency 4. It should be off above concurrency 2."
     )
     assert entries == [[1, 1, 3], [2, 2, 2], [3, 4, 0]]
@@ -182,6 +182,18 @@ def test_the_result_of_a_sweep_whose_truth_is_known(tmp_path: Path) -> None:
     assert float(rows[0]["speedup"]) == pytest.approx(sweep.cells[0]["speedup"]["value"])
     assert rows[-1]["speedup"] == ""
     assert json.loads((tmp_path / "sweep.json").read_text())["schema"] == "afaspec-sweep/1"
+
+
+def test_a_draft_that_never_proposed_has_a_speed_and_no_acceptance(tmp_path: Path) -> None:
+    """So it is with n-gram where nothing repeats."""
+    silent = make_cell(2, 4, chances=(0.0, 0.0))
+    assert silent.series is not None
+    silent.series.drafts = silent.series.drafted = [[0] * 16] * 3
+    sweep = build_sweep([silent], {"rounds": 3, "prompts": 16, "dtype": "float32", "time": "now"})
+    (cell,) = sweep.cells
+    assert cell["acceptance_length"]["value"] is None
+    assert cell["speedup"]["value"] < 1
+    assert "–" in write_sweep(sweep, tmp_path).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
