@@ -81,14 +81,14 @@ def _annealed_linear(name: str) -> type[LoraLinear]:
     return AnnealedLinear
 
 
-def annealed_layers(model: nn.Module) -> list[AnnealedLora]:
-    """Every annealed activation in `model`; empty for plain LoRA."""
+def annealed_layers(model: nn.Module, adapter: str | None = None) -> list[AnnealedLora]:
+    """Every annealed activation in `model`, or those of one `adapter`; empty for plain LoRA."""
     return [
         variant
         for module in model.modules()
         if isinstance(module, LoraLinear)
-        for variant in module.lora_variant.values()
-        if isinstance(variant, AnnealedLora)
+        for name, variant in module.lora_variant.items()
+        if isinstance(variant, AnnealedLora) and adapter in (None, name)
     ]
 
 
@@ -117,6 +117,15 @@ def save_adapter(
     model: PeftModel, folder: Path, schedule: AnnealingSchedule | None, step: int, total: int
 ) -> None:
     """Save as a stock PEFT LoRA, plus `annealing.json`, into the existing `folder`."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's hub card has nothing to say here
+    write_record(model, folder, schedule, step, total)
+
+
+def write_record(
+    model: nn.Module, folder: Path, schedule: AnnealingSchedule | None, step: int, total: int
+) -> None:
+    """Write `annealing.json` beside an adapter that was saved in `folder`."""
     layers = annealed_layers(model)
     record = AnnealingRecord(
         activation=layers[0].name if layers else None,
@@ -125,8 +134,6 @@ def save_adapter(
         total_steps=total,
         schedule=schedule.model_dump() if layers and schedule else None,
     )
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's hub card has nothing to say here
     write_json(folder / RECORD, asdict(record))
 
 
