@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from afaspec.folding import Folded
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
 
 
@@ -21,6 +22,7 @@ class Progress:
     best_step: int = -1
     best_acceptance_length: float = 0.0
     seconds: float = 0.0
+    annealing: dict[str, Any] = field(default_factory=dict)  # the annealer's state
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -31,7 +33,11 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    folded: Folded,
 ) -> None:
     """Write the checkpoint `folder`, replacing the one before."""
     tensors = {"rng": torch.get_rng_state()}
@@ -42,14 +48,18 @@ def save_state(
     with atomic_folder(folder) as temporary:
         save_file(trainable_state(model), temporary / "trainable.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
+        save_file(folded.tensors(), temporary / "folded.safetensors")
         write_json(temporary / "progress.json", asdict(progress))
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore the checkpoint in `folder` into model and optimizer; None where there is none."""
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, folded: Folded
+) -> Progress | None:
+    """Restore the checkpoint into model, optimizer and the empty `folded`; None without one."""
     remove_leftovers(folder)
     if not folder.exists():
         return None
+    folded.refold(model, load_file(folder / "folded.safetensors"))
     weights = load_file(folder / "trainable.safetensors")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():

@@ -37,6 +37,18 @@ class TrainSettings(BaseModel):
     rank: int = Field(16, gt=0, description="LoRA rank")
     alpha: float | None = Field(None, gt=0, description="LoRA alpha (default: 2 * rank)")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
+    cycles: int = Field(
+        1, gt=0, description="times to anneal, merge into the frozen weights and start afresh"
+    )
+    restart_rate: bool = Field(False, description="each cycle has a whole learning-rate curve")
+    allocate: Literal["uniform", "gradient"] = Field(
+        "uniform", description="same rank everywhere, or (at equal size) by the layers' gradients"
+    )
+    compress: int | None = Field(
+        None, gt=0, description="cut the finished update to this rank, by its singular values"
+    )
+    b_ratio: float = Field(1.0, gt=0, description="learning rate of B over that of A (LoRA+)")
+    reset_optimizer: bool = Field(False, description="forget AdamW's moments when beta reaches 0")
     init: str = Field("default", description="PEFT initialisation: default, pissa, orthogonal, ...")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     modules: list[str] | None = Field(

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import nn
 
 from afaspec.adapted_target import resolve_optional
 from afaspec.adapter import adapt, annealed_layers, save_adapter
-from afaspec.annealing import Annealer
+from afaspec.annealing import Annealer, cycle_starts
+from afaspec.folding import Folded, joined
 from afaspec.objective import DraftObjective, collate
+from afaspec.rank_allocation import allocate_ranks, weight_gradients
 from afaspec.run_state import Progress, load_state, save_state, trainable_state
 from afaspec.store import FeatureStore
 from afaspec.train_checks import check_fit, check_steps, check_stored
@@ -34,6 +37,7 @@ from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
 from drafts.target import load_lm_head, read_target
 
 Report = Callable[[dict[str, Any]], None]
+ALLOCATING_BATCHES = 4  # whose gradients decide on ranks
 
 
 @dataclass
@@ -68,17 +72,22 @@ def train(
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
     torch.manual_seed(config.seed)
     draft = load_draft(config.draft, target_folder)
-    wrapped, trained = prepare_arm(draft, config)
+    ranks = allocated_ranks(draft, target_folder, config, store, train_ids)
+    wrapped, trained = prepare_arm(draft, config, ranks)
     check_stored(draft, info, lm_head=config.lm_head)
     claim_folder(config)  # nothing is written before all of the input has proved good
     objective = make_objective(draft, target_folder, config)
     optimizer = torch.optim.AdamW(
-        trained, lr=config.peak_learning_rate(), weight_decay=config.weight_decay, fused=True
+        parameter_groups(draft, config), weight_decay=config.weight_decay, fused=True
     )
-    progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
-    annealer = Annealer(annealed_layers(draft), config.annealing, config.steps)
-    annealer.load_state_dict({"step": progress.step, "total_steps": config.steps})
+    folded = Folded()
+    progress = load_state(config.out / "checkpoint", draft, optimizer, folded) or Progress()
+    annealer = Annealer(annealed_layers(draft), config.annealing, config.steps, config.cycles)
+    annealer.load_state_dict(
+        {"step": progress.step, "total_steps": config.steps, **progress.annealing}
+    )
     annealer.follow(optimizer)
+    fold_at = set(cycle_starts(config.steps, config.cycles)) - {0}
     model, optimizer = accelerator.prepare(objective, optimizer)
 
     bf16 = config.precision == "bf16"
@@ -87,7 +96,7 @@ def train(
         started = time.perf_counter()
         rate = learning_rate(config, progress.step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["ratio"]
         beta = annealer.beta if annealer.layers else None
         loss = 0.0
         for micro in range(config.accumulation):
@@ -99,9 +108,16 @@ def train(
             accelerator.backward(part)
             loss += float(part.detach())
         norm = accelerator.clip_grad_norm_(trained, config.clip)
+        annealer.observe(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
+        progress.annealing = annealer.state_dict()
+        fresh = progress.step in fold_at
+        if fresh:
+            folded.fold(draft)
+        if fresh or (config.reset_optimizer and beta and annealer.beta == 0):
+            optimizer.state.clear()  # the moments are of another function
         progress.seconds += time.perf_counter() - started
 
         row: dict[str, Any] = {"step": progress.step, "loss": loss, "lr": rate}
@@ -111,11 +127,11 @@ def train(
         last = progress.step == config.steps
         if progress.step % config.eval_every == 0 or last:
             row |= evaluate(draft, store, held_out, config)
-            if annealer.beta == 0 or not annealer.layers:
-                keep_best(row["acceptance_length"], wrapped, draft, config, progress)
+            if fresh or annealer.beta == 0:
+                keep_best(row["acceptance_length"], wrapped, draft, config, progress, folded)
         metrics.add(row)
         if accelerator.is_main_process and (progress.step % config.checkpoint_every == 0 or last):
-            save_state(config.out / "checkpoint", draft, optimizer, progress)
+            save_state(config.out / "checkpoint", draft, optimizer, progress, folded)
     metrics.close()
     return finish(config, store, progress, draft)
 
@@ -144,23 +160,26 @@ def draw(train_ids: list[int], config: TrainConfig, batch: int) -> list[int]:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine to zero, at 0-based optimizer step `step`."""
-    warm = round(config.warmup * config.steps)
-    peak = config.peak_learning_rate()
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(config.steps - warm, 1)))
+    """Linear warm-up, then cosine to zero, at 0-based optimizer step `step`.
+
+    A cycle warms up again, to where the cosine of the whole run stands by then; with
+    `restart_rate` each cycle has a cosine of its own.
+    """
+    starts = cycle_starts(config.steps, config.cycles)
+    begin = max(start for start in starts if start <= step)
+    length = min((s for s in starts if s > begin), default=config.steps) - begin
+    warm = round(config.warmup * length)
+    rising = min((step - begin + 1) / warm, 1.0) if warm else 1.0
+    if config.restart_rate or config.cycles == 1:
+        done = (step - begin - warm) / max(length - warm, 1)
+    else:
+        first = round(config.warmup * (config.steps // config.cycles))
+        done = (step - first) / max(config.steps - first, 1)
+    return config.peak_learning_rate() * rising * 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
 
 
-def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
-    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft)."""
-    if config.arm == "full":
-        frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
-        for name, parameter in draft.named_parameters():
-            parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
-        return draft, [p for p in draft.parameters() if p.requires_grad]
-    from peft import LoraConfig
-
+def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
+    """The last parts of the names of the linear layers that get adapters."""
     known = {
         name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)
     }
@@ -171,15 +190,72 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
             f"modules names {', '.join(unknown)}, which the draft has not",
             mend=f"choose from {', '.join(sorted(known))}",
         )
+    return modules
+
+
+def allocated_ranks(
+    draft: Draft, target: Path, config: TrainConfig, store: FeatureStore, train_ids: list[int]
+) -> dict[str, int] | None:
+    """Ranks by layer from the gradients of the first batches; None where all are alike."""
+    if config.allocate == "uniform" or config.arm == "full":
+        return None
+    wanted = set(adapted_modules(draft, config))
+    layers = {
+        name: module
+        for name, module in draft.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in wanted
+    }
+    objective = make_objective(draft, target, config)
+
+    def loss(batch: int) -> torch.Tensor:
+        bf16 = config.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found = objective(collate([store[i] for i in draw(train_ids, config, batch)]))
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    batches = range(ALLOCATING_BATCHES)
+    return allocate_ranks(
+        weight_gradients(layers, [partial(loss, batch) for batch in batches]), config.rank
+    )
+
+
+def parameter_groups(draft: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """What trains, with each group's `ratio` to the learning rate: B's is LoRA+'s."""
+    named = [(n, p) for n, p in draft.named_parameters() if p.requires_grad]
+    of_b = [p for n, p in named if ".lora_B." in n]
+    others = [p for n, p in named if ".lora_B." not in n]
+    if config.b_ratio == 1 or not of_b:
+        return [{"params": [p for _, p in named], "ratio": 1.0}]
+    return [{"params": others, "ratio": 1.0}, {"params": of_b, "ratio": config.b_ratio}]
+
+
+def prepare_arm(
+    draft: nn.Module, config: TrainConfig, ranks: dict[str, int] | None = None
+) -> tuple[Any, list[nn.Parameter]]:
+    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft).
+
+    `ranks` are of single layers, by name; all others have the configuration's.
+    """
+    if config.arm == "full":
+        frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
+        for name, parameter in draft.named_parameters():
+            parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
+        return draft, [p for p in draft.parameters() if p.requires_grad]
+    from peft import LoraConfig
+
+    alpha = config.alpha or 2 * config.rank
     wrapped = adapt(
         draft,
         LoraConfig(
             r=config.rank,
-            lora_alpha=config.alpha or 2 * config.rank,
+            lora_alpha=alpha,
+            rank_pattern=ranks or {},
+            alpha_pattern={n: alpha * r / config.rank for n, r in (ranks or {}).items()},
             use_rslora=config.rslora,
             lora_dropout=config.dropout,
             init_lora_weights=True if config.init == "default" else config.init,
-            target_modules=modules,
+            target_modules=adapted_modules(draft, config),
         ),
         config.activation if config.arm == "afa-lora" else None,
     )
@@ -222,7 +298,12 @@ def evaluate(
 
 
 def keep_best(
-    acceptance_length: float, wrapped: Any, draft: Any, config: TrainConfig, progress: Progress
+    acceptance_length: float,
+    wrapped: Any,
+    draft: Any,
+    config: TrainConfig,
+    progress: Progress,
+    folded: Folded,
 ) -> None:
     """Save the result if it is the best mergeable one so far. A tie keeps the earlier."""
     if acceptance_length <= progress.best_acceptance_length:
@@ -234,7 +315,16 @@ def keep_best(
 
             save_file(trainable_state(draft), temporary / "weights.safetensors")
         else:
-            save_adapter(wrapped, temporary, config.annealing, progress.step, config.steps)
+            sum_of_all = joined(wrapped, folded, config.compress)
+            plain = folded.cycles == 0 and config.compress is None
+            save_adapter(
+                wrapped,
+                temporary,
+                config.annealing,
+                progress.step,
+                config.steps,
+                None if plain else sum_of_all,
+            )
 
 
 def result_folder(config: TrainConfig) -> Path:

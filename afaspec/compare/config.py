@@ -62,6 +62,11 @@ class ArmConfig(TrainSettings):
         None, min_length=1, description="peak rates tried; a single one is taken as it is"
     )
 
+    against: list[str] | None = Field(
+        None,
+        description="arms that it is compared with [default: all]; fewer comparisons find more",
+    )
+
     @field_validator("learning_rates")
     @classmethod
     def _rising(cls, rates: list[float] | None) -> list[float] | None:
@@ -150,6 +155,13 @@ class CompareConfig(Part):
             if not NAME.fullmatch(name) or name in RESERVED:
                 raise ValueError(f"{name!r} cannot be a name here (letters, digits, - and _)")
         return named
+
+    @model_validator(mode="after")
+    def _rivals_are_arms(self) -> CompareConfig:
+        for name, arm in self.arms.items():
+            if unknown := sorted(set(arm.against or []) - (self.arms.keys() - {name})):
+                raise ValueError(f"the arm {name} is against {unknown[0]!r}, which is no other arm")
+        return self
 
     @field_validator("ranks", "steps", "samples", "seeds")
     @classmethod

@@ -7,11 +7,12 @@ as by prompt. Verdicts are corrected (Holm) for all that were made in the study.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from afaspec.compare.config import ArmConfig
 from afaspec.compare.plan import Json, Variant
 from bench.intervals import Floats, Quotient, student
 from bench.seeds import seeded_comparison, seeded_figure, seeded_sources
@@ -86,8 +87,13 @@ def difference(arm: Measured, against: Measured) -> Comparison:
     )
 
 
-def rivals(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
-    """Pairs of variants that differ in nothing but the arm; an arm without rank meets all ranks."""
+def rivals(
+    measured: Sequence[Measured], arms: Mapping[str, ArmConfig]
+) -> list[tuple[Measured, Measured]]:
+    """Pairs of variants that differ in nothing but the arm; an arm without rank meets all ranks.
+
+    Of two arms that say whom they are `against`, one has to name the other.
+    """
     pairs = []
     for i, against in enumerate(measured):
         for arm in measured[i + 1 :]:
@@ -96,9 +102,17 @@ def rivals(measured: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
             assert other
             same_rank = one.rank == other.rank or None in (one.rank, other.rank)
             alike = (one.steps, one.samples) == (other.steps, other.samples)
-            if one.arm != other.arm and same_rank and alike:
+            if one.arm != other.arm and same_rank and alike and meant(one.arm, other.arm, arms):
                 pairs.append((arm, against))
     return pairs
+
+
+def meant(one: str, other: str, arms: Mapping[str, ArmConfig]) -> bool:
+    """Whether a study asks how these two arms compare."""
+    lists = [arms[one].against, arms[other].against]
+    if lists == [None, None]:
+        return True
+    return other in (lists[0] or []) or one in (lists[1] or [])
 
 
 def gap_closed(arm: Measured, low: Measured, high: Measured) -> Json | None:

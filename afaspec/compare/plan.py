@@ -192,7 +192,7 @@ def train_config(
     arm = config.arms[variant.arm]
     values: Json = {"draft_steps": config.k, "eval_every": steps, "checkpoint_every": 100}
     values |= config.train.model_dump(exclude_unset=True)
-    values |= arm.model_dump(exclude_unset=True, exclude={"learning_rates"})
+    values |= arm.model_dump(exclude_unset=True, exclude={"learning_rates", "against"})
     values |= {"arm": arm.arm, "steps": steps, "learning_rate": rate, "seed": seed}
     if variant.rank is not None:
         values["rank"] = variant.rank

@@ -49,7 +49,10 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
             where=config.out,
             mend="run afaspec compare without --report-only; it goes on where it stopped",
         )
-    between = {domain: _between(found) for domain, found in measured.items()}
+    between = {
+        domain: [difference(arm, against) for arm, against in rivals(found[1:], config.arms)]
+        for domain, found in measured.items()
+    }
     over_base = {
         domain: [difference(arm, found[0]) for arm in found[1:]]
         for domain, found in measured.items()
@@ -102,10 +105,6 @@ def _measured(config: CompareConfig, plan: Plan, ledger: Ledger, domain: str) ->
             label = variant.label(config)
             found.append(Measured.of(label, [ledger[c.key] for c in cells], variant))
     return found
-
-
-def _between(found: Sequence[Measured]) -> list[Comparison]:
-    return [difference(arm, against) for arm, against in rivals(found[1:])]
 
 
 def _corrected(by_domain: dict[str, list[Comparison]]) -> dict[str, list[Comparison]]:

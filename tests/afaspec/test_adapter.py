@@ -123,6 +123,24 @@ def test_merging_in_place_is_refused_until_beta_is_zero() -> None:
     assert relative(model.merge_and_unload()(x), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("after", [0.0, 0.6])
+def test_a_refit_keeps_what_the_adapter_said(after: float) -> None:
+    """Closer to what it said before beta fell than it would be with B as it was."""
+    model = adapt(network(), lora_config(), "relu")
+    randomise(model)
+    x = torch.randn(400, 24)
+    before = model(x).detach()
+    plain = copy.deepcopy(model)
+    for layer in [*annealed_layers(model), *annealed_layers(plain)]:
+        layer.beta = after
+    for layer in annealed_layers(model):
+        layer.refit_from = 1.0
+    model(x)  # refits on the way
+    assert all(layer.refit_from is None for layer in annealed_layers(model))
+    kept, lost = (float((m(x) - before).pow(2).mean()) for m in (model, plain))
+    assert kept < 0.7 * lost
+
+
 def test_only_the_adapter_trains() -> None:
     model = adapt(network(), lora_config(), "relu")
     assert all(("lora_" in n) == p.requires_grad for n, p in model.named_parameters())

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from afaspec.activations import ACTIVATION_NAMES, activation
 from afaspec.adapter import AnnealedLora
-from afaspec.annealing import Annealer, AnnealingSchedule
+from afaspec.annealing import Annealer, AnnealingSchedule, cycle_starts
 
 SCHEDULES = [
     {"shape": shape, **times}
@@ -46,6 +46,51 @@ def test_hold_and_end_are_where_they_say() -> None:
     assert schedule.beta(40, 100) == pytest.approx(0.5)
     assert schedule.beta(59, 100) > 0.0
     assert schedule.beta(60, 100) == 0.0
+
+
+@pytest.mark.parametrize("settings", SCHEDULES, ids=str)
+@pytest.mark.parametrize("place", [0.0, 0.4, 1.0])
+def test_spread_layers_anneal_in_turn_and_all_end(settings: dict[str, Any], place: float) -> None:
+    schedule = AnnealingSchedule(**settings, spread=0.5)
+    betas = [schedule.beta(step, 100, place) for step in range(101)]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(betas))
+    assert betas[-1] == betas[99] == 0.0
+    first = [schedule.beta(step, 100, 0.0) for step in range(101)]
+    assert all(mine >= earliest for mine, earliest in zip(betas, first, strict=True))
+
+
+def test_cycles_anneal_anew_and_each_ends_at_zero() -> None:
+    layer, schedule = AnnealedLora("relu"), AnnealingSchedule(shape="linear", end=0.5)
+    annealer = Annealer([layer], schedule, 100, cycles=4)
+    betas = [layer.beta]
+    for _ in range(99):
+        annealer.advance()
+        betas.append(layer.beta)
+    starts = [0, 25, 50, 75]
+    assert cycle_starts(100, 4) == starts
+    for start in starts:
+        cycle = betas[start : start + 25]
+        assert cycle[0] == 1.0
+        assert cycle[-1] == 0.0
+        assert all(later <= earlier for earlier, later in itertools.pairwise(cycle))
+
+
+def test_a_loss_that_stops_falling_ends_the_annealing() -> None:
+    schedule = AnnealingSchedule(shape="linear", end=1.0, driver="loss")
+    betas = {}
+    for name, losses in {
+        "falling": [100 * 0.97**i for i in range(100)],
+        "flat": [100 * 0.97 ** min(i, 30) for i in range(100)],
+    }.items():
+        layer = AnnealedLora("relu")
+        annealer, betas[name] = Annealer([layer], schedule, 100), []
+        for loss in losses:
+            annealer.observe(loss)
+            annealer.advance()
+            betas[name].append(layer.beta)
+        assert all(later <= earlier for earlier, later in itertools.pairwise(betas[name]))
+        assert betas[name][-1] == 0.0
+    assert betas["flat"][60] < 0.1 < betas["falling"][60]
 
 
 def test_fractions_are_of_the_run() -> None:
@@ -82,6 +127,7 @@ def test_annealer_follows_the_optimizer_and_resumes() -> None:
     resumed = Annealer([AnnealedLora("relu")], schedule, 10)
     resumed.load_state_dict(annealer.state_dict())
     assert resumed.layers[0].beta == annealer.beta == schedule.beta(5, 10)
+    assert resumed.state_dict() == annealer.state_dict()
 
 
 @pytest.mark.parametrize("name", ACTIVATION_NAMES)

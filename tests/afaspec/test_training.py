@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from afaspec.adapter import read_record
+from afaspec.merging import load_result, merge
 from afaspec.objective import DraftObjective, collate
 from afaspec.store import FeatureStore
 from afaspec.train_config import TrainConfig
 from afaspec.training import draw, learning_rate, split_sequences, train
+from bench.offline import offline_acceptance
 from drafts.checkpoint import load_draft
 from drafts.target import load_lm_head
 from tests.tiny_store import write_store
@@ -55,9 +57,20 @@ def test_every_arm_learns(arm: str, store: Path, tiny_draft: Path, tmp_path: Pat
     assert manifest["trainable_parameters"] < manifest["draft_parameters"]
 
 
-@pytest.mark.parametrize("arm", ["lora", "afa-lora", "full"])
+RECIPES: dict[str, dict[str, Any]] = {
+    "lora": {"arm": "lora"},
+    "afa-lora": {"arm": "afa-lora"},
+    "full": {"arm": "full"},
+    "cycles": {"arm": "afa-lora", "cycles": 3, "b_ratio": 4},
+    "allocated": {"arm": "lora", "cycles": 2, "allocate": "gradient", "compress": 3},
+    "refit": {"arm": "afa-lora", "annealing": {"end": 0.8, "refit": True}, "reset_optimizer": True},
+    "by loss": {"arm": "afa-lora", "annealing": {"end": 1.0, "driver": "loss", "spread": 0.4}},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_stopped_and_resumed_is_bit_for_bit_the_same(
-    arm: str, store: Path, tiny_draft: Path, tmp_path: Path
+    recipe: str, store: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
     class StopNowError(Exception):
         pass
@@ -69,9 +82,10 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
 
         return report
 
-    whole = config(store, tiny_draft, tmp_path / "whole", arm=arm, dropout=0.1)
+    settings = RECIPES[recipe] | {"dropout": 0.1}
+    whole = config(store, tiny_draft, tmp_path / "whole", **settings)
     train(whole)
-    parts = config(store, tiny_draft, tmp_path / "parts", arm=arm, dropout=0.1)
+    parts = config(store, tiny_draft, tmp_path / "parts", **settings)
     for step in (3, 7, 10):
         with pytest.raises(StopNowError):
             train(parts, stop_at(step))
@@ -80,6 +94,58 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (whole.out / "metrics.jsonl").read_text() == (parts.out / "metrics.jsonl").read_text()
+    kind = "weights" if recipe == "full" else "adapter"
+    for path in (whole.out / kind).glob("*.safetensors"):
+        assert path.read_bytes() == (parts.out / kind / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("arm", ["lora", "afa-lora"])
+def test_the_result_of_cycles_merges_to_what_was_trained(
+    arm: str, store: Path, tiny_draft: Path, tiny_target: Path, tmp_path: Path
+) -> None:
+    """The draft in training holds what was folded; the saved adapter of rank 4 x 3 is the sum."""
+    settings = config(
+        store, tiny_draft, tmp_path / "run", arm=arm, cycles=3, eval_every=12, precision="fp32"
+    )
+    trained = train(settings)
+    assert json.loads((trained.result / "adapter_config.json").read_text())["r"] == 12
+    parity = merge(trained.folder, tiny_draft, tmp_path / "merged", tiny_target)
+    assert parity.float32 <= 1e-5
+    opened = FeatureStore.open(store)
+    _, held = split_sequences(len(opened), settings)
+    adapted = load_result(load_draft(tiny_draft, tiny_target), trained.result)
+    measured = offline_acceptance(adapted, (opened[i] for i in held), 3, amp=False)
+    assert measured.acceptance_length == pytest.approx(trained.acceptance_length, abs=1e-9)
+
+
+def test_ranks_follow_the_gradient_within_the_budget(
+    store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    sizes = {}
+    for allocate in ("uniform", "gradient"):
+        trained = train(
+            config(store, tiny_draft, tmp_path / allocate, arm="lora", allocate=allocate)
+        )
+        saved = load_file(trained.result / "adapter_model.safetensors")
+        ranks = {len(tensor) for name, tensor in saved.items() if "lora_A" in name}
+        assert (len(ranks) > 1) == (allocate == "gradient")
+        sizes[allocate] = sum(tensor.numel() for tensor in saved.values())
+    assert 0.9 * sizes["uniform"] < sizes["gradient"] <= sizes["uniform"]
+
+
+def test_cycles_warm_up_again_under_one_cosine(
+    store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    whole = config(store, tiny_draft, tmp_path, steps=100, cycles=4, warmup=0.2, learning_rate=1.0)
+    rates = [learning_rate(whole, step) for step in range(100)]
+    for start in (0, 25, 50, 75):
+        assert rates[start] < rates[start + 4]
+    assert [max(rates[s : s + 25]) for s in (0, 25, 50, 75)] == sorted(
+        (max(rates[s : s + 25]) for s in (0, 25, 50, 75)), reverse=True
+    )
+    own = whole.model_copy(update={"restart_rate": True})
+    assert max(learning_rate(own, step) for step in range(75, 100)) == pytest.approx(1.0)
+    assert learning_rate(own, 24) < 0.05
 
 
 def test_micro_batches_add_up(store: Path, tiny_draft: Path, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ CASES: dict[str, tuple[Edit, str]] = {
         "is the target itself",
     ),
     "unknown_activation": (swap("rank: 4", "activation: softplus"), "activation 'softplus'"),
+    "unknown_rival": (add("    against: [afa]"), "full is against 'afa'"),
     "unknown_vllm_arm": (add("vllm: {arms: [afa]}"), "vllm.arms names 'afa'"),
     "not_yaml": (add("seeds: [1"), "is not valid YAML"),
 }

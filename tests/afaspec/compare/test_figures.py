@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from afaspec.compare.config import ArmConfig
 from afaspec.compare.figures import Measured, difference, figures_of, gap_closed, rivals
 from afaspec.compare.plan import Variant
 
@@ -70,6 +71,7 @@ def test_no_gap_no_share_of_it() -> None:
 
 
 def test_rivals_differ_in_the_arm_alone() -> None:
+    arms = {name: ArmConfig(arm=name) for name in ("lora", "afa-lora", "full")}
     found = [
         made_up("lora r8", 0.5, LORA),
         made_up("lora r16", 0.5, Variant("lora", 16, 200, None)),
@@ -77,13 +79,24 @@ def test_rivals_differ_in_the_arm_alone() -> None:
         made_up("full", 0.5, FULL),
         made_up("full, long", 0.5, Variant("full", None, 800, None)),
     ]
-    pairs = {(arm.label, against.label) for arm, against in rivals(found)}
+    pairs = {(arm.label, against.label) for arm, against in rivals(found, arms)}
     assert pairs == {
         ("afa-lora r8", "lora r8"),
         ("full", "lora r8"),
         ("full", "lora r16"),
         ("full", "afa-lora r8"),
     }
+
+
+def test_arms_are_held_only_against_those_they_name() -> None:
+    arms = {
+        "lora": ArmConfig(arm="lora"),
+        "afa-lora": ArmConfig(arm="afa-lora", against=["lora"]),
+        "full": ArmConfig(arm="full"),
+    }
+    found = [made_up("lora", 0.5, LORA), made_up("afa-lora", 0.5, AFA), made_up("full", 0.5, FULL)]
+    pairs = {(arm.label, against.label) for arm, against in rivals(found, arms)}
+    assert pairs == {("afa-lora", "lora"), ("full", "lora")}
 
 
 def test_a_trained_arm_beats_an_untrained_base_of_one_row() -> None:
