@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
@@ -68,6 +67,7 @@ class StoreWriter:
     def flush(self) -> None:
         """Write the open shard, then list it in the manifest."""
         import torch
+        from safetensors.torch import save_file
 
         tensors = {
             "input_ids": torch.tensor(self._ids, dtype=torch.int32),
@@ -79,7 +79,7 @@ class StoreWriter:
         }
         path = self.folder / f"shard-{len(self.manifest.shards):05d}.safetensors"
         with atomic_file(path) as temporary:
-            _save(tensors, temporary)
+            save_file(tensors, temporary)
             record = ShardRecord(
                 file=path.name,
                 sequences=len(self._index),
@@ -99,20 +99,6 @@ class StoreWriter:
         self._index: list[int] = []
         self._hidden: list[Tensor] = []
         self._final: list[Tensor] = []
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Save with safetensors, whose own error hides the operating system's reason."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            if f"os error {code}" in str(error):
-                raise OSError(code, os.strerror(code), str(path)) from error
-        raise
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from drafts.errors import UserError
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; rename it to `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -32,12 +33,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; it replaces `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
     try:
         with disk_errors(path):
+            temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -87,6 +88,11 @@ def _owner_alive(stale: Path) -> bool:
     return True
 
 
+def _make_parent(path: Path) -> None:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -97,16 +103,25 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into a `UserError` that names `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        code = _os_error(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 "the disk is full", where=path, mend="free some space and run the command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
-                f"cannot be written ({error.strerror})", where=path, mend="choose another folder"
+                f"cannot be written ({os.strerror(code)})", where=path, mend="choose another folder"
             ) from error
         raise
+
+
+def _os_error(error: Exception) -> int | None:
+    """The operating system's code; safetensors raises an error of its own with it in the text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_json(path: Path, value: Any) -> None:

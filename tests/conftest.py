@@ -1,7 +1,9 @@
-"""Fixtures that every test folder shares: a tiny target and a tiny draft on disk."""
+"""Fixtures that every test folder shares: a tiny pair on disk, vLLM for it, and a full disk."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,3 +31,15 @@ def vllm_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWorker
     worker = VllmWorker(tmp_path_factory.mktemp("vllm") / "worker.log")
     yield worker
     worker.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

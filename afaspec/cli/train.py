@@ -22,7 +22,7 @@ def run(config: TrainConfig) -> None:
       afaspec train --config train.yaml --learning-rate 1e-3 --annealing-end 0.3
     """
     from afaspec.cli.console import console, note, progress
-    from drafts.files import read_json
+    from drafts.files import disk_errors, read_json
 
     done = config.out / "manifest.json"
     if done.exists():
@@ -34,7 +34,7 @@ def run(config: TrainConfig) -> None:
         return
     from afaspec.training import train
 
-    with progress() as bar:
+    with progress() as bar, disk_errors(config.out):
         task = bar.add_task(config.arm, total=config.steps, unit="step")
 
         def report(row: dict[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -148,15 +146,3 @@ def test_disk_that_fills_up_leaves_no_half_shard(small_disk: Path) -> None:
             writer.flush()
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "shard-00000.safetensors"]
     assert len(FeatureStore.open(folder, allow_incomplete=True, verify=True)) == 3
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> object:
-    """A real file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a small tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
