@@ -20,7 +20,14 @@ from afaspec.versions import versions
 from drafts.checkpoint import load_draft, module_names, read_draft_info, write_like
 from drafts.draft import Draft
 from drafts.errors import UserError
-from drafts.files import atomic_folder, hash_file, read_json, remove_leftovers, write_json
+from drafts.files import (
+    atomic_folder,
+    hash_file,
+    read_json,
+    remove_leftovers,
+    require_empty,
+    write_json,
+)
 from drafts.tensors import open_tensors, read_header
 
 
@@ -49,6 +56,8 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
     check_base(base, run, result)
     if out.resolve() == base.resolve():
         raise UserError("is the base draft itself", where=out, mend="choose another --out")
+    remove_leftovers(out)
+    check_replaceable(out)
 
     draft = load_draft(base, target)
     before = {name: p.detach().clone() for name, p in draft.named_parameters()}
@@ -56,7 +65,6 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
     changed = merged_weights(adapted)
     changed = {n: w for n, w in changed.items() if not torch.equal(w, before[n])}
 
-    remove_leftovers(out)
     with atomic_folder(out) as folder:
         write_like(base, folder, changed)
         parity = measure_parity(adapted, base, folder, changed, target)
@@ -82,6 +90,14 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
             },
         )
     return parity
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise `UserError` where `out` holds anything but a draft that was merged before."""
+    record = out / "afaspec.json"
+    merged = record.is_file() and read_json(record).get("made_by") == "afaspec merge"
+    if not merged:
+        require_empty(out)
 
 
 def find_result(trained: Path) -> tuple[Path, Path | None]:

@@ -281,6 +281,24 @@ def merge_onto_the_base(p: Place) -> list[object]:
     return ["merge", p.run, "--out", p.draft]
 
 
+@case("is there already")
+def merge_over_other_files(p: Place) -> list[object]:
+    p.own(p.target).rename(p.out)
+    return p.merge(p.run)
+
+
+@case("is there already")
+def merge_over_its_own_run(p: Place) -> list[object]:
+    shutil.copytree(p.run, p.out)
+    return p.merge(p.out)
+
+
+@case("is there already")
+def merge_over_a_file(p: Place) -> list[object]:
+    p.out.write_text("mine")
+    return p.merge(p.run)
+
+
 @pytest.fixture(scope="module")
 def made(
     tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path
