@@ -161,9 +161,13 @@ def dump(draft: Eagle3Draft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tens
 
 
 def stored_tensors(draft: Any, dtype: Any) -> dict[str, Tensor]:
-    """All tensors but the embedding, which is the target's, by their names in EAGLE's layout."""
+    """All tensors by their names in EAGLE's layout, but the embedding where it is the target's.
+
+    A draft of another width than the target's can only have one of its own.
+    """
     state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
-    del state["embed_tokens.weight"]
+    if draft.config.hidden_size == draft.config.target_hidden_size:
+        del state["embed_tokens.weight"]
     if draft.config.draft_vocab_size != draft.config.vocab_size:
         state["d2t"] = draft.d2t.contiguous()
     if draft.config.num_layers == 1:

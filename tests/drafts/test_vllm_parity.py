@@ -22,6 +22,7 @@ from drafts.convert import convert
 from drafts.dflash import DFlashDraft
 from drafts.draft import Draft
 from drafts.eagle3 import Eagle3Draft
+from drafts.formats.eagle3 import SWITCHES
 from drafts.fresh import FreshOptions, fresh_draft, take_from_target
 from drafts.target import load_lm_head, read_target
 from tests.drafts.test_draft_model import write_lm
@@ -32,6 +33,14 @@ PROMPTS = [[5, 9, 200, 31, 44, 17, 300, 8], [400, 3, 3, 77, 120, 256], list(rang
 FITTED = 2  # prompts whose continuations the drafts are fitted to
 NEW_TOKENS = 24
 EVERY_K = (1, 2, 3, 4, 5)
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,  # so few that the tests' positions reach beyond
+}
 Case = tuple[Callable[[Path, Path], Path], tuple[int, ...]]  # (folder, target) -> draft; ks
 
 
@@ -55,7 +64,8 @@ def switched(family: str, **switches: Any) -> Callable[[Path, Path], Path]:
         plain: Any = fresh_draft(family, target, FreshOptions(max_k=max(EVERY_K)))
         draft = type(plain)(replace(plain.config, **switches))
         for name, parameter in draft.named_parameters():
-            torch.nn.init.normal_(parameter, std=0.3 if name.endswith("bias") else 0.02)
+            norm, wide = "norm" in name, name.endswith("bias")
+            torch.nn.init.normal_(parameter, float(norm), 0.3 if norm or wide else 0.02)
         draft.load_state_dict(plain.state_dict(), strict=False)
         take_from_target(draft, target, None)
         save_draft(draft, family, folder, dtype=torch.float32)
@@ -67,6 +77,19 @@ def switched(family: str, **switches: Any) -> Callable[[Path, Path], Path]:
 def eagle3(**switches: Any) -> Callable[[Path, Path], Path]:
     """A maker of EAGLE-3 drafts with switches of its config, and a reduced vocabulary."""
     return lambda folder, target: write_draft(folder, **switches)
+
+
+def eagle3_narrow(folder: Path, target: Path) -> Path:
+    """An EAGLE-3 draft half as wide as the target, so with an embedding of its own."""
+    folder.mkdir()
+    plain = fresh_draft("eagle3", target)
+    size = plain.config.hidden_size // 2
+    torch.manual_seed(0)
+    draft = Eagle3Draft(
+        replace(plain.config, hidden_size=size, num_attention_heads=2, num_key_value_heads=2)
+    )
+    save_draft(draft, "eagle3", folder, dtype=torch.float32)
+    return folder
 
 
 def eagle3_qwen3(folder: Path, target: Path) -> Path:
@@ -110,6 +133,11 @@ CASES: dict[str, Case] = {
     "eagle3, two layers": (fresh("eagle3", num_layers=2), (1, 3)),
     "eagle3, norm_before_residual": (eagle3(norm_before_residual=True), (3,)),
     "eagle3, norm_output": (eagle3(norm_output=True, rope_theta=500000.0), (4,)),
+    "eagle3, norm_before_fc": (switched("eagle3", norm_before_fc=True), (3,)),
+    "eagle3, fc_norm": (switched("eagle3", fc_norm=True), (3,)),
+    "eagle3, all switches": (switched("eagle3", **dict.fromkeys(SWITCHES, True)), (4,)),
+    "eagle3, llama3 rope": (eagle3(rope_parameters=LLAMA3_ROPE, rope_theta=500000.0), (3,)),
+    "eagle3, narrower than its target": (eagle3_narrow, (1, 3)),
     "eagle3, Qwen3's layers": (eagle3_qwen3, (3,)),
     "peagle": (fresh("peagle"), EVERY_K),
     "dflash": (dflash(1), EVERY_K),
