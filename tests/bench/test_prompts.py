@@ -165,6 +165,40 @@ def test_local_datasets(form: str, tmp_path: Path) -> None:
     assert [p.response for p in prompts] == ["a", None]
 
 
+@pytest.mark.parametrize(
+    ("source", "asked", "expected"),
+    [
+        ("owner/name", ("owner/name", None), "train"),
+        ("owner/name@test", ("owner/name", None), "test"),
+        ("owner/name:main@test", ("owner/name", "main"), "test"),
+        ("name", ("name", None), "train"),
+    ],
+)
+def test_hub_datasets(
+    source: str, asked: tuple[str, str | None], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset id with and without configuration and split; the hub itself is played here."""
+    import datasets
+
+    seen: list[tuple[Any, ...]] = []
+
+    def load_dataset(*arguments: Any) -> datasets.DatasetDict:
+        seen.append(arguments)
+        rows = {side: [{"prompt": f"{side} {i}"} for i in range(2)] for side in ("test", "train")}
+        return datasets.DatasetDict(
+            {side: datasets.Dataset.from_list(found) for side, found in rows.items()}
+        )
+
+    monkeypatch.setattr("bench.hub_rows._reachable", lambda name: None)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    prompts = read_prompts(source)
+    assert seen == [asked]
+    assert [prompt.text for prompt in prompts] == [f"{expected} 0", f"{expected} 1"]
+    assert prompts[1].id == f"{source}:2"
+    with pytest.raises(UserError, match="has no split dev; found test, train"):
+        read_prompts("owner/name@dev")
+
+
 def encode(prompts: list[Prompt], tokenizer: Any, **options: Any) -> list[Any]:
     return encode_prompts(prompts, tokenizer, **{"max_positions": 256, **options})
 
