@@ -53,7 +53,8 @@ def source_prompts(
             f"holds no usable text file; expected names ending in {ends}"
             + (f" (passed over: {passed})" if passed else ""),
             where=root,
-            mend="name others with --suffix, or lower --prompt-tokens if they are too short",
+            mend="lower --prompt-tokens if they are too short; `afaspec capture` takes other "
+            "endings with --suffixes",
         )
 
 

@@ -46,7 +46,7 @@ def serve(
 
         afaspec serve models/Llama-3.1-8B-Instruct --draft runs/merged --k 4
 
-        afaspec serve embedded --draft runs/demo/afa-lora/merged -- --max-model-len 2048
+        afaspec serve embedded --draft runs/demo/afa-lora-merged -- --max-model-len 2048
     """
     from afaspec.adapted_target import resolve_target
     from afaspec.cli.console import console, note
