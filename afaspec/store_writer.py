@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from afaspec.manifest import Manifest, ShardRecord
 from drafts.errors import UserError
-from drafts.files import atomic_file, disk_errors, hash_file
+from drafts.files import atomic_file, hash_file, make_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,15 +108,7 @@ def locked(folder: Path, command: str = "afaspec capture") -> Iterator[None]:
     A folder made here that is still empty when the block fails is removed again.
     """
     made = not folder.exists()
-    try:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a file in its place, or a file system that makes no folders
-        raise UserError(
-            f"this folder cannot be made ({error.strerror})",
-            where=folder,
-            mend="choose another --out",
-        ) from None
+    make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

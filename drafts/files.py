@@ -19,7 +19,7 @@ from drafts.errors import UserError
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; rename it to `path` when the block ends without an error."""
-    _make_parent(path)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -33,7 +33,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; it replaces `path` when the block ends without an error."""
-    _make_parent(path)
+    make_folder(path.parent)
     remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -46,6 +46,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` where there is none. Raises `UserError` where none can be."""
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file in its place, or a file system that makes no folders
+        raise UserError(
+            f"this folder cannot be made ({error.strerror})",
+            where=folder,
+            mend="choose another --out",
+        ) from None
 
 
 def require_empty(folder: Path) -> None:
@@ -88,11 +101,6 @@ def _owner_alive(stale: Path) -> bool:
     return True
 
 
-def _make_parent(path: Path) -> None:
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -109,7 +117,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 "the disk is full", where=path, mend="free some space and run the command again"
             ) from error
-        if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if code in (errno.EACCES, errno.EROFS):
             raise UserError(
                 f"cannot be written ({os.strerror(code)})", where=path, mend="choose another folder"
             ) from error

@@ -84,8 +84,8 @@ def test_a_file_where_a_folder_should_be(store: Path, tiny_draft: Path, tmp_path
     for out in (tmp_path / "file" / "out", tmp_path / "file" / "in" / "out"):
         code, error = run_command("convert", tiny_draft, "--to", "speculators", "--out", out)
         assert code == 2, error
-        assert "cannot be written" in error
+        assert "this folder cannot be made" in error
         code, error = run_command(*training(store, tiny_draft, out, "--no-tensorboard"))
         assert code == 2, error
-        assert "cannot be written" in error
+        assert "this folder cannot be made" in error
     assert (tmp_path / "file").read_text() == "mine"
