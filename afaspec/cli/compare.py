@@ -35,6 +35,10 @@ def compare(
         bool,
         typer.Option("--dry-run", help="Print the plan, with one step of every arm timed."),
     ] = False,
+    stored: Annotated[
+        Path | None,
+        typer.Option("--from", help="study.json(.gz) whose finished cells are taken over."),
+    ] = None,
     report_only: Annotated[
         bool,
         typer.Option("--report-only", help="Write tables, plots and page again; run nothing."),
@@ -55,15 +59,19 @@ def compare(
       afaspec compare study.yaml --set 'seeds=[0, 1, 2, 3, 4]' --set arms.lora.rank=4
 
       afaspec compare study.yaml --report-only
+
+      afaspec compare study.yaml --from study.json.gz --report-only
     """
     from rich.console import Console
 
     from afaspec.cli.console import console, note
-    from afaspec.compare.run import forecast
+    from afaspec.compare.run import forecast, take_over
     from afaspec.compare.run import report_only as write_again
     from afaspec.compare.tables import headline, render_domain, verdicts
 
     config = load(study, out, settings or [], small=quick)
+    if stored:
+        take_over(config, stored)
     if dry_run:
         show_forecast(forecast(config, note))
         return

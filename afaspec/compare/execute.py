@@ -27,6 +27,7 @@ from bench.measure import Progress
 from bench.report import write_report
 from bench.run import run_bench
 from drafts.checkpoint import load_draft
+from drafts.errors import UserError
 from drafts.files import read_json
 
 LOSSES_KEPT = 200  # points of a training curve
@@ -101,7 +102,7 @@ class Executor:
             self.config, cell.variant, cell.rate, cell.seed, cell.settings["steps"]
         ).model_copy(
             update={
-                "store": self._store_folder(data, "train"),
+                "store": self._store(data, "train").folder,
                 "target": self.target,
                 "out": self.run_folder(cell),
             }
@@ -191,8 +192,20 @@ class Executor:
     def _store(self, data: Cell, side: str) -> FeatureStore:
         folder = self._store_folder(data, side)
         if folder not in self._stores:
-            self._stores[folder] = FeatureStore.open(folder)
+            store = FeatureStore.open(folder) if folder.exists() else self._again(data, side)
+            self._stores[folder] = store
         return self._stores[folder]
+
+    def _again(self, data: Cell, side: str) -> FeatureStore:
+        """A store that another machine captured, or that was deleted. Greedy answers repeat."""
+        store = self._capture(data, side)
+        if store.tokens != self.ledger[data.key][f"{side}_tokens"]:
+            raise UserError(
+                f"the target answers {data.domain} otherwise here than where the study was begun",
+                where=store.folder,
+                mend="go on there, or begin anew in another --out",
+            )
+        return store
 
     @staticmethod
     def _all(store: FeatureStore) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,6 +40,12 @@ class Ledger(Mapping[str, Json]):
     def seconds(self, cell: Cell) -> float:
         return float(self._records[cell.key]["seconds"])
 
+    def adopt(self, records: Iterable[Json]) -> None:
+        """Keep records that another ledger wrote, where this one has no such cell yet."""
+        for record in records:
+            if record["key"] not in self._records:
+                self._keep(record)
+
     def drop_stale(self, cells: list[Cell]) -> bool:
         """Forget results made with other settings than the cells now have; were there any?
 
@@ -69,6 +75,9 @@ class Ledger(Mapping[str, Json]):
             "seconds": round(seconds, 3),
             "made": {"time": datetime.now(UTC).isoformat(timespec="seconds"), **self._maker},
         }
-        with atomic_file(self.folder / f"{cell.kind}-{cell.key}.json") as temporary:
+        self._keep(record)
+
+    def _keep(self, record: Json) -> None:
+        with atomic_file(self.folder / f"{record['kind']}-{record['key']}.json") as temporary:
             temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        self._records[cell.key] = record
+        self._records[record["key"]] = record

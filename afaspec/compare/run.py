@@ -14,11 +14,11 @@ from pathlib import Path
 from afaspec.activations import ACTIVATION_NAMES
 from afaspec.adapted_target import resolve_target
 from afaspec.compare.config import CompareConfig
-from afaspec.compare.data import Facts, gather
+from afaspec.compare.data import FACTS, Facts, gather
 from afaspec.compare.estimate import StepCost, remaining_seconds, time_step
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, needed, train_config, variants
-from afaspec.compare.study import build_study, write_study
+from afaspec.compare.study import build_study, read_study, write_study
 from afaspec.manifest import Manifest, TargetRecord
 from afaspec.store_writer import locked
 from afaspec.train_checks import check_fit, check_steps
@@ -74,6 +74,15 @@ def compare(
         study = build_study(config, facts, plan, ledger)
         write_study(study, config.out)
     return study
+
+
+def take_over(config: CompareConfig, stored: Path) -> None:
+    """Begin the study in `config.out` with the finished cells of a stored study.json(.gz)."""
+    study = read_study(stored)
+    with locked(config.out, "afaspec compare"):
+        Ledger(config.out / "cells").adopt(study["cells"])
+        if not (config.out / FACTS).exists():
+            Facts(**study["facts"]).write(config.out)
 
 
 def report_only(config: CompareConfig) -> Json:

@@ -95,6 +95,24 @@ def write_study(study: Json, folder: Path) -> Path:
     return page
 
 
+def read_study(path: Path) -> Json:
+    """A study.json, gzipped or not. Raises `UserError` for anything else."""
+    import gzip
+
+    try:
+        raw = path.read_bytes()
+        study = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+        if study["schema"] != SCHEMA:
+            raise KeyError
+    except FileNotFoundError:
+        raise UserError("no such file", where=path, mend="give a study.json(.gz)") from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"is not a study ({SCHEMA})", where=path, mend="give a study.json(.gz)"
+        ) from None
+    return dict(study)
+
+
 def _measured(config: CompareConfig, plan: Plan, ledger: Ledger, domain: str) -> list[Measured]:
     """The base draft, then every variant whose seeds are all measured."""
     base = ledger[plan.only("base", domain).key]

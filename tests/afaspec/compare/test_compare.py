@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import random
@@ -18,12 +19,13 @@ import yaml
 from afaspec.capture import capture
 from afaspec.compare.config import CompareConfig
 from afaspec.compare.data import capture_config, divide, gather
-from afaspec.compare.run import compare, forecast, report_only
+from afaspec.compare.run import compare, forecast, report_only, take_over
 from afaspec.compare.served import counted, merged_draft
 from afaspec.merging import find_result, merge
 from afaspec.store import FeatureStore
 from bench.prompts import read_prompts
 from drafts.checkpoint import load_draft
+from drafts.errors import UserError
 from tests.nursery import Nursery, is_alive
 
 KILLS = 4
@@ -180,6 +182,44 @@ def test_the_report_is_made_again_from_the_cells_alone(
     again = report_only(CompareConfig(**(given | {"out": copy})))
     assert timeless(again) == timeless(finished)
     assert (copy / "study.html").read_text() == (out / "study.html").read_text()
+
+
+def test_a_stored_study_goes_on_elsewhere(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    """From study.json alone: what is there is not done again, a new seed is, on its own store."""
+    stored, out = tmp_path / "study.json.gz", tmp_path / "elsewhere"
+    stored.write_bytes(gzip.compress((Path(given["out"]) / "study.json").read_bytes()))
+    config = CompareConfig(**(given | {"out": out, "seeds": [0, 1, 2]}))
+    take_over(config, stored)
+    with pytest.raises(UserError, match="no finished arm"):
+        report_only(config)  # no arm has its third seed
+    grown = compare(config)
+    assert len(list((out / "cells").iterdir())) == len(finished["cells"]) + 4
+    for arm, old in zip(
+        grown["domains"]["code"]["arms"], finished["domains"]["code"]["arms"], strict=True
+    ):
+        assert arm["by_seed"][:2] == old["by_seed"]
+
+
+def test_a_study_is_not_taken_on_by_a_target_that_answers_otherwise(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    other = json.loads((Path(given["out"]) / "study.json").read_text())
+    next(c for c in other["cells"] if c["kind"] == "data")["result"]["train_tokens"] += 1
+    (tmp_path / "study.json").write_text(json.dumps(other))
+    config = CompareConfig(**(given | {"out": tmp_path / "out", "seeds": [0, 1, 2]}))
+    take_over(config, tmp_path / "study.json")
+    with pytest.raises(UserError, match="answers code otherwise here"):
+        compare(config)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"schema": "afaspec-bench/2"}', b"[]"])
+def test_what_is_no_study_is_refused(content: bytes, given: dict[str, Any], tmp_path: Path) -> None:
+    for name, raw in (("a.json", content), ("a.json.gz", content)):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(UserError, match="is not a study"):
+            take_over(CompareConfig(**given), tmp_path / name)
 
 
 def test_a_grown_study_runs_new_cells_only(
