@@ -33,6 +33,13 @@ class VllmWorker:
         request = {"target": str(target), "draft": str(draft), "k": k}
         return self._ask(request | {"prompts": prompts, "new_tokens": new_tokens})
 
+    def serve_lora(
+        self, target: Path, adapter: Path, prompts: list[list[int]], new_tokens: int
+    ) -> dict[str, Any]:
+        """Greedy answers `adapted` with a LoRA adapter and `base` without, by the same engine."""
+        request = {"target": str(target), "adapter": str(adapter)}
+        return self._ask(request | {"prompts": prompts, "new_tokens": new_tokens})
+
     def bench_serve_metrics(
         self, outputs: list[dict[str, Any]], percentiles: list[int]
     ) -> dict[str, Any]:

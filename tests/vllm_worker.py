@@ -74,6 +74,34 @@ def answer(
     return {"runs": runs, "counters": asdict(counters_from_engine(llm) - before)}
 
 
+def answer_with_lora(
+    target: str, adapter: str, prompts: list[list[int]], new_tokens: int
+) -> dict[str, list[list[int]]]:
+    """Greedy answers of one engine, with the adapter and without."""
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    gc.unfreeze()
+    gc.collect()
+    llm = LLM(
+        model=target,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=len(prompts),
+        kv_cache_memory_bytes=CACHE_BYTES,
+        enable_lora=True,
+        max_lora_rank=8,
+    )
+    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    answers = {}
+    for name, lora in (("adapted", LoRARequest("tuned", 1, adapter)), ("base", None)):
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = llm.generate(asked, sampling, use_tqdm=False, lora_request=lora)
+        answers[name] = [list(output.outputs[0].token_ids) for output in outputs]
+    return answers
+
+
 def bench_serve_metrics(outputs: list[dict[str, Any]], percentiles: list[int]) -> dict[str, Any]:
     """What `vllm bench serve` makes of answers that came at these times."""
     from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
@@ -91,8 +119,12 @@ def main() -> None:
     for line in sys.stdin:
         try:
             request = json.loads(line)
-            measured = "outputs" in request
-            result = bench_serve_metrics(**request) if measured else answer(proposed, **request)
+            if "outputs" in request:
+                result: dict[str, Any] = bench_serve_metrics(**request)
+            elif "adapter" in request:
+                result = answer_with_lora(**request)
+            else:
+                result = answer(proposed, **request)
         except Exception as error:  # whatever vLLM raises is what a test wants to know
             result = {"error": f"{type(error).__name__}: {str(error).splitlines()[-1]}"}
         replies.write(json.dumps(result) + "\n")
