@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from afaspec.compare.plan import Json
-from afaspec.compare.plots import shown, svg_study_plots
+from afaspec.compare.plots import shown, svg_overall_plots, svg_study_plots
 from afaspec.compare.tables import (
     COLUMNS,
     COMPARED,
@@ -37,7 +37,12 @@ PROTOCOL = (
 
 def write_study_page(study: Json, path: Path) -> Path:
     """Write the page atomically; returns `path`."""
-    body = [_domain(study, domain) for domain in study["domains"]]
+    body = (
+        [section("All comparisons", plot_grid(plots))]
+        if (plots := svg_overall_plots(study))
+        else []
+    )
+    body += [_domain(study, domain) for domain in study["domains"]]
     body += [section("Learning rates", _rates(study)), section("How it was measured", _how(study))]
     text = page(
         "Training comparison",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,12 +11,15 @@ from afaspec.compare.figures import REFERENCE_RANK
 from afaspec.compare.plan import Json
 from bench.arms import LABELS
 from bench.plots.style import (
+    COLOURS,
     INK,
     MARKERS,
+    Series,
     as_svg,
     axes_of,
     bars,
     colours_of,
+    dots,
     legend_below,
     styled,
     values_and_errors,
@@ -48,19 +52,55 @@ def study_plots(study: Json, domain: str) -> Iterator[Drawn]:
             yield f"{domain}_{axis}", said, _along_drawer(chosen, axis, title, results, colours)
 
 
+def overall_plots(study: Json) -> Iterator[Drawn]:
+    """What is drawn of all domains together: every comparison, with its interval."""
+    if any(results["comparisons"] for results in study["domains"].values()):
+        said = "differences in acceptance length between arms, with 95% intervals"
+        yield "differences", said, lambda: differences(study)
+
+
 def write_study_plots(study: Json, folder: Path) -> None:
     """Write every plot as PNG into `folder`, each atomically."""
     with styled():
-        for domain in study["domains"]:
-            for stem, _, draw in study_plots(study, domain):
-                with atomic_file(folder / f"{stem}.png") as temporary:
-                    draw().savefig(temporary, format="png", dpi=200, facecolor="white")
+        by_domain = [study_plots(study, domain) for domain in study["domains"]]
+        for stem, _, draw in chain(overall_plots(study), *by_domain):
+            with atomic_file(folder / f"{stem}.png") as temporary:
+                draw().savefig(temporary, format="png", dpi=200, facecolor="white")
 
 
 def svg_study_plots(study: Json, domain: str) -> list[str]:
     """The domain's plots as SVG elements of a page."""
+    return _svg(study_plots(study, domain))
+
+
+def svg_overall_plots(study: Json) -> list[str]:
+    """The plots of all domains together, likewise."""
+    return _svg(overall_plots(study))
+
+
+def _svg(plots: Iterator[Drawn]) -> list[str]:
     with styled():
-        return [as_svg(draw(), said, stem) for stem, said, draw in study_plots(study, domain)]
+        return [as_svg(draw(), said, stem) for stem, said, draw in plots]
+
+
+def differences(study: Json) -> Figure:
+    """A row per pair of arms, a mark per domain: how much longer the first one's acceptance is."""
+    by_domain = {
+        domain: {(c["arm"], c["against"]): c["difference"] for c in results["comparisons"]}
+        for domain, results in study["domains"].items()
+    }
+    pairs = list(dict.fromkeys(pair for found in by_domain.values() for pair in found))
+    names = [" − ".join(LABELS.get(label, label) for label in pair) for pair in pairs]
+    series = [
+        Series(domain, colour, marker, [found.get(pair) for pair in pairs])
+        for (domain, found), colour, marker in zip(
+            by_domain.items(), [*COLOURS.values()][2:] * 9, MARKERS * 9, strict=False
+        )
+    ]
+    figure, axes = dots(names, series)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_title("Differences in acceptance length")
+    return figure
 
 
 def by_arm(results: Json, colours: Mapping[str, str], domain: str) -> Figure:

@@ -1,0 +1,87 @@
+"""Write the tables and plots of docs/study.md from the stored studies beside this file.
+
+    python docs/study/write.py
+
+Each `NAME.json.gz` here is the study.json that `afaspec compare docs/study/NAME.yaml` left. What
+stands between the marks of docs/study.md is replaced; the text around them is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from afaspec.compare.plots import overall_plots, study_plots
+from afaspec.compare.study import read_study
+from afaspec.compare.tables import COMPARED, comparison_rows, domain_rows, settings_line
+from bench.plots.style import styled
+from drafts.files import atomic_file
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "study.md"
+MARK = re.compile(r"<!-- begin (\S+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+COLUMNS = ("arm", "acceptance length", "more than base", "gap closed", "learning rate", "trained")
+Json = dict[str, Any]
+
+
+def main() -> None:
+    """Write page and plots again, each whole or not at all."""
+    studies = stored()
+    text = filled(PAGE.read_text(encoding="utf-8"), studies)
+    with styled():
+        for name, study in studies.items():
+            plots = [p for domain in study["domains"] for p in study_plots(study, domain)]
+            for stem, _, draw in [*overall_plots(study), *plots]:
+                if f"study/{name}_{stem}.png" in text:
+                    with atomic_file(HERE / f"{name}_{stem}.png") as temporary:
+                        draw().savefig(temporary, format="png", dpi=130, facecolor="white")
+    with atomic_file(PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def stored() -> dict[str, Json]:
+    """The studies beside this file, by name."""
+    return {
+        path.name.removesuffix(".json.gz"): read_study(path)
+        for path in sorted(HERE.glob("*.json.gz"))
+    }
+
+
+def filled(text: str, studies: dict[str, Json]) -> str:
+    """`text` with the content of every mark `begin STUDY PART` made anew."""
+
+    def fill(mark: re.Match[str]) -> str:
+        name, part = mark.groups()
+        return f"<!-- begin {name} {part} -->\n{content(studies[name], part)}\n<!-- end -->"
+
+    return MARK.sub(fill, text)
+
+
+def content(study: Json, part: str) -> str:
+    """`settings`, `verdicts`, or the table of a DOMAIN or of DOMAIN/comparisons."""
+    if part == "settings":
+        return settings_line(study)
+    domain, _, what = part.partition("/")
+    results = study["domains"][domain]
+    if what == "comparisons":
+        return table(COMPARED, comparison_rows(results))
+    rows = []
+    for cells in domain_rows(results):
+        arm, length, more, gap, _, rate, trained = (joined(cell) for cell in cells)
+        rows.append([arm, length, more, gap, rate, trained])
+    return table(COLUMNS, rows)
+
+
+def joined(cell: Any) -> str:
+    return f"{cell.text} ({cell.detail})" if cell.detail else str(cell.text)
+
+
+def table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
