@@ -13,6 +13,7 @@ from bench.summary import Cell
 
 BEST = " class='best'"
 MARKS = {"higher": "▲", "lower": "▼"}
+LONG = 24  # characters from which a cell's text may break anywhere, such as a path
 
 
 def page(title: str, headline: str, settings: str, body: str, foot: str) -> str:
@@ -88,9 +89,7 @@ def table(
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text that scrolls sideways where it is too wide."""
     head = "".join(f"<th scope='col'>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>\n" for row in rows
-    )
+    body = "".join("<tr>" + "".join(map(_plain_cell, row)) + "</tr>\n" for row in rows)
     return (
         f"<div class='scroll'><table class='plain'><thead><tr>{head}</tr></thead>"
         f"<tbody>\n{body}</tbody></table></div>"
@@ -117,6 +116,11 @@ def plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(plain(part) for part in value)
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain_cell(text: str) -> str:
+    wide = " class='long'" if len(text) > LONG else ""
+    return f"<td{wide}>{escape(text)}</td>"
 
 
 def _cell(cell: Cell, column: str) -> str:

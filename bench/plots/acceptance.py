@@ -38,7 +38,7 @@ def acceptance_length(arms: Arms, colours: Mapping[str, str]) -> Figure:
             values, rows, s=42, marker="D", facecolor="white", edgecolor=INK, zorder=4,
             label="offline, from captured features",
         )  # fmt: skip
-        figure.legend(loc="outside lower right", fontsize=9.5)
+        figure.legend(loc="outside lower right", fontsize=10)
     return figure
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bench import page_sections
 from bench.csv_rows import FIGURES, write_csv
+from bench.markup import plain_table
 from bench.page import render_page
 from bench.report import Report, build_report, read_report
 from bench.saved_run import read_run
@@ -317,3 +318,9 @@ def test_reading_an_unfinished_folder_is_a_clear_error(tmp_path: Path) -> None:
         read_run(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         read_report(tmp_path / "report.json")
+
+
+def test_only_long_texts_break_inside_words() -> None:
+    table = plain_table(("Prompt", "Position"), [["a/path/that/is/rather/long.h:7", "17"]])
+    assert "<td class='long'>a/path/that" in table
+    assert "<td>17</td>" in table
