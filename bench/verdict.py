@@ -191,10 +191,17 @@ def _span(found: Comparison, sign: float) -> str:
     if np.isnan(ends).any():
         return "too few prompts for an interval"
     if found.metric == ACCEPTANCE:
-        return f"{ends[0]:.2f} to {ends[1]:.2f}"
+        return _between(ends, 0.0, 2)
     if found.metric == SPEEDUP:
-        return f"{1 + ends[0]:.2f} to {1 + ends[1]:.2f}"
-    return f"{_percent(ends[0])} to {_percent(ends[1])}"
+        return _between([1 + end for end in ends], 1.0, 2)
+    return _between([100 * end for end in ends], 0.0, 1, "%")
+
+
+def _between(ends: Sequence[float], nothing: float, digits: int, unit: str = "") -> str:
+    """Both ends, with enough decimals to tell on which side of `nothing` each lies."""
+    while digits < 5 and any(round(end, digits) == nothing != end for end in ends):
+        digits += 1
+    return " to ".join(f"{end:.{digits}f}{unit}" for end in ends)
 
 
 def _percent(value: float) -> str:

@@ -144,6 +144,17 @@ def test_words() -> None:
     ]
 
 
+def test_an_interval_near_nothing_tells_its_side() -> None:
+    said = [
+        comparison("afa-lora", "lora", ACCEPTANCE, 0.04, 0.15, 0.0012, 0.3).words,
+        comparison("lora", "none", SPEEDUP, 0.04, 0.1, 0.0043, 0.2).words,
+        comparison("mine", "base", SPEED, 0.04, 0.1, 0.00032, 0.2).words,
+    ]
+    assert [words.rpartition("(")[2] for words in said] == [
+        "0.001 to 0.300)", "1.004 to 1.200)", "0.03% to 20.00%)",
+    ]  # fmt: skip
+
+
 def test_holm_asks_more_of_the_smaller_p_values() -> None:
     found = [
         comparison("a", "b", SPEED, 0.04, 0.1, 0.01, 0.2),
