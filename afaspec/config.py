@@ -85,10 +85,12 @@ def describe(
             where=where,
             mend=f"give it in the file or as --{name.replace('_', '-').replace('.', '-')}",
         )
+    message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict):  # settings that do not go together
+        inside = f"{name}: " if path else ""
+        return UserError(f"{inside}{message}", where=where, mend="change one of these settings")
     return UserError(
-        f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}",
-        where=where,
-        mend=f"correct {name}",
+        f"{name} is {first['input']!r}: {message}", where=where, mend=f"correct {name}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from afaspec.annealing import AnnealingSchedule
 from afaspec.embedded.assets import ModelFolder
@@ -81,6 +81,17 @@ class TrainSettings(BaseModel):
     eval_every: int = Field(50, gt=0, description="steps between evaluations")
     checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainSettings:
+        if self.cycles > self.steps:
+            raise ValueError(f"cycles is {self.cycles}, more than the {self.steps} steps")
+        if self.init != "default" and (self.cycles > 1 or self.compress):
+            # such initialisations also change the weights under the adapter
+            raise ValueError(f"cycles and compress need init: default, not {self.init}")
+        if self.arm == "full" and (self.cycles > 1 or self.compress):
+            raise ValueError("cycles and compress are of adapters; the arm is full")
+        return self
 
     def peak_learning_rate(self) -> float:
         return self.learning_rate or DEFAULT_LEARNING_RATES[self.arm]

@@ -109,6 +109,21 @@ def unknown_activation(p: Place) -> list[object]:
     return p.train("--activation", "softplus")
 
 
+@case("cycles is 9, more than the 4 steps")
+def more_cycles_than_steps(p: Place) -> list[object]:
+    return p.train("--cycles", "9", "--steps", "4")
+
+
+@case("cycles and compress need init: default, not pissa")
+def cycles_of_pissa(p: Place) -> list[object]:
+    return p.train("--cycles", "2", "--init", "pissa")
+
+
+@case("the arm is full")
+def compressed_full(p: Place) -> list[object]:
+    return p.train("--compress", "2", "--arm", "full")
+
+
 @case("modules names qkv")
 def unknown_modules(p: Place) -> list[object]:
     return p.train("--modules", "qkv")
