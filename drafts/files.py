@@ -48,6 +48,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise `UserError` where `folder` could not be made or written. Makes nothing."""
+    whole = folder.absolute()
+    there = next(path for path in (whole, *whole.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError("is a file", where=there, mend="choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError("cannot be written", where=there, mend="choose another --out")
+
+
 def make_folder(folder: Path) -> None:
     """Make `folder` where there is none. Raises `UserError` where none can be."""
     try:

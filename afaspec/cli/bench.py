@@ -145,7 +145,9 @@ def bench(
     from bench.suites import prompt_source
     from bench.summary import headline
     from bench.table import render_table, stage_bars
+    from drafts.files import require_writable
 
+    require_writable(out)  # now, not when all is measured
     source = prompt_source(prompts, suite, size)
     only_servers = {
         "--request-rate": request_rate, "--requests": requests, "--model": model,

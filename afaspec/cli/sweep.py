@@ -87,7 +87,9 @@ def sweep(
     from bench.sweep_plots import condition_name
     from bench.sweep_report import build_sweep, write_sweep
     from bench.table import stage_bars
+    from drafts.files import require_writable
 
+    require_writable(out)
     methods = tuple(part.strip() for part in draft_sample_method.split(","))
     config = SweepConfig(
         target=resolve_target(target, target_adapter, note),

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from bench.report import read_report
+from tests.command import run_command
 from tests.tiny_models import write_draft
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,20 @@ def test_a_draft_that_does_not_fit_starts_nothing(
     assert said in run.stderr
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["bench", "sweep"])
+@pytest.mark.parametrize("place", [".", "run", "runs/today"])
+def test_results_that_could_not_be_written_are_not_measured(
+    name: str, place: str, tiny_target: Path, tiny_draft: Path, prompts: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    options = [tiny_target, "--prompts", prompts, "--draft", f"base={tiny_draft}"]
+    code, said = run_command(name, *options, "--out", file / place)
+    assert code == 2
+    assert f"{file}: is a file" in said
+    assert file.read_text() == "mine"
 
 
 def test_a_killed_run_leaves_no_engine_and_no_report(
