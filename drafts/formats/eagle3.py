@@ -114,10 +114,7 @@ def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
             )
         layer_ids = default_layer_ids(read_target(target).num_layers)
     flat = info.config
-    nested = flat.get("eagle_config") or {}
-    switches: dict[str, Any] = {
-        key: bool(nested.get(key, flat.get(key, False))) for key in SWITCHES
-    }
+    own: dict[str, Any] = switches(flat)
     return Eagle3Config(
         **layer_fields(flat),
         qk_norm=is_qwen3(flat),
@@ -126,8 +123,15 @@ def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
         draft_vocab_size=info.draft_vocab_size,
         layer_ids=layer_ids,
         logit_scale=float(flat.get("logit_scale", 1.0)),
-        **switches,
+        **own,
     )
+
+
+def switches(flat: dict[str, Any]) -> dict[str, bool]:
+    """The switches as vLLM reads them: in `eagle_config` it looks for `norm_before_fc` alone."""
+    nested = flat.get("eagle_config") or {}
+    found = {key: bool(flat.get(key, False)) for key in SWITCHES}
+    return {**found, "norm_before_fc": bool(nested.get("norm_before_fc", found["norm_before_fc"]))}
 
 
 def is_qwen3(flat: dict[str, Any]) -> bool:
@@ -195,8 +199,7 @@ def fresh(target: Path, options: FreshOptions) -> Eagle3Draft:
 
 def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
     flat = info.config
-    nested = flat.get("eagle_config") or {}
-    own: dict[str, Any] = {key: bool(nested.get(key, flat.get(key, False))) for key in SWITCHES}
+    own: dict[str, Any] = dict(switches(flat))
     own["draft_vocab_size"] = info.draft_vocab_size
     if info.target_hidden_size != info.hidden_size:
         own["target_hidden_size"] = info.target_hidden_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,17 @@ def test_missing_layer_ids_take_the_target_default(
         load_draft(folder)
     # four layers give (2, 2, 1): not three distinct ones, which the reader must not hide
     assert load_draft(folder, tiny_target).config.layer_ids == (2, 2, 1)
+
+
+def test_switches_count_where_vllm_reads_them(tmp_path: Path, tiny_target: Path) -> None:
+    """Of those in `eagle_config` vLLM reads norm_before_fc; the others it takes from the top."""
+    nested = {"norm_before_fc": False, "norm_output": True, "norm_before_residual": True}
+    draft = write_draft(
+        tmp_path / "draft", eagle_config=nested, norm_before_fc=True, norm_before_residual=False
+    )
+    config: Any = load_draft(draft, tiny_target).config
+    read = (config.norm_before_fc, config.norm_output, config.norm_before_residual)
+    assert not any(read)
 
 
 def test_embedding_shared_with_a_target_of_another_width_is_refused(
