@@ -22,18 +22,18 @@ def run(config: TrainConfig) -> None:
       afaspec train --config train.yaml --learning-rate 1e-3 --annealing-end 0.3
     """
     from afaspec.cli.console import console, note, progress
+    from afaspec.training import claim_folder, train
     from drafts.files import disk_errors, read_json
 
     done = config.out / "manifest.json"
     if done.exists():
+        claim_folder(config)
         summary = read_json(done)
         console.print(
             f"{config.out} is finished already: held-out acceptance length "
             f"{summary['held_out_acceptance_length']:.3f} at step {summary['best_step']}."
         )
         return
-    from afaspec.training import train
-
     with progress() as bar, disk_errors(config.out):
         task = bar.add_task(config.arm, total=config.steps, unit="step")
 

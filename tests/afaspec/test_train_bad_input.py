@@ -249,6 +249,13 @@ def folder_of_another_run(p: Place) -> list[object]:
     return p.train("--rank", "9", *same)
 
 
+@case("belongs to a run with another rank")
+def folder_of_another_finished_run(p: Place) -> list[object]:
+    shutil.copytree(p.run, p.out)
+    same = ["--steps", "6", "--eval-every", "6", "--no-compiled", "--no-tensorboard"]
+    return p.train("--rank", "9", *same)
+
+
 @case("still non-linear (beta = 0.5)")
 def merge_before_the_end(p: Place) -> list[object]:
     run = p.own(p.run)
