@@ -86,7 +86,7 @@ def describe(
             mend=f"give it in the file or as --{name.replace('_', '-').replace('.', '-')}",
         )
     message = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], dict):  # settings that do not go together
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # do not go together
         inside = f"{name}: " if path else ""
         return UserError(f"{inside}{message}", where=where, mend="change one of these settings")
     return UserError(
