@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from afaspec.activations import ACTIVATION_NAMES, activation
 from afaspec.annealing import AnnealingSchedule
@@ -78,7 +79,7 @@ class AnnealedLora(LoraVariant):
 def adapt(model: nn.Module, config: LoraConfig, sigma: str | None) -> PeftModel:
     """Wrap `model` with LoRA by `config`; with an activation `sigma`, it is annealed.
 
-    Raises `UserError` for an unknown activation.
+    Raises `UserError` for an unknown activation, and for another LoRA variant such as DoRA.
     """
     if sigma is not None:
         if sigma not in ACTIVATION_NAMES:
@@ -86,16 +87,32 @@ def adapt(model: nn.Module, config: LoraConfig, sigma: str | None) -> PeftModel:
                 f"activation {sigma!r} is unknown",
                 mend=f"choose one of {', '.join(ACTIVATION_NAMES)}",
             )
-        config._register_custom_module({nn.Linear: _annealed_linear(sigma)})
+        config._register_custom_module(dict.fromkeys((nn.Linear, Conv1D), _annealed_linear(sigma)))
     return get_peft_model(model, config)
 
 
 def _annealed_linear(name: str) -> type[LoraLinear]:
     class AnnealedLinear(LoraLinear):
-        def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any):
-            super().__init__(base_layer, adapter_name, **kwargs)
+        def __init__(
+            self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any
+        ):
+            transposed = isinstance(base_layer, Conv1D)  # GPT-2's linear layer
+            config.fan_in_fan_out |= transposed
+            super().__init__(
+                base_layer,
+                adapter_name,
+                config=config,
+                is_target_conv_1d_layer=transposed,
+                **kwargs,
+            )
 
-        def resolve_lora_variant(self, **_: Any) -> LoraVariant:
+        def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
+            if (other := super().resolve_lora_variant(config=config, **kwargs)) is not None:
+                raise UserError(
+                    f"the adapter cannot be annealed: it is another variant of LoRA already "
+                    f"({type(other).__name__})",
+                    mend="leave that variant (DoRA, for one) out of its LoraConfig",
+                )
             return AnnealedLora(name)
 
     return AnnealedLinear

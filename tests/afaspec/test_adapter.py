@@ -169,3 +169,32 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
 def test_unknown_activation_is_refused() -> None:
     with pytest.raises(UserError, match="relu"):
         adapt(network(), lora_config(), "softplus")
+
+
+def test_another_lora_variant_is_refused() -> None:
+    with pytest.raises(UserError, match="DoraLinearVariant"):
+        adapt(network(), lora_config(use_dora=True), "relu")
+
+
+def test_gpt2s_transposed_layers_are_annealed_too(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def gpt2() -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 32, "n_positions": 16}
+        return GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+
+    config = LoraConfig(r=4, target_modules=["c_attn", "c_fc", "c_proj"])
+    model = adapt(gpt2(), config, "relu").eval()
+    randomise(model)
+    ids = torch.arange(12)[None]
+    assert len(annealed_layers(model)) == 4
+    curved = model(input_ids=ids).logits
+    for layer in annealed_layers(model):
+        layer.beta = 0.0
+    expected = model(input_ids=ids).logits
+    assert relative(curved, expected) > 1e-3
+    save_adapter(model, tmp_path, AnnealingSchedule(), 10, 10)
+    stock = PeftModel.from_pretrained(gpt2(), str(tmp_path)).eval()
+    assert relative(stock(input_ids=ids).logits, expected) <= 1e-5
+    assert relative(model.merge_and_unload()(input_ids=ids).logits, expected) <= 1e-5
