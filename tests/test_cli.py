@@ -50,6 +50,21 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"afaspec {command}" in ran.stdout.split("Examples")[1]
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train", "LoRA rank [default: 16]"),
+        ("train", "compile the loss [default: yes]"),
+        ("train", "linear layers that get adapters [default: all but lm_head]"),
+        ("capture", "such as 2,6,9, or none [default: 2, L/2, L-3]"),
+        ("what-if", "Requests at once (default: measured)."),
+    ],
+)
+def test_help_names_defaults(command: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert said in afaspec(command, "--help").stdout
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['afaspec', '--help']\n"

@@ -26,7 +26,7 @@ SuiteFolder = Annotated[
     Path | None,
     typer.Option(
         "--suite-folder",
-        help="Folder with the files of suites [default: AFASPEC_DATA; else they are fetched].",
+        help="Folder with the files of suites (default: AFASPEC_DATA; else they are fetched).",
         show_default=False,
     ),
 ]
@@ -90,8 +90,8 @@ def make_parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Par
     """An optional parameter; None means not given, so that the file's value or default holds."""
     help_text = field.description or ""
     if field.default not in (None, ...) and not field.is_required():
-        shown = field.default if not isinstance(field.default, list) else " ".join(field.default)
-        help_text = f"{help_text} [default: {shown}]".strip()
+        help_text = f"{help_text} [default: {written(field.default)}]".strip()
+    help_text = help_text.replace("[", r"\[")  # or Rich takes it for a style
     kind = leaf_type(field.annotation)
     flag = f"--{name.replace('_', '-')}"
     info: Any
@@ -108,6 +108,13 @@ def make_parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Par
         default=None,
         annotation=Annotated[annotation, info],
     )
+
+
+def written(default: Any) -> str:
+    """A default as it would be given on the command line."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return " ".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
 def is_list(annotation: Any) -> bool:

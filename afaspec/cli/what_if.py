@@ -10,15 +10,15 @@ import typer
 
 def what_if(
     run: Annotated[Path, typer.Argument(help="Folder that `afaspec sweep` wrote.")],
-    k: Annotated[str | None, typer.Option("--k", help="1,2,3 or 1..8 [default: measured].")] = None,
+    k: Annotated[str | None, typer.Option("--k", help="1,2,3 or 1..8 (default: measured).")] = None,
     concurrency: Annotated[
-        str | None, typer.Option(help="Requests at once [default: measured].")
+        str | None, typer.Option(help="Requests at once (default: measured).")
     ] = None,
     acceptance_length: Annotated[
         float | None, typer.Option(help="Of a better (or worse) draft, at --at-k.")
     ] = None,
     at_k: Annotated[
-        int | None, typer.Option(help="The k of --acceptance-length [default: largest measured].")
+        int | None, typer.Option(help="The k of --acceptance-length (default: largest measured).")
     ] = None,
     acceptance: Annotated[
         str | None, typer.Option(help="Share of drafts accepted up to each position: 0.7,0.5,0.3.")
@@ -40,7 +40,7 @@ def what_if(
         str | None, typer.Option(help="Which cells, where drafts sampled in several ways.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File for the answer [default: RUN/what_if.json].")
+        Path | None, typer.Option(help="File for the answer (default: RUN/what_if.json).")
     ] = None,
 ) -> None:
     """Predict step time and speedup for another draft, k, load or target. Nothing is run.
