@@ -166,7 +166,7 @@ def one_run(
         "tuning" if seed == TUNING_SEED else f"seed {seed + 1} of {settings.seeds}"
     )
     if not (folder / "result.json").exists():
-        began = time.monotonic()
+        began, checkpoint = time.monotonic(), last_checkpoint(folder)
         set_seed(seed)
         model = adapt(
             load_model(resolve_model(settings.target), "float32"),
@@ -183,7 +183,7 @@ def one_run(
             callbacks.append(AnnealingCallback(AnnealingSchedule(end=settings.end)))
         trainer = method.trainer(model, arguments(settings, folder, rate, seed), callbacks)
         trainer.remove_callback(PrinterCallback)  # the progress bars say enough
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         over, under = method.measure(model, part, seed)
         curve = [
@@ -191,7 +191,7 @@ def one_run(
             for entry in trainer.state.log_history
             if method.curve in entry
         ]
-        seconds = time.monotonic() - began
+        seconds = None if checkpoint else time.monotonic() - began  # of a whole run alone
         result = {"over": over, "under": under, "curve": curve, "seconds": seconds}
         write_json(folder / "result.json", result)
     stage(name, settings.steps, settings.steps)
@@ -282,13 +282,16 @@ def show(result: Json) -> None:
             arm = result["arms"][name]
             rate = f"{arm['rate']:g}" + (" (end of the grid)" if arm["rate_at_edge"] else "")
             by_seed = ", ".join(f"{value:.4f}" for value in arm["by_seed"])
-            table.add_row(*row, interval, by_seed, rate, f"{np.mean(arm['seconds']):.0f}")
+            whole = [seconds for seconds in arm["seconds"] if seconds is not None]
+            table.add_row(*row, interval, by_seed, rate, f"{np.mean(whole):.0f}" if whole else "")
         else:
             table.add_row(*row, interval)
     Console().print(table)
     for comparison in result["comparisons"]:
         if comparison["against"] in ARMS:
             note(comparison["words"])
+    if settings["seeds"] == 1:
+        note("With one seed, the intervals say nothing of what another training would give.")
 
 
 def draw(result: Json, path: Path) -> None:
