@@ -12,6 +12,8 @@ import pytest
 from tests.tiny_models import write_draft, write_target
 from tests.vllm_client import VllmWorker
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers would report each test
+
 
 @pytest.fixture(scope="session")
 def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
