@@ -19,8 +19,9 @@ from afaspec.adapter import annealed_layers
 from afaspec.annealing import Annealer
 from afaspec.objective import collate
 from afaspec.store import FeatureStore
+from afaspec.train_arm import make_objective, prepare_arm
 from afaspec.train_config import Arm, TrainConfig
-from afaspec.training import draw, make_objective, prepare_arm, split_sequences
+from afaspec.train_data import draw, split_sequences
 from bench.statistics import Figure, Resampler, figure, ratio
 from drafts.checkpoint import load_draft
 

@@ -1,17 +1,14 @@
 """The training loop: one arm, one store, one draft.
 
-The order of the data is a function of seed and step alone, so every arm sees the same batches and
-a killed run goes on exactly where it was: same weights, bit for bit on CPU.
+A killed run goes on exactly where it was: same weights, bit for bit on CPU.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +17,29 @@ from accelerate import Accelerator
 from torch import nn
 
 from afaspec.adapted_target import resolve_optional
-from afaspec.adapter import adapt, annealed_layers, save_adapter
+from afaspec.adapter import annealed_layers, save_adapter
 from afaspec.annealing import Annealer, cycle_starts
 from afaspec.folding import Folded, joined
-from afaspec.objective import DraftObjective, collate
-from afaspec.rank_allocation import allocate_ranks, weight_gradients
+from afaspec.objective import collate
 from afaspec.run_state import Progress, load_state, save_state, trainable_state
 from afaspec.store import FeatureStore
+from afaspec.train_arm import (
+    allocated_ranks,
+    learning_rate,
+    make_objective,
+    parameter_groups,
+    prepare_arm,
+)
 from afaspec.train_checks import check_fit, check_steps, check_stored
 from afaspec.train_config import TrainConfig
+from afaspec.train_data import draw, split_sequences
 from bench.offline import offline_acceptance
 from drafts.checkpoint import load_draft, read_draft_info
-from drafts.draft import Draft
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
-from drafts.target import load_lm_head, read_target
+from drafts.target import read_target
 
 Report = Callable[[dict[str, Any]], None]
-ALLOCATING_BATCHES = 4  # whose gradients decide on ranks
 
 
 @dataclass
@@ -134,147 +136,6 @@ def train(
             save_state(config.out / "checkpoint", draft, optimizer, progress, folded)
     metrics.close()
     return finish(config, store, progress, draft)
-
-
-def split_sequences(count: int, config: TrainConfig) -> tuple[list[int], list[int]]:
-    """Sequence indices for training and the held-out ones, shuffled by the seed 0 for all arms."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    held = max(1, round(count * config.validation))
-    if count - held < 1:
-        raise UserError(
-            f"holds {count} sequences, too few to hold some out",
-            where=config.store,
-            mend="capture more prompts",
-        )
-    return order[held:], order[: min(held, config.validation_limit)]
-
-
-def draw(train_ids: list[int], config: TrainConfig, batch: int) -> list[int]:
-    """The sequences of micro-batch number `batch`: epochs in seeded order, none skipped."""
-    picked = []
-    for i in range(batch * config.batch_size, (batch + 1) * config.batch_size):
-        epoch, offset = divmod(i, len(train_ids))
-        seed = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        picked.append(train_ids[torch.randperm(len(train_ids), generator=seed)[offset]])
-    return picked
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine to zero, at 0-based optimizer step `step`.
-
-    A cycle warms up again, to where the cosine of the whole run stands by then; with
-    `restart_rate` each cycle has a cosine of its own.
-    """
-    starts = cycle_starts(config.steps, config.cycles)
-    begin = max(start for start in starts if start <= step)
-    length = min((s for s in starts if s > begin), default=config.steps) - begin
-    warm = round(config.warmup * length)
-    rising = min((step - begin + 1) / warm, 1.0) if warm else 1.0
-    if config.restart_rate or config.cycles == 1:
-        done = (step - begin - warm) / max(length - warm, 1)
-    else:
-        first = round(config.warmup * (config.steps // config.cycles))
-        done = (step - first) / max(config.steps - first, 1)
-    return config.peak_learning_rate() * rising * 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
-
-
-def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
-    """The last parts of the names of the linear layers that get adapters."""
-    known = {
-        name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)
-    }
-    chosen = config.modules or sorted(known - {"lm_head"})
-    modules = [*chosen, *(["lm_head"] if config.lm_head else [])]
-    if unknown := sorted(set(modules) - known):
-        raise UserError(
-            f"modules names {', '.join(unknown)}, which the draft has not",
-            mend=f"choose from {', '.join(sorted(known))}",
-        )
-    return modules
-
-
-def allocated_ranks(
-    draft: Draft, target: Path, config: TrainConfig, store: FeatureStore, train_ids: list[int]
-) -> dict[str, int] | None:
-    """Ranks by layer from the gradients of the first batches; None where all are alike."""
-    if config.allocate == "uniform" or config.arm == "full":
-        return None
-    wanted = set(adapted_modules(draft, config))
-    layers = {
-        name: module
-        for name, module in draft.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in wanted
-    }
-    objective = make_objective(draft, target, config)
-
-    def loss(batch: int) -> torch.Tensor:
-        bf16 = config.precision == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            found = objective(collate([store[i] for i in draw(train_ids, config, batch)]))
-        assert isinstance(found, torch.Tensor)
-        return found
-
-    batches = range(ALLOCATING_BATCHES)
-    return allocate_ranks(
-        weight_gradients(layers, [partial(loss, batch) for batch in batches]), config.rank
-    )
-
-
-def parameter_groups(draft: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """What trains, with each group's `ratio` to the learning rate: B's is LoRA+'s."""
-    named = [(n, p) for n, p in draft.named_parameters() if p.requires_grad]
-    of_b = [p for n, p in named if ".lora_B." in n]
-    others = [p for n, p in named if ".lora_B." not in n]
-    if config.b_ratio == 1 or not of_b:
-        return [{"params": [p for _, p in named], "ratio": 1.0}]
-    return [{"params": others, "ratio": 1.0}, {"params": of_b, "ratio": config.b_ratio}]
-
-
-def prepare_arm(
-    draft: nn.Module, config: TrainConfig, ranks: dict[str, int] | None = None
-) -> tuple[Any, list[nn.Parameter]]:
-    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft).
-
-    `ranks` are of single layers, by name; all others have the configuration's.
-    """
-    if config.arm == "full":
-        frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
-        for name, parameter in draft.named_parameters():
-            parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
-        return draft, [p for p in draft.parameters() if p.requires_grad]
-    from peft import LoraConfig
-
-    alpha = config.alpha or 2 * config.rank
-    wrapped = adapt(
-        draft,
-        LoraConfig(
-            r=config.rank,
-            lora_alpha=alpha,
-            rank_pattern=ranks or {},
-            alpha_pattern={n: alpha * r / config.rank for n, r in (ranks or {}).items()},
-            use_rslora=config.rslora,
-            lora_dropout=config.dropout,
-            init_lora_weights=True if config.init == "default" else config.init,
-            target_modules=adapted_modules(draft, config),
-        ),
-        config.activation if config.arm == "afa-lora" else None,
-    )
-    wrapped.peft_config["default"].base_model_name_or_path = str(config.draft)
-    return wrapped, [p for p in draft.parameters() if p.requires_grad]
-
-
-def make_objective(draft: Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
-    """The loss that `config` asks for, against the target's own output layer."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    return DraftObjective(
-        draft,
-        load_lm_head(target_folder).to(dtype),
-        loss=config.loss,
-        draft_steps=config.draft_steps,
-        step_decay=config.step_decay,
-        chunk=config.chunk,
-        compiled=config.compiled,
-    )
 
 
 def evaluate(

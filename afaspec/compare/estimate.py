@@ -68,7 +68,7 @@ def time_step(config: TrainConfig, target: Path, tokens: tuple[int, int]) -> Ste
     from accelerate import Accelerator
 
     from afaspec.objective import Batch
-    from afaspec.training import make_objective, prepare_arm
+    from afaspec.train_arm import make_objective, prepare_arm
     from drafts.checkpoint import load_draft
     from drafts.target import read_target
 

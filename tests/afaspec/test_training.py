@@ -14,8 +14,10 @@ from afaspec.adapter import read_record
 from afaspec.merging import load_result, merge
 from afaspec.objective import DraftObjective, collate
 from afaspec.store import FeatureStore
+from afaspec.train_arm import learning_rate
 from afaspec.train_config import TrainConfig
-from afaspec.training import draw, learning_rate, split_sequences, train
+from afaspec.train_data import draw, split_sequences
+from afaspec.training import train
 from bench.offline import offline_acceptance
 from drafts.checkpoint import load_draft
 from drafts.target import load_lm_head

@@ -1,0 +1,142 @@
+"""What makes an arm: the parameters that train, their ranks and rates, and the loss."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from afaspec.adapter import adapt
+from afaspec.annealing import cycle_starts
+from afaspec.objective import DraftObjective, collate
+from afaspec.rank_allocation import allocate_ranks, weight_gradients
+from afaspec.store import FeatureStore
+from afaspec.train_config import TrainConfig
+from afaspec.train_data import draw
+from drafts.draft import Draft
+from drafts.errors import UserError
+from drafts.target import load_lm_head
+
+ALLOCATING_BATCHES = 4  # whose gradients decide on ranks
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then cosine to zero, at 0-based optimizer step `step`.
+
+    A cycle warms up again, to where the cosine of the whole run stands by then; with
+    `restart_rate` each cycle has a cosine of its own.
+    """
+    starts = cycle_starts(config.steps, config.cycles)
+    begin = max(start for start in starts if start <= step)
+    length = min((s for s in starts if s > begin), default=config.steps) - begin
+    warm = round(config.warmup * length)
+    rising = min((step - begin + 1) / warm, 1.0) if warm else 1.0
+    if config.restart_rate or config.cycles == 1:
+        done = (step - begin - warm) / max(length - warm, 1)
+    else:
+        first = round(config.warmup * (config.steps // config.cycles))
+        done = (step - first) / max(config.steps - first, 1)
+    return config.peak_learning_rate() * rising * 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
+
+
+def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
+    """The last parts of the names of the linear layers that get adapters."""
+    known = {
+        name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)
+    }
+    chosen = config.modules or sorted(known - {"lm_head"})
+    modules = [*chosen, *(["lm_head"] if config.lm_head else [])]
+    if unknown := sorted(set(modules) - known):
+        raise UserError(
+            f"modules names {', '.join(unknown)}, which the draft has not",
+            mend=f"choose from {', '.join(sorted(known))}",
+        )
+    return modules
+
+
+def allocated_ranks(
+    draft: Draft, target: Path, config: TrainConfig, store: FeatureStore, train_ids: list[int]
+) -> dict[str, int] | None:
+    """Ranks by layer from the gradients of the first batches; None where all are alike."""
+    if config.allocate == "uniform" or config.arm == "full":
+        return None
+    wanted = set(adapted_modules(draft, config))
+    layers = {
+        name: module
+        for name, module in draft.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in wanted
+    }
+    objective = make_objective(draft, target, config)
+
+    def loss(batch: int) -> torch.Tensor:
+        bf16 = config.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found = objective(collate([store[i] for i in draw(train_ids, config, batch)]))
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    batches = range(ALLOCATING_BATCHES)
+    return allocate_ranks(
+        weight_gradients(layers, [partial(loss, batch) for batch in batches]), config.rank
+    )
+
+
+def parameter_groups(draft: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """What trains, with each group's `ratio` to the learning rate: B's is LoRA+'s."""
+    named = [(n, p) for n, p in draft.named_parameters() if p.requires_grad]
+    of_b = [p for n, p in named if ".lora_B." in n]
+    others = [p for n, p in named if ".lora_B." not in n]
+    if config.b_ratio == 1 or not of_b:
+        return [{"params": [p for _, p in named], "ratio": 1.0}]
+    return [{"params": others, "ratio": 1.0}, {"params": of_b, "ratio": config.b_ratio}]
+
+
+def prepare_arm(
+    draft: nn.Module, config: TrainConfig, ranks: dict[str, int] | None = None
+) -> tuple[Any, list[nn.Parameter]]:
+    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft).
+
+    `ranks` are of single layers, by name; all others have the configuration's.
+    """
+    if config.arm == "full":
+        frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
+        for name, parameter in draft.named_parameters():
+            parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
+        return draft, [p for p in draft.parameters() if p.requires_grad]
+    from peft import LoraConfig
+
+    alpha = config.alpha or 2 * config.rank
+    wrapped = adapt(
+        draft,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=alpha,
+            rank_pattern=ranks or {},
+            alpha_pattern={n: alpha * r / config.rank for n, r in (ranks or {}).items()},
+            use_rslora=config.rslora,
+            lora_dropout=config.dropout,
+            init_lora_weights=True if config.init == "default" else config.init,
+            target_modules=adapted_modules(draft, config),
+        ),
+        config.activation if config.arm == "afa-lora" else None,
+    )
+    wrapped.peft_config["default"].base_model_name_or_path = str(config.draft)
+    return wrapped, [p for p in draft.parameters() if p.requires_grad]
+
+
+def make_objective(draft: Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
+    """The loss that `config` asks for, against the target's own output layer."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return DraftObjective(
+        draft,
+        load_lm_head(target_folder).to(dtype),
+        loss=config.loss,
+        draft_steps=config.draft_steps,
+        step_decay=config.step_decay,
+        chunk=config.chunk,
+        compiled=config.compiled,
+    )
