@@ -48,7 +48,8 @@ def save_state(
     with atomic_folder(folder) as temporary:
         save_file(trainable_state(model), temporary / "trainable.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
-        save_file(folded.tensors(), temporary / "folded.safetensors")
+        if folded.cycles:
+            save_file(folded.tensors(), temporary / "folded.safetensors")
         write_json(temporary / "progress.json", asdict(progress))
 
 
@@ -59,7 +60,8 @@ def load_state(
     remove_leftovers(folder)
     if not folder.exists():
         return None
-    folded.refold(model, load_file(folder / "folded.safetensors"))
+    if (folder / "folded.safetensors").exists():
+        folded.refold(model, load_file(folder / "folded.safetensors"))
     weights = load_file(folder / "trainable.safetensors")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
