@@ -65,7 +65,16 @@ def main(
     sigma: Annotated[str, typer.Option(help="AFA's activation.")] = "relu",
     end: Annotated[float, typer.Option(help="beta is 0 from this part of the run on.")] = 0.5,
 ) -> None:
-    """Train a target on a reward with LoRA and with AFA-LoRA, and say which came further."""
+    """Train a target on a reward with LoRA and with AFA-LoRA, and say which came further.
+
+    Examples
+
+        python docs/examples/finetune_grpo.py --out runs/grpo
+
+        python docs/examples/finetune_grpo.py --out runs/mine --data FOLDER_OF_PYTHON --seeds 5
+
+        python docs/examples/finetune_grpo.py --out runs/other --target MODEL --rate 1e-4
+    """
     sizes = {
         "prompts": prompts,
         "group": group,

@@ -52,7 +52,16 @@ def main(
     sigma: Annotated[str, typer.Option(help="AFA's activation.")] = "relu",
     end: Annotated[float, typer.Option(help="beta is 0 from this part of the run on.")] = 0.5,
 ) -> None:
-    """Fine-tune a target on texts with LoRA and with AFA-LoRA, and say which came further."""
+    """Fine-tune a target on texts with LoRA and with AFA-LoRA, and say which came further.
+
+    Examples
+
+        python docs/examples/finetune_sft.py --out runs/sft
+
+        python docs/examples/finetune_sft.py --out runs/mine --data FOLDER_OR_JSONL --seeds 5
+
+        python docs/examples/finetune_sft.py --out runs/other --target MODEL --rate 1e-4
+    """
     settings = Settings(
         target=target,
         data=data or str(cpp_headers()),
