@@ -24,6 +24,10 @@ def compare(
             "--set", help="NAME=VALUE in place of the file's; dots go deeper; repeatable."
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Name of an arm or domain to do now; repeatable."),
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option(
@@ -58,6 +62,8 @@ def compare(
 
       afaspec compare study.yaml --set 'seeds=[0, 1, 2, 3, 4]' --set arms.lora.rank=4
 
+      afaspec compare study.yaml --only lora --only full --only cpp
+
       afaspec compare study.yaml --report-only
 
       afaspec compare study.yaml --from study.json.gz --report-only
@@ -69,7 +75,7 @@ def compare(
     from afaspec.compare.run import report_only as write_again
     from afaspec.compare.tables import headline, render_domain, verdicts
 
-    config = load(study, out, settings or [], small=quick)
+    config = load(study, out, settings or [], only or [], small=quick)
     if stored:
         take_over(config, stored)
     if dry_run:
@@ -86,13 +92,15 @@ def compare(
     console.print(f"Page: {config.out / 'study.html'}", highlight=False, soft_wrap=True)
 
 
-def load(study: Path, out: Path | None, settings: list[str], *, small: bool) -> CompareConfig:
-    """The checked configuration of the file, the overrides and `--quick`."""
-    from afaspec.compare.config import CompareConfig, quick
+def load(
+    study: Path, out: Path | None, settings: list[str], only: list[str], *, small: bool
+) -> CompareConfig:
+    """The checked configuration of the file, the overrides, `--only` and `--quick`."""
+    from afaspec.compare.config import CompareConfig, part, quick
     from afaspec.config import load_config
 
     flags = {"out": out, **dict(parse_setting(text) for text in settings)}
-    config = load_config(CompareConfig, study, flags)
+    config = part(load_config(CompareConfig, study, flags), only)
     return quick(config) if small else config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from afaspec.embedded.assets import ModelFolder
 from afaspec.train_config import TrainSettings
+from drafts.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 RESERVED = ("base", "none", "ngram")  # arms that every study or every benchmark has by itself
@@ -178,6 +180,26 @@ class CompareConfig(Part):
         if any(value is not None and value < 1 for value in values):
             raise ValueError("expected 1 or more")
         return values
+
+
+def part(config: CompareConfig, names: Sequence[str]) -> CompareConfig:
+    """The study with these arms and domains alone; with none of a kind named, all of that kind.
+
+    Raises `UserError` for a name that is neither.
+    """
+    if unknown := [name for name in names if name not in config.arms.keys() | config.domains]:
+        known = ", ".join([*config.arms, *config.domains])
+        raise UserError(f"{unknown[0]!r} is no arm and no domain", mend=f"choose from {known}")
+    arms = [name for name in config.arms if name in names] or list(config.arms)
+    domains = [name for name in config.domains if name in names] or list(config.domains)
+    kept = {}
+    for name in arms:
+        against = config.arms[name].against
+        present = against and [other for other in against if other in arms]
+        kept[name] = config.arms[name].model_copy(update={"against": present})
+    return config.model_copy(
+        update={"arms": kept, "domains": {name: config.domains[name] for name in domains}}
+    )
 
 
 def quick(config: CompareConfig) -> CompareConfig:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from afaspec.capture import capture
-from afaspec.compare.config import CompareConfig
+from afaspec.compare.config import CompareConfig, part
 from afaspec.compare.data import capture_config, divide, gather
 from afaspec.compare.run import compare, forecast, report_only, take_over
 from afaspec.compare.served import counted, merged_draft
@@ -220,6 +220,19 @@ def test_what_is_no_study_is_refused(content: bytes, given: dict[str, Any], tmp_
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(UserError, match="is not a study"):
             take_over(CompareConfig(**given), tmp_path / name)
+
+
+def test_a_part_of_a_study_is_the_same_study(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    config = part(CompareConfig(**given), ["lora"])
+    assert (list(config.arms), list(config.domains)) == (["lora"], ["code"])
+    shutil.copytree(given["out"], tmp_path / "study")
+    alone = compare(config.model_copy(update={"out": tmp_path / "study"}))
+    assert len(alone["cells"]) < len(finished["cells"])
+    assert alone["domains"]["code"]["arms"] == finished["domains"]["code"]["arms"][:1]
+    with pytest.raises(UserError, match="'lorra' is no arm and no domain"):
+        part(config, ["lorra"])
 
 
 def test_a_grown_study_runs_new_cells_only(
