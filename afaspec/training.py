@@ -78,7 +78,9 @@ def train(
     wrapped, trained = prepare_arm(draft, config, ranks)
     check_stored(draft, info, lm_head=config.lm_head)
     claim_folder(config)  # nothing is written before all of the input has proved good
-    objective = make_objective(draft, target_folder, config)
+    # On its device before the optimizer, whose state lies where its parameters do. accelerate is not
+    # given that: it would skip steps where another trainer in this process stopped between two.
+    objective = make_objective(draft, target_folder, config).to(accelerator.device)
     optimizer = torch.optim.AdamW(
         parameter_groups(draft, config), weight_decay=config.weight_decay, fused=True
     )
@@ -90,7 +92,7 @@ def train(
     )
     annealer.follow(optimizer)
     fold_at = set(cycle_starts(config.steps, config.cycles)) - {0}
-    model, optimizer = accelerator.prepare(objective, optimizer)
+    model = accelerator.prepare(objective)
 
     bf16 = config.precision == "bf16"
     metrics = Metrics(config, progress.step, report)

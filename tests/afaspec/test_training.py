@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import GradientState
 from safetensors.torch import load_file
 
 from afaspec.adapter import read_record
@@ -148,6 +149,23 @@ def test_cycles_warm_up_again_under_one_cosine(
     own = whole.model_copy(update={"restart_rate": True})
     assert max(learning_rate(own, step) for step in range(75, 100)) == pytest.approx(1.0)
     assert learning_rate(own, 24) < 0.05
+
+
+def test_it_learns_where_another_trainer_left_off_between_two_steps(
+    store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    """accelerate's state is one for the process, and transformers' Trainer leaves it like this."""
+    rows: list[dict[str, Any]] = []
+    state = GradientState()
+    state._set_sync_gradients(False)
+    try:
+        settings = config(store, tiny_draft, tmp_path / "run", steps=20, learning_rate=1e-2)
+        trained = train(settings, rows.append)
+    finally:
+        state._set_sync_gradients(True)
+    assert rows[-1]["loss"] < 0.97 * rows[0]["loss"]
+    assert rows[-1]["beta"] == 0.0
+    assert trained.result.exists()
 
 
 def test_micro_batches_add_up(store: Path, tiny_draft: Path, tmp_path: Path) -> None:
