@@ -78,8 +78,8 @@ def train(
     wrapped, trained = prepare_arm(draft, config, ranks)
     check_stored(draft, info, lm_head=config.lm_head)
     claim_folder(config)  # nothing is written before all of the input has proved good
-    # On its device before the optimizer, whose state lies where its parameters do. accelerate is not
-    # given that: it would skip steps where another trainer in this process stopped between two.
+    # On its device before the optimizer, whose state lies where its parameters do. accelerate gets
+    # the module alone: it skips an optimizer's steps where another trainer stopped between two.
     objective = make_objective(draft, target_folder, config).to(accelerator.device)
     optimizer = torch.optim.AdamW(
         parameter_groups(draft, config), weight_decay=config.weight_decay, fused=True
