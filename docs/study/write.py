@@ -3,7 +3,8 @@
     python docs/study/write.py
 
 Each `NAME.json.gz` here is the study.json that `afaspec compare docs/study/NAME.yaml` left. What
-stands between the marks of docs/study.md is replaced; the text around them is written by hand.
+stands between `<!-- begin NAME PART -->` and `<!-- end -->` in docs/study.md is replaced; a
+plot shown there as `study/NAME_PLOT.png` is drawn. The text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def filled(text: str, studies: dict[str, Json]) -> str:
 
 
 def content(study: Json, part: str) -> str:
-    """`settings`, `verdicts`, or the table of a DOMAIN or of DOMAIN/comparisons."""
+    """`settings`, or the table of a DOMAIN or of DOMAIN/comparisons."""
     if part == "settings":
         return settings_line(study)
     domain, _, what = part.partition("/")
