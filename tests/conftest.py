@@ -13,9 +13,19 @@ import pytest
 from tests.tiny_models import write_draft, write_target
 from tests.vllm_client import VllmWorker
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several of us: a thread each, before torch counts cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers would report each test
 # Started in the background, a test run ignores SIGINT, and so would all that it starts and signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = ("test_architectures.py", "test_server.py", "test_vllm_parity.py", "test_served.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process works alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """How stale a draft gets when its target is fine-tuned, and how much adapting it wins back.
 
-The embedded target is fine-tuned by LoRA on C++ headers. Its draft is measured on the target as it
-was and as it is now, then adapted to the fine-tuned one by AFA-LoRA and measured again: offline, at
-temperature 0, on the same held-out prompts, which each target answers in its own way.
+A draft in good health is needed first: the embedded draft is adapted by AFA-LoRA to what the
+embedded target answers on C++ headers. Then the target is fine-tuned by LoRA, on the same headers.
+The draft is measured on the target as it was and as it is now, adapted once more, to the fine-tuned
+target, and measured again: offline, at temperature 0, on the same held-out prompts, which each
+target answers in its own way.
 
     python docs/examples/stale_draft.py --out runs/stale
     python docs/examples/stale_draft.py --out runs/mine --data FOLDER_OR_JSONL --tune-steps 400
@@ -88,7 +90,7 @@ def main(
     rank: Annotated[int, typer.Option(help="LoRA rank of the draft's adapter.")] = 32,
     seed: Annotated[int, typer.Option(help="Of data order and weights.")] = 0,
 ) -> None:
-    """Fine-tune a target, watch its draft go stale, adapt the draft, and print what came of it."""
+    """Adapt a draft, fine-tune its target, watch the draft go stale, adapt it again; print all."""
     data = data or str(cpp_headers())
     settings = Settings(
         target=target,
@@ -132,21 +134,24 @@ def claim(settings: Settings, out: Path) -> None:
 
 def run(settings: Settings, out: Path, stage: Stage) -> dict[str, Any]:
     """All stages; what they measured, by name."""
-    original, base = resolve_model(settings.target), resolve_model(settings.draft)
+    original, shipped = resolve_model(settings.target), resolve_model(settings.draft)
+    store = captured(settings, original, None, shipped, "train", out / "train-original", stage)
+    before = captured(settings, original, None, shipped, "eval", out / "eval-original", stage)
+    fresh = adapted_draft(settings, original, None, shipped, store, out / "fresh", stage)
+
     adapter = out / "target-adapter"
     losses = fine_tune(settings, original, adapter, stage)
     tuned = resolve_target(original, adapter, note)
-
-    before = captured(settings, original, None, base, "eval", out / "eval-original", stage)
-    after = captured(settings, original, adapter, base, "eval", out / "eval-tuned", stage)
-    store = captured(settings, original, adapter, base, "train", out / "train-tuned", stage)
-    adapted = adapt_draft(settings, original, adapter, base, store, out, stage)
+    after = captured(settings, original, adapter, fresh, "eval", out / "eval-tuned", stage)
+    store = captured(settings, original, adapter, fresh, "train", out / "train-tuned", stage)
+    adapted = adapted_draft(settings, original, adapter, fresh, store, out / "adapted", stage)
 
     return {
         "target_loss": losses,
         "acceptance": {
-            "before": measured("measuring, original", base, original, before, stage),
-            "after": measured("measuring, fine-tuned", base, tuned, after, stage),
+            "shipped": measured("measuring, as shipped", shipped, original, before, stage),
+            "before": measured("measuring, original", fresh, original, before, stage),
+            "after": measured("measuring, fine-tuned", fresh, tuned, after, stage),
             "adapted": measured("measuring, adapted", adapted, tuned, after, stage),
         },
     }
@@ -252,23 +257,23 @@ def captured(
     )
 
 
-def adapt_draft(
+def adapted_draft(
     settings: Settings,
     target: Path,
-    adapter: Path,
+    adapter: Path | None,
     base: Path,
     store: FeatureStore,
     out: Path,
     stage: Stage,
 ) -> Path:
-    """The draft adapted to the fine-tuned target by AFA-LoRA, merged."""
-    merged = out / "draft-merged"
+    """The draft adapted by AFA-LoRA to the target (with its adapter), merged."""
+    merged = out / "merged"
     if merged.exists():
         return merged
     config = TrainConfig(
         store=store.folder,
         draft=base,
-        out=out / "draft-run",
+        out=out / "run",
         target=target,
         target_adapter=adapter,
         rank=settings.rank,
@@ -278,8 +283,9 @@ def adapt_draft(
         eval_every=min(40, settings.steps),
         seed=settings.seed,
     )
-    trained = train(config, lambda row: stage("adapting the draft", row["step"], settings.steps))
-    merge(trained.folder, base, merged, resolve_target(target, adapter))
+    name = f"adapting the draft, {out.name}"
+    trained = train(config, lambda row: stage(name, row["step"], settings.steps))
+    merge(trained.folder, base, merged, resolve_target(target, adapter) if adapter else target)
     return merged
 
 
@@ -298,9 +304,10 @@ def measured(
 
 
 ROWS = {
-    "before": "before the target is fine-tuned",
-    "after": "after it is fine-tuned",
-    "adapted": "after the draft is adapted to it",
+    "shipped": "the draft as it ships",
+    "before": "adapted to the target",
+    "after": "after the target is fine-tuned",
+    "adapted": "adapted to the fine-tuned target",
 }
 
 
