@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +52,7 @@ class Difference:
     `gap` is the target's log-probability of its own token minus that of the arm's token, in nats,
     by one-token decoding (`gap`) and by prefill (`gap_prefill`); None where the arm's token is not
     among the best 20 or where the output has ended. `near_tie`: the gap is within measured noise.
+    `text_none` and `text_arm` are the two tokens as text.
     """
 
     prompt: str
@@ -61,6 +63,8 @@ class Difference:
     gap_prefill: float | None = None
     logprobs: dict[str, float] | None = None
     near_tie: bool | None = None
+    text_none: str | None = None
+    text_arm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,26 @@ def explain(
         prefilled[prompt] = engine.score(prompts[prompt], outputs[prompt], TOP)
     progress(len(chosen), len(chosen))
     return judge(differences, decoded, prefilled)
+
+
+def with_texts(
+    differences: Mapping[str, Sequence[Difference]], target: Path
+) -> dict[str, list[Difference]]:
+    """The differences with their tokens as text, by the target's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+
+    def text(token: int | None) -> str | None:
+        return None if token is None else str(tokenizer.decode([token]))
+
+    return {
+        arm: [
+            replace(found, text_none=text(found.token_none), text_arm=text(found.token_arm))
+            for found in rows
+        ]
+        for arm, rows in differences.items()
+    }
 
 
 def judge(

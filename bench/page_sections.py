@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -134,8 +135,8 @@ def differences(report: Report) -> str:
         ("Arm", "Prompt", "Position", "Token", "Instead", "Gap (nats)", "Near-tie"),
         [
             (
-                label, str(found["prompt"]), str(found["position"]), str(found["token_none"]),
-                str(found["token_arm"]), _gap(found), "yes" if found["near_tie"] else "no",
+                label, str(found["prompt"]), str(found["position"]), _token(found, "none"),
+                _token(found, "arm"), _gap(found), "yes" if found["near_tie"] else "no",
             )
             for label, found in rows[:SHOWN_DIFFERENCES]
         ],
@@ -184,6 +185,14 @@ def _latency_cell(found: Mapping[str, float] | None) -> Cell:
 def _gap(found: Mapping[str, Any]) -> str:
     gap = found["gap"] if found["gap"] is not None else found["gap_prefill"]
     return "not in the top 20" if gap is None else f"{gap:.4f}"
+
+
+def _token(found: Mapping[str, Any], of: str) -> str:
+    """The token as text in quotes, or its id where the text is not known."""
+    token, text = found[f"token_{of}"], found.get(f"text_{of}")
+    if token is None:
+        return "(the end)"
+    return str(token) if text is None else json.dumps(text, ensure_ascii=False)
 
 
 def _number(value: float | None) -> str:

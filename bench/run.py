@@ -14,7 +14,7 @@ from bench.config import BenchConfig, settings_of
 from bench.conversation import Turns, unit_name, units
 from bench.distribution import compare_samples
 from bench.encoding import prompt_room
-from bench.lossless import Difference, Noise, explain, first_difference
+from bench.lossless import Difference, Noise, explain, first_difference, with_texts
 from bench.measure import ArmRun, Progress, measure, plan_blocks
 from bench.provenance import arm_provenance, common_provenance
 from bench.report import Report, build_report
@@ -184,13 +184,14 @@ def compare_outputs(
         for run in runs
         if run is not none
     }
-    return explain(
+    explained, noise = explain(
         engines[none.arm.name],
         prompts,
         plain,
         differences,
         lambda done, total: progress("explaining differences", done, total),
     )
+    return with_texts(explained, config.target), noise
 
 
 def count_not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.arms import Arm
-from bench.lossless import Difference, Noise, explain
+from bench.lossless import Difference, Noise, explain, with_texts
 from bench.measure import Progress
 from bench.provenance import arm_provenance, common_provenance, git_commit, machine, versions
 from bench.report import Report
@@ -99,13 +99,15 @@ def explain_differences(
         request.id: answer.token_ids or []
         for request, answer in zip(requests, none.answers, strict=False)
     }
-    return explain(
+    differences, noise = explain(
         ServerEngine(plain),
         tokens,
         outputs,
         found,
         lambda done, total: progress("explaining differences", done, total),
     )
+    assert config.target  # whose tokenizer made the ids
+    return with_texts(differences, config.target), noise
 
 
 def finish(

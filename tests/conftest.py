@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from tests.vllm_client import VllmWorker
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several of us: a thread each, before torch counts cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What tests compile names their own modules: other programs would find it and warn that it fails.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_afaspec_tests")
+)
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers would report each test
 # Started in the background, a test run ignores SIGINT, and so would all that it starts and signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import asdict
+from pathlib import Path
 
-from bench.lossless import Difference, first_difference, gap_between, judge, measure_noise
+import pytest
+from transformers import AutoTokenizer
+
+from bench.lossless import (
+    Difference,
+    first_difference,
+    gap_between,
+    judge,
+    measure_noise,
+    with_texts,
+)
+from bench.page_sections import _token
 
 
 def rows(*gaps: float) -> list[list[tuple[int, float]]]:
@@ -55,3 +67,16 @@ def test_prefill_stands_in_where_decoding_does_not_repeat() -> None:
 def test_noise_needs_pairs() -> None:
     assert measure_noise([]) is None
     assert gap_between([(1, -1.0)], 1, 2) is None
+
+
+def test_tokens_are_shown_as_the_targets_text(tiny_target: Path) -> None:
+    """The end of an output has no token, and so no text."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target)
+    token = tokenizer("def").input_ids[-1]
+    (found,) = with_texts({"arm": [Difference("p", 2, token, None)]}, tiny_target)["arm"]
+    assert (found.text_none, found.text_arm) == (tokenizer.decode([token]), None)
+    assert found.text_none
+    row = asdict(found)
+    assert _token(row, "none") == f'"{found.text_none}"'
+    assert _token(row, "arm") == "(the end)"
+    assert _token({"token_none": 7, "token_arm": None}, "none") == "7"
