@@ -18,7 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several of us: a thread each, before 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What tests compile names their own modules: other programs would find it and warn that it fails.
 os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_afaspec_tests")
+    "TORCHINDUCTOR_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}_tests"),
 )
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers would report each test
 # Started in the background, a test run ignores SIGINT, and so would all that it starts and signals.
