@@ -20,13 +20,15 @@ def quotient(over: ArrayLike, under: ArrayLike) -> Quotient:
     return Quotient(np.asarray(over, float), np.asarray(under, float))
 
 
-def acceptance(generator: np.random.Generator, gain: float = 0.0) -> tuple[Quotient, Quotient]:
+def acceptance(
+    generator: np.random.Generator, gain: float = 0.0, prompts: int = PROMPTS
+) -> tuple[Quotient, Quotient]:
     """Two arms at k = 3; prompts differ widely, and each arm does a little else on each."""
-    drafts = generator.integers(25, 80, PROMPTS)
-    chances = generator.beta(4, 3, PROMPTS)
+    drafts = generator.integers(25, 80, prompts)
+    chances = generator.beta(4, 3, prompts)
     arms = []
     for shift in (gain, 0.0):
-        own = np.clip(chances + shift + generator.normal(0, 0.03, PROMPTS), 0.01, 0.99)
+        own = np.clip(chances + shift + generator.normal(0, 0.03, prompts), 0.01, 0.99)
         accepted = np.tile(generator.binomial(3 * drafts, own), (ROUNDS, 1))  # rounds repeat
         arms.append(quotient(drafts + accepted, np.tile(drafts, (ROUNDS, 1))))
     return arms[0], arms[1]
@@ -53,10 +55,12 @@ def speeds(
     return Quotient(tokens, seconds[0]), Quotient(tokens, seconds[1])
 
 
-def test_equal_drafts_are_rarely_called_different() -> None:
+@pytest.mark.parametrize("prompts", [8, PROMPTS])
+def test_equal_drafts_are_rarely_called_different(prompts: int) -> None:
     generator = np.random.default_rng(1)
     found = [
-        compare("a", "b", ACCEPTANCE, *acceptance(generator), BLOCK) for _ in range(SIMULATIONS)
+        compare("a", "b", ACCEPTANCE, *acceptance(generator, prompts=prompts), BLOCK)
+        for _ in range(SIMULATIONS)
     ]
     assert np.mean([c.verdict != NO_DIFFERENCE for c in found]) <= AT_MOST
 
