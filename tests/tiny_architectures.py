@@ -12,8 +12,8 @@ from tests.tiny_models import (
     KV_HEADS,
     LAYERS,
     POSITIONS,
-    ROPE,
     VOCAB,
+    rope,
     write_tokenizer,
 )
 
@@ -44,14 +44,16 @@ def architectures() -> dict[str, PreTrainedConfig]:
     mixture = {"num_experts": 4, "moe_intermediate_size": HIDDEN, **EXPERTS}
     local = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"] * 2}
     return {
-        "Llama": t.LlamaConfig(**COMMON, rope_parameters=ROPE),
-        "Mistral": t.MistralConfig(**COMMON, rope_parameters=ROPE, sliding_window=None),
-        "Qwen2": t.Qwen2Config(**COMMON, rope_parameters=ROPE),
-        "Qwen3": t.Qwen3Config(**COMMON, rope_parameters=ROPE),
-        "Phi-3": t.Phi3Config(**COMMON, rope_parameters=ROPE),
+        "Llama": t.LlamaConfig(**COMMON, rope_parameters=rope()),
+        "Mistral": t.MistralConfig(**COMMON, rope_parameters=rope(), sliding_window=None),
+        "Qwen2": t.Qwen2Config(**COMMON, rope_parameters=rope()),
+        "Qwen3": t.Qwen3Config(**COMMON, rope_parameters=rope()),
+        "Phi-3": t.Phi3Config(**COMMON, rope_parameters=rope()),
         "Gemma 3": t.Gemma3TextConfig(**COMMON, **local, query_pre_attn_scalar=HEAD_DIM),
-        "Qwen3-MoE": t.Qwen3MoeConfig(**COMMON, **mixture, rope_parameters=ROPE),
-        "Mixtral": t.MixtralConfig(**COMMON, **EXPERTS, num_local_experts=4, rope_parameters=ROPE),
+        "Qwen3-MoE": t.Qwen3MoeConfig(**COMMON, **mixture, rope_parameters=rope()),
+        "Mixtral": t.MixtralConfig(
+            **COMMON, **EXPERTS, num_local_experts=4, rope_parameters=rope()
+        ),
     }
 
 

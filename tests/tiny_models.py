@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, POSITIONS = 512, 128, 4, 4, 2, 32, 1024
 LAYER_IDS = (1, 2, 3)
 DRAFT_VOCAB = 320
-ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+
+
+def rope() -> dict[str, object]:
+    """A dict of its own each time: transformers' Phi3Config writes into what it is given."""
+    return {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def write_tokenizer(folder: Path, vocab: int = VOCAB) -> None:
@@ -67,7 +71,7 @@ def write_target(
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         max_position_embeddings=POSITIONS,
-        rope_parameters=ROPE,
+        rope_parameters=rope(),
         initializer_range=0.2,
         tie_word_embeddings=False,
         bos_token_id=0,
@@ -96,8 +100,8 @@ def draft_config(**changes: object) -> dict[str, object]:
         "vocab_size": VOCAB,
         "draft_vocab_size": DRAFT_VOCAB,
         "max_position_embeddings": POSITIONS,
-        "rope_parameters": ROPE,
-        "rope_theta": ROPE["rope_theta"],
+        "rope_parameters": rope(),
+        "rope_theta": rope()["rope_theta"],
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
