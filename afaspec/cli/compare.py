@@ -40,8 +40,10 @@ def compare(
         typer.Option("--dry-run", help="Print the plan, with one step of every arm timed."),
     ] = False,
     stored: Annotated[
-        Path | None,
-        typer.Option("--from", help="study.json(.gz) whose finished cells are taken over."),
+        list[Path] | None,
+        typer.Option(
+            "--from", help="study.json(.gz) whose finished cells are taken over; repeatable."
+        ),
     ] = None,
     report_only: Annotated[
         bool,
@@ -76,8 +78,8 @@ def compare(
     from afaspec.compare.tables import headline, render_domain, verdicts
 
     config = load(study, out, settings or [], only or [], small=quick)
-    if stored:
-        take_over(config, stored)
+    for one in stored or []:
+        take_over(config, one)
     if dry_run:
         show_forecast(forecast(config, note))
         return

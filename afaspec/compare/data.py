@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,15 @@ class Facts:
                 "holds no study yet", where=folder, mend="run afaspec compare without --report-only"
             )
         return cls(**read_json(folder / FACTS))
+
+    def joined_to(self, known: Facts, where: Path) -> Facts:
+        """`known`, with the domains that only these have. Raises `UserError` for other models."""
+        for name in ("target", "draft"):
+            if getattr(self, f"{name}_sha256") != getattr(known, f"{name}_sha256"):
+                raise UserError(
+                    f"was made with another {name}", where=where, mend="give another --out"
+                )
+        return replace(known, domains=self.domains | known.domains)
 
 
 @dataclass(frozen=True)

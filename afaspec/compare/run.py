@@ -77,12 +77,17 @@ def compare(
 
 
 def take_over(config: CompareConfig, stored: Path) -> None:
-    """Begin the study in `config.out` with the finished cells of a stored study.json(.gz)."""
+    """Take the finished cells of a stored study.json(.gz) into the study in `config.out`.
+
+    Raises `UserError` where that was begun with another target or base draft.
+    """
     study = read_study(stored)
+    facts = Facts(**study["facts"])
     with locked(config.out, "afaspec compare"):
+        if (config.out / FACTS).exists():
+            facts = facts.joined_to(Facts.read(config.out), stored)
         Ledger(config.out / "cells").adopt(study["cells"])
-        if not (config.out / FACTS).exists():
-            Facts(**study["facts"]).write(config.out)
+        facts.write(config.out)
 
 
 def report_only(config: CompareConfig) -> Json:

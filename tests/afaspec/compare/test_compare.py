@@ -18,7 +18,7 @@ import yaml
 
 from afaspec.capture import capture
 from afaspec.compare.config import CompareConfig, part
-from afaspec.compare.data import capture_config, divide, gather
+from afaspec.compare.data import Facts, capture_config, divide, gather
 from afaspec.compare.run import compare, forecast, report_only, take_over
 from afaspec.compare.served import counted, merged_draft
 from afaspec.merging import find_result, merge
@@ -182,6 +182,23 @@ def test_the_report_is_made_again_from_the_cells_alone(
     again = report_only(CompareConfig(**(given | {"out": copy})))
     assert timeless(again) == timeless(finished)
     assert (copy / "study.html").read_text() == (out / "study.html").read_text()
+
+
+def test_parts_that_were_made_apart_are_put_together(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    config = CompareConfig(**(given | {"out": tmp_path / "whole"}))
+    other = {**finished["facts"], "domains": {"other": finished["facts"]["domains"]["code"]}}
+    foreign = {**other, "draft_sha256": "0" * 64}
+    parts = {"code": finished, "other": finished | {"facts": other, "cells": []}}
+    for name, content in {**parts, "foreign": finished | {"facts": foreign}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    for name in parts:
+        take_over(config, tmp_path / f"{name}.json")
+    assert Facts.read(config.out).domains.keys() == {"code", "other"}
+    assert timeless(report_only(config))["domains"] == timeless(finished)["domains"]
+    with pytest.raises(UserError, match="another draft"):
+        take_over(config, tmp_path / "foreign.json")
 
 
 def test_a_stored_study_goes_on_elsewhere(
