@@ -135,8 +135,8 @@ def differences(report: Report) -> str:
         ("Arm", "Prompt", "Position", "Token", "Instead", "Gap (nats)", "Near-tie"),
         [
             (
-                label, str(found["prompt"]), str(found["position"]), _token(found, "none"),
-                _token(found, "arm"), _gap(found), "yes" if found["near_tie"] else "no",
+                label, str(found["prompt"]), str(found["position"]), token_shown(found, "none"),
+                token_shown(found, "arm"), _gap(found), "yes" if found["near_tie"] else "no",
             )
             for label, found in rows[:SHOWN_DIFFERENCES]
         ],
@@ -187,7 +187,7 @@ def _gap(found: Mapping[str, Any]) -> str:
     return "not in the top 20" if gap is None else f"{gap:.4f}"
 
 
-def _token(found: Mapping[str, Any], of: str) -> str:
+def token_shown(found: Mapping[str, Any], of: str) -> str:
     """The token as text in quotes, or its id where the text is not known."""
     token, text = found[f"token_{of}"], found.get(f"text_{of}")
     if token is None:

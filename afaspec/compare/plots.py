@@ -118,7 +118,10 @@ def by_arm(results: Json, colours: Mapping[str, str], domain: str) -> Figure:
 
 
 def along(arms: list[Json], axis: str) -> list[Json]:
-    """The variants that vary along `axis` alone: at the largest budget, near rank 8."""
+    """The variants that vary along `axis` alone: at the largest budget, near rank 8.
+
+    Of the arms those with several values, and those that have none at all.
+    """
     kept = arms
     if axis != "rank":
         ranks = {arm["rank"] for arm in arms if arm["rank"]}
@@ -128,7 +131,8 @@ def along(arms: list[Json], axis: str) -> list[Json]:
         values = [arm[budget] for arm in arms]
         most = None if None in values else max(values, default=None)  # None: all samples
         kept = [arm for arm in kept if arm[budget] == most]
-    return kept
+    places = {arm["arm"]: {a[axis] for a in kept if a["arm"] == arm["arm"]} for arm in kept}
+    return [arm for arm in kept if len(places[arm["arm"]]) > 1 or arm[axis] is None]
 
 
 def shown(arm: Json) -> str:
@@ -145,6 +149,10 @@ def _along_drawer(
         for marker, name in zip(MARKERS * 9, dict.fromkeys(a["arm"] for a in chosen), strict=False):
             mine = [arm for arm in chosen if arm["arm"] == name]
             _line(axes, mine, axis, colours[name], marker)
+        places = sorted({arm[axis] for arm in chosen if arm[axis] is not None})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.minorticks_off()
         base = results["base"]["acceptance_length"]["value"]
         axes.axhline(base, color=colours["base"], linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -154,7 +162,7 @@ def _along_drawer(
         axes.set_title(f"Acceptance length by {title}")
         axes.set_xlabel(title)
         axes.grid(axis="y")
-        legend_below(figure, axes)
+        legend_below(figure, axes, columns=3)
         return figure
 
     return draw
@@ -170,10 +178,7 @@ def _line(axes: Axes, arms: list[Json], axis: str, colour: str, marker: str) -> 
         return
     places = [arm[axis] for arm in varying]
     values, errors = values_and_errors([arm["acceptance_length"] for arm in varying])
-    axes.set_xscale("log", base=2)
     axes.errorbar(
         places, values, yerr=errors, color=colour, marker=marker, markersize=6.5, linewidth=2,
         capsize=3, label=label,
     )  # fmt: skip
-    axes.set_xticks(places, [str(place) for place in places])
-    axes.minorticks_off()

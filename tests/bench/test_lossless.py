@@ -16,7 +16,7 @@ from bench.lossless import (
     measure_noise,
     with_texts,
 )
-from bench.page_sections import _token
+from bench.page_sections import token_shown
 
 
 def rows(*gaps: float) -> list[list[tuple[int, float]]]:
@@ -77,6 +77,6 @@ def test_tokens_are_shown_as_the_targets_text(tiny_target: Path) -> None:
     assert (found.text_none, found.text_arm) == (tokenizer.decode([token]), None)
     assert found.text_none
     row = asdict(found)
-    assert _token(row, "none") == f'"{found.text_none}"'
-    assert _token(row, "arm") == "(the end)"
-    assert _token({"token_none": 7, "token_arm": None}, "none") == "7"
+    assert token_shown(row, "none") == f'"{found.text_none}"'
+    assert token_shown(row, "arm") == "(the end)"
+    assert token_shown({"token_none": 7, "token_arm": None}, "none") == "7"

@@ -8,6 +8,7 @@ import pytest
 from afaspec.compare.config import ArmConfig
 from afaspec.compare.figures import Measured, difference, figures_of, gap_closed, rivals
 from afaspec.compare.plan import Variant
+from afaspec.compare.plots import along
 
 PROMPTS, K = 60, 3
 
@@ -104,3 +105,12 @@ def test_a_trained_arm_beats_an_untrained_base_of_one_row() -> None:
     gain = difference(made_up("lora", 0.5, LORA), base)
     assert gain.verdict == "higher"
     assert gain.difference.low > 0
+
+
+def test_a_plot_by_rank_shows_arms_of_several_ranks_only() -> None:
+    """Another arm's only rank says nothing of what rank does; full fine-tuning is a level line."""
+    ranks = [("lora", 8), ("lora", 16), ("wide", 32), ("full", None)]
+    arms = [{"arm": name, "rank": rank, "steps": 80, "samples": None} for name, rank in ranks]
+    shown = [(arm["arm"], arm["rank"]) for arm in along(arms, "rank")]
+    assert shown == [("lora", 8), ("lora", 16), ("full", None)]
+    assert [arm["arm"] for arm in along(arms[1:], "rank")] == ["full"]
