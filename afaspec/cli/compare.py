@@ -125,9 +125,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def run_with_bars(config: CompareConfig) -> dict[str, Any]:
     """Run the study with one bar for its cells and one for the work of the moment."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-    from afaspec.cli.console import console
+    from afaspec.cli.console import Bars, console
     from afaspec.compare.run import Standing
     from afaspec.compare.run import compare as run
 
@@ -138,7 +138,7 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as bars:
+    with Bars(*columns, console=console, refresh_per_second=4) as bars:
         whole: list[TaskID] = []
 
         def standing(now: Standing) -> None:
