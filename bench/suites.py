@@ -36,8 +36,9 @@ MT_BENCH = (
 class Suite:
     """A suite by name: its `file` below a folder of suites, and its `origin` where that lacks it.
 
-    `origin` is a hub id or the address of a JSONL file; a suite with neither is made of what every
-    machine with afaspec has. `quick` (and `full`, where it is bounded) count prompts of a category.
+    `origin` is a hub id or the address of a JSONL file, none where nobody publishes one file; a
+    suite with neither is made of what every machine with afaspec has. `quick` (and `full`, where it
+    is bounded) count prompts of a category.
     """
 
     name: str
@@ -101,6 +102,13 @@ _ALL = (
         quick=40,
         file="gsm8k/test.jsonl",
         origin="openai/gsm8k:main@test",
+    ),
+    Suite(
+        "rust-rfcs",
+        "passages of design documents: technical English in Markdown",
+        quick=48,
+        full=512,
+        file="rust_rfcs.jsonl.gz",
     ),
     Suite(
         "code",
@@ -193,7 +201,7 @@ def local_file(suite: Suite, folder: Path | None = None) -> Path | None:
 
 def is_here(suite: Suite, folder: Path | None = None) -> bool:
     """Whether the suite can be read without a network."""
-    return not suite.origin or local_file(suite, folder) is not None
+    return not (suite.file or suite.origin) or local_file(suite, folder) is not None
 
 
 def _parse(source: str) -> tuple[Suite, str | None, str]:
@@ -225,10 +233,11 @@ def _read(suite: Suite, prompt_tokens: int, folder: Path | None) -> tuple[str, l
     rows = read_jsonl(file) if file else _published(suite, folder)
     prompts = []
     for place, row in rows:
-        number = place.rsplit(":", 1)[1]
+        file_name = place.rsplit(":", 1)[0]
         for prompt in parse_row(row, place, prompt_tokens=prompt_tokens, seed=0):
             category = suite.renamed.get(prompt.category or "", prompt.category)
-            prompts.append(replace(prompt, id=f"{suite.name}:{number}", category=category))
+            lines = prompt.id.removeprefix(file_name)  # a passage's own line as well
+            prompts.append(replace(prompt, id=suite.name + lines, category=category))
     if not prompts:
         raise UserError("holds no prompts", where=where, mend="fetch the file again")
     return where, prompts
@@ -236,13 +245,19 @@ def _read(suite: Suite, prompt_tokens: int, folder: Path | None) -> tuple[str, l
 
 def _published(suite: Suite, folder: Path | None) -> Iterator[tuple[str, Any]]:
     """The rows from the hub or the suite's own address."""
+    place = folder or os.environ.get(FOLDER_VARIABLE) or "FOLDER"
+    if not suite.origin:
+        raise UserError(
+            f"the suite {suite.name} is not in a folder of suites, and nobody publishes its file",
+            mend=f'write {place}/{suite.file}, with {{"text": "..."}} on each line, and give '
+            f"--suite-folder {place} or set {FOLDER_VARIABLE}; --suite builtin needs no file",
+        )
     try:
         if HUB_ID.match(suite.origin):
             yield from dataset_rows(suite.origin)
         else:
             yield from url_rows(suite.origin)
     except UserError as error:
-        place = folder or os.environ.get(FOLDER_VARIABLE) or "FOLDER"
         raise UserError(
             f"the suite {suite.name} is neither in a folder of suites nor to be had from "
             f"{suite.origin} ({error.problem})",

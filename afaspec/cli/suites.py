@@ -75,7 +75,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         table.add_column(overflow="fold")
         if row["categories"]:
             table.add_row("  categories", ", ".join(row["categories"]))
-        place = row["where"] if row["here"] else f"not here; fetched from {row['where']}"
+        elsewhere = f"fetched from {row['where']}" if row["where"] else "yours to make"
+        place = row["where"] if row["here"] else f"not here; {elsewhere}"
         table.add_row("  read from", escape(place))
         for size, found in (row["sizes"] or {}).items():
             counts = f"{found['prompts']:,} prompts"

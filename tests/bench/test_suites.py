@@ -61,6 +61,23 @@ def test_published_suites(name: str, full: int, turns: int) -> None:
     assert {prompt.id for prompt in quick.prompts} < {prompt.id for prompt in whole.prompts}
 
 
+def test_documents_are_passages_with_names_of_their_own() -> None:
+    published("rust-rfcs")
+    for side in ("train", "eval"):
+        found = read_suite("suite:rust-rfcs@full", folder=DATA, split=side, eval_fraction=0.25)
+        assert len(found.prompts) == 512
+        assert len({prompt.id for prompt in found.prompts}) == 512
+        assert all(prompt.id.startswith("rust-rfcs:") for prompt in found.prompts)
+
+
+def test_a_suite_that_nobody_publishes_says_how_to_make_it(
+    tmp_path: Path, no_network: None
+) -> None:
+    with pytest.raises(UserError, match="nobody publishes") as caught:
+        read_suite("suite:rust-rfcs", folder=tmp_path)
+    assert str(tmp_path / "rust_rfcs.jsonl.gz") in (caught.value.mend or "")
+
+
 def test_mt_bench_is_a_task_of_spec_bench() -> None:
     published("spec-bench")
     published("mt-bench")
@@ -228,6 +245,7 @@ def test_the_list_says_what_is_here(
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(rows) == set(SUITES)
     assert not rows["gsm8k"]["here"]
+    assert not rows["rust-rfcs"]["here"]
     found = rows["mt-bench"]
     assert found["where"] == str(folder / SUITES["mt-bench"].file)
     assert found["sizes"]["quick"]["requests"] == 2 * found["sizes"]["quick"]["prompts"] == 64
