@@ -14,9 +14,9 @@ import numpy as np
 
 from afaspec.compare.config import ArmConfig
 from afaspec.compare.plan import Json, Variant
-from bench.intervals import Floats, Quotient, student
+from bench.intervals import Accounts, Floats, Quotient, Source, student
 from bench.seeds import seeded_comparison, seeded_figure, seeded_sources
-from bench.verdict import ACCEPTANCE, Comparison
+from bench.verdict import ACCEPTANCE, Comparison, contrast
 
 REFERENCE_RANK = 8
 
@@ -87,9 +87,39 @@ def difference(arm: Measured, against: Measured) -> Comparison:
     )
 
 
-def rivals(
-    measured: Sequence[Measured], arms: Mapping[str, ArmConfig]
-) -> list[tuple[Measured, Measured]]:
+Pairs = list[tuple[Measured, Measured]]
+
+
+def pooled_difference(arm: str, against: str, by_domain: Sequence[Pairs]) -> Comparison:
+    """Two arms over all points of a study at which both were measured, paired by prompt and seed.
+
+    What is compared are geometric means over the points of a domain, then over domains, so that
+    `relative` is the mean relative difference. The points of a domain share prompts and seeds; the
+    domains share nothing, and their variances add. Each domain has at least one pair.
+    """
+
+    def mean(side: int) -> float:
+        logs = [np.mean([np.log(pair[side].length.value) for pair in pairs]) for pairs in by_domain]
+        return float(np.exp(np.mean(logs)))
+
+    first, second = mean(0), mean(1)
+
+    def accounts(weight: float, other: float) -> Accounts:
+        sources: list[Source] = []
+        for pairs in by_domain:
+            shares = [
+                weight * first * one.length.influence / one.length.value
+                - other * second * two.length.influence / two.length.value
+                for one, two in pairs
+            ]
+            for account in seeded_sources([np.mean(shares, axis=0) / len(by_domain)]):
+                sources += account
+        return [sources]
+
+    return contrast(arm, against, ACCEPTANCE, first, second, accounts)
+
+
+def rivals(measured: Sequence[Measured], arms: Mapping[str, ArmConfig]) -> Pairs:
     """Pairs of variants that differ in nothing but the arm; an arm without rank meets all ranks.
 
     Of two arms that say whom they are `against`, one has to name the other.

@@ -9,9 +9,11 @@ from afaspec.compare.plots import shown, svg_overall_plots, svg_study_plots
 from afaspec.compare.tables import (
     COLUMNS,
     COMPARED,
+    POOLED,
     comparison_rows,
     domain_rows,
     headline,
+    pooled_rows,
     said,
     settings_line,
     verdicts,
@@ -26,6 +28,11 @@ NOTE = (
     "prompt and seed. Gap closed: 0% is plain LoRA of rank 8, 100% full fine-tuning at the same "
     "budget; shown where these two differ."
 )
+POOLED_NOTE = (
+    "Mean relative difference in acceptance length over all points (ranks, budgets) and domains at "
+    "which both arms were measured, each domain with the same weight; 95% intervals over seeds and "
+    "prompts, Holm's correction over the rows."
+)
 PROTOCOL = (
     "Prompts are divided by a hash of their content into train, validation and eval. Each arm's "
     "learning rate is the one with the best acceptance length on the validation side; rates within "
@@ -37,11 +44,7 @@ PROTOCOL = (
 
 def write_study_page(study: Json, path: Path) -> Path:
     """Write the page atomically; returns `path`."""
-    body = (
-        [section("All comparisons", plot_grid(plots))]
-        if (plots := svg_overall_plots(study))
-        else []
-    )
+    body = [_overall(study)]
     body += [_domain(study, domain) for domain in study["domains"]]
     body += [section("Learning rates", _rates(study)), section("How it was measured", _how(study))]
     text = page(
@@ -55,6 +58,20 @@ def write_study_page(study: Json, path: Path) -> Path:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _overall(study: Json) -> str:
+    """All comparisons in one plot, and each two arms over all points where both were measured."""
+    plots = svg_overall_plots(study)
+    if not plots:
+        return ""
+    pooled = study["pooled"]
+    return section(
+        "All comparisons",
+        plot_grid(plots),
+        plain_table(POOLED, pooled_rows(study)) if pooled else "",
+        paragraph(POOLED_NOTE, "note") if pooled else "",
+    )
 
 
 def _domain(study: Json, domain: str) -> str:

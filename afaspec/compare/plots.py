@@ -40,13 +40,15 @@ def study_plots(study: Json, domain: str) -> Iterator[Drawn]:
     if results["arms"]:
         said = f"{domain}: acceptance length of each arm, with 95% intervals"
         yield f"{domain}_arms", said, lambda: by_arm(results, colours, domain)
+    everything = results["sequences"]["train"]  # what samples: null stands for
+    arms = [{**arm, "samples": arm["samples"] or everything} for arm in results["arms"]]
     axes: tuple[tuple[Literal["rank", "steps", "samples"], str], ...] = (
         ("rank", "LoRA rank"),
         ("steps", "optimizer steps"),
         ("samples", "training sequences"),
     )
     for axis, title in axes:
-        chosen = along(results["arms"], axis)
+        chosen = along(arms, axis)
         if len({arm[axis] for arm in chosen if arm[axis] is not None}) > 1:
             said = f"{domain}: acceptance length by {title}, with 95% intervals"
             yield f"{domain}_{axis}", said, _along_drawer(chosen, axis, title, results, colours)
@@ -128,8 +130,7 @@ def along(arms: list[Json], axis: str) -> list[Json]:
         near = min(ranks, key=lambda rank: abs(rank - REFERENCE_RANK), default=None)
         kept = [arm for arm in kept if arm["rank"] in (None, near)]
     for budget in {"steps", "samples"} - {axis}:
-        values = [arm[budget] for arm in arms]
-        most = None if None in values else max(values, default=None)  # None: all samples
+        most = max((arm[budget] for arm in arms), default=None)
         kept = [arm for arm in kept if arm[budget] == most]
     places = {arm["arm"]: {a[axis] for a in kept if a["arm"] == arm["arm"]} for arm in kept}
     return [arm for arm in kept if len(places[arm["arm"]]) > 1 or arm[axis] is None]

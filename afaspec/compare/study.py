@@ -17,9 +17,11 @@ from afaspec.compare.estimate import spent_seconds
 from afaspec.compare.figures import (
     REFERENCE_RANK,
     Measured,
+    Pairs,
     difference,
     figures_of,
     gap_closed,
+    pooled_difference,
     rivals,
 )
 from afaspec.compare.ledger import Ledger
@@ -49,9 +51,10 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
             where=config.out,
             mend="run afaspec compare without --report-only; it goes on where it stopped",
         )
+    pairs = {domain: rivals(found[1:], config.arms) for domain, found in measured.items()}
     between = {
-        domain: [difference(arm, against) for arm, against in rivals(found[1:], config.arms)]
-        for domain, found in measured.items()
+        domain: [difference(arm, against) for arm, against in found]
+        for domain, found in pairs.items()
     }
     over_base = {
         domain: [difference(arm, found[0]) for arm in found[1:]]
@@ -76,6 +79,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
             }
             for domain, found in measured.items()
         },
+        "pooled": _pooled(pairs),
         "spent_seconds": round(spent_seconds(ledger, finished), 1),
         "cells": [ledger.record(cell) for cell in finished],
     }
@@ -129,6 +133,34 @@ def _corrected(by_domain: dict[str, list[Comparison]]) -> dict[str, list[Compari
     """The comparisons of all domains, corrected for their number in the study."""
     corrected = iter(correct([c for found in by_domain.values() for c in found]))
     return {domain: [next(corrected) for _ in found] for domain, found in by_domain.items()}
+
+
+def _pooled(pairs: dict[str, Pairs]) -> list[Json]:
+    """Each two arms over all that they were compared at, where that is more than one point."""
+    names = dict.fromkeys(_arms_of(pair) for found in pairs.values() for pair in found)
+    points = {
+        name: {
+            domain: chosen
+            for domain, found in pairs.items()
+            if (chosen := [pair for pair in found if _arms_of(pair) == name])
+        }
+        for name in names
+    }
+    several = {name: found for name, found in points.items() if sum(map(len, found.values())) > 1}
+    judged = correct(
+        [pooled_difference(*name, [*found.values()]) for name, found in several.items()]
+    )
+    return [
+        {**_in_words(comparison), "points": {domain: len(p) for domain, p in found.items()}}
+        for comparison, found in zip(judged, several.values(), strict=True)
+    ]
+
+
+def _arms_of(pair: tuple[Measured, Measured]) -> tuple[str, str]:
+    first, second = (measured.variant for measured in pair)
+    assert first
+    assert second
+    return first.arm, second.arm
 
 
 def _in_words(comparison: Comparison) -> Json:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FEW = 6  # comparisons that are all told in sentences
 COMPARED = ("Arm", "Against", "Difference", "Relative", "p (Holm)", "Verdict")
+POOLED = ("Arm", "Against", "Points", "Relative", "p (Holm)", "Verdict")
 COLUMNS = (
     "Arm",
     "Acceptance length",
@@ -88,6 +89,21 @@ def comparison_rows(results: Json) -> list[list[str]]:
             found["verdict"],
         ]
         for found in results["comparisons"]
+    ]
+
+
+def pooled_rows(study: Json) -> list[list[str]]:
+    """Each two arms over all points of the study, in the order of `POOLED`."""
+    return [
+        [
+            LABELS.get(found["arm"], found["arm"]),
+            LABELS.get(found["against"], found["against"]),
+            ", ".join(f"{count} {domain}" for domain, count in found["points"].items()),
+            said(found["relative"], "{:+.1f}%", 100),
+            f"{found['p_holm']:.3g}",
+            found["verdict"],
+        ]
+        for found in study["pooled"]
     ]
 
 

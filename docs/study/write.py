@@ -15,7 +15,14 @@ from typing import Any
 
 from afaspec.compare.plots import overall_plots, study_plots
 from afaspec.compare.study import read_study
-from afaspec.compare.tables import COMPARED, comparison_rows, domain_rows, settings_line
+from afaspec.compare.tables import (
+    COMPARED,
+    POOLED,
+    comparison_rows,
+    domain_rows,
+    pooled_rows,
+    settings_line,
+)
 from bench.plots.style import styled
 from drafts.files import atomic_file
 
@@ -60,9 +67,11 @@ def filled(text: str, studies: dict[str, Json]) -> str:
 
 
 def content(study: Json, part: str) -> str:
-    """`settings`, or the table of a DOMAIN or of DOMAIN/comparisons."""
+    """`settings`, `pooled`, or the table of a DOMAIN or of DOMAIN/comparisons."""
     if part == "settings":
         return settings_line(study)
+    if part == "pooled":
+        return table(POOLED, pooled_rows(study))
     domain, _, what = part.partition("/")
     results = study["domains"][domain]
     if what == "comparisons":

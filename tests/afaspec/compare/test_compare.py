@@ -89,6 +89,7 @@ def test_the_study_says_all(finished: dict[str, Any], given: dict[str, Any]) -> 
     assert results["arms"][0]["trainable_parameters"] < results["arms"][1]["trainable_parameters"]
     assert [t["rate"] for t in results["arms"][1]["tries"]] == [0.01, 0.02]
     assert [(c["arm"], c["against"]) for c in results["comparisons"]] == [("full", "lora")]
+    assert finished["pooled"] == []  # there is one point
     kinds = [cell["kind"] for cell in finished["cells"]]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "data": 1, "base": 1, "run": 2 + 1 + 2, "eval": 4,
@@ -251,6 +252,21 @@ def test_a_part_of_a_study_is_the_same_study(
     assert [arm["by_seed"] for arm in found] == [arm["by_seed"] for arm in whole]
     with pytest.raises(UserError, match="'lorra' is no arm and no domain"):
         part(config, ["lorra"])
+
+
+def test_two_ranks_are_judged_one_by_one_and_together(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "ranks"
+    shutil.copytree(given["out"], out)
+    study = compare(CompareConfig(**(given | {"out": out, "ranks": [4, 8]})))
+    labels = [(c["arm"], c["against"]) for c in study["domains"]["code"]["comparisons"]]
+    assert labels == [("full", "lora r4"), ("full", "lora r8")]
+    (pooled,) = study["pooled"]
+    assert (pooled["arm"], pooled["against"], pooled["points"]) == ("full", "lora", {"code": 2})
+    singles = [c["relative"]["value"] for c in study["domains"]["code"]["comparisons"]]
+    assert min(singles) <= pooled["relative"]["value"] <= max(singles)
+    assert "2 code" in (out / "study.html").read_text()
 
 
 def test_a_grown_study_runs_new_cells_only(

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from afaspec.compare.config import ArmConfig
-from afaspec.compare.figures import Measured, difference, figures_of, gap_closed, rivals
+from afaspec.compare.figures import (
+    Measured,
+    difference,
+    figures_of,
+    gap_closed,
+    pooled_difference,
+    rivals,
+)
 from afaspec.compare.plan import Variant
 from afaspec.compare.plots import along
 
@@ -100,6 +107,41 @@ def test_arms_are_held_only_against_those_they_name() -> None:
     assert pairs == {("afa-lora", "lora"), ("full", "lora")}
 
 
+def test_over_one_point_pooling_changes_nothing() -> None:
+    pair = made_up("afa-lora", 0.55, AFA, jitter=0.02), made_up("lora", 0.5, LORA, jitter=0.02)
+    pooled, alone = pooled_difference("afa-lora", "lora", [[pair]]), difference(*pair)
+    for name in ("difference", "relative"):
+        for end in ("value", "low", "high"):
+            assert getattr(getattr(pooled, name), end) == pytest.approx(
+                getattr(getattr(alone, name), end)
+            )
+    assert pooled.p_value == pytest.approx(alone.p_value)
+
+
+def test_points_of_a_domain_share_their_chance_and_domains_do_not() -> None:
+    pair = made_up("afa-lora", 0.55, AFA), made_up("lora", 0.5, LORA)
+
+    def width(by_domain: list[list[tuple[Measured, Measured]]]) -> float:
+        found = pooled_difference("afa-lora", "lora", by_domain).relative
+        return float(np.log1p(found.high) - np.log1p(found.low))
+
+    once = width([[pair]])
+    assert width([[pair, pair]]) == pytest.approx(once)  # the same prompts and seeds twice
+    assert width([[pair]] * 4) == pytest.approx(once / 2)
+
+
+def test_pooled_is_the_mean_relative_difference_with_equal_weight_for_domains() -> None:
+    pairs = [
+        (made_up(f"afa {rate}", rate, AFA), made_up(f"lora {rate}", 0.5, LORA))
+        for rate in (0.45, 0.55, 0.6)
+    ]
+    logs = [np.log(one.length.value / two.length.value) for one, two in pairs]
+    found = pooled_difference("afa-lora", "lora", [pairs[:2], pairs[2:]])
+    expected = np.expm1((logs[0] + logs[1]) / 4 + logs[2] / 2)
+    assert found.relative.value == pytest.approx(expected)
+    assert found.relative.low < expected < found.relative.high
+
+
 def test_a_trained_arm_beats_an_untrained_base_of_one_row() -> None:
     base = made_up("base", 0.3, seeds=1)
     gain = difference(made_up("lora", 0.5, LORA), base)
@@ -110,7 +152,7 @@ def test_a_trained_arm_beats_an_untrained_base_of_one_row() -> None:
 def test_a_plot_by_rank_shows_arms_of_several_ranks_only() -> None:
     """Another arm's only rank says nothing of what rank does; full fine-tuning is a level line."""
     ranks = [("lora", 8), ("lora", 16), ("wide", 32), ("full", None)]
-    arms = [{"arm": name, "rank": rank, "steps": 80, "samples": None} for name, rank in ranks]
+    arms = [{"arm": name, "rank": rank, "steps": 80, "samples": 240} for name, rank in ranks]
     shown = [(arm["arm"], arm["rank"]) for arm in along(arms, "rank")]
     assert shown == [("lora", 8), ("lora", 16), ("full", None)]
     assert [arm["arm"] for arm in along(arms[1:], "rank")] == ["full"]
