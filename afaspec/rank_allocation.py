@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def allocate_ranks(gradients: dict[str, Tensor], rank: int) -> dict[str, int]:
@@ -33,21 +32,3 @@ def allocate_ranks(gradients: dict[str, Tensor], rank: int) -> dict[str, int]:
         if ranks[name] < len(worth[name]):
             heapq.heappush(heap, (-worth[name][ranks[name]], name))
     return ranks
-
-
-def weight_gradients(
-    layers: dict[str, nn.Linear], losses: Iterable[Callable[[], Tensor]]
-) -> dict[str, Tensor]:
-    """The summed gradients of the layers' weights over the losses, which are called one by one."""
-    before = {name: layer.weight.requires_grad for name, layer in layers.items()}
-    for layer in layers.values():
-        layer.weight.requires_grad_(True)
-    for loss in losses:
-        loss().backward()
-    found = {}
-    for name, layer in layers.items():
-        assert layer.weight.grad is not None
-        found[name] = layer.weight.grad.detach()
-        layer.weight.grad = None
-        layer.weight.requires_grad_(before[name])
-    return found

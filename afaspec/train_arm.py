@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from torch import nn
 
 from afaspec.adapter import adapt
 from afaspec.annealing import cycle_starts
+from afaspec.folding import NAME, lora_layers
+from afaspec.gradient_init import point_along, weight_gradients
 from afaspec.objective import DraftObjective, collate
-from afaspec.rank_allocation import allocate_ranks, weight_gradients
+from afaspec.rank_allocation import allocate_ranks
 from afaspec.store import FeatureStore
-from afaspec.train_config import TrainConfig
+from afaspec.train_config import OWN_INITS, TrainConfig
 from afaspec.train_data import draw
 from drafts.draft import Draft
 from drafts.errors import UserError
 from drafts.target import load_lm_head
 
-ALLOCATING_BATCHES = 4  # whose gradients decide on ranks
+GRADIENT_BATCHES = 4  # whose gradients decide on ranks, and on where adapters begin
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -70,19 +73,46 @@ def allocated_ranks(
         for name, module in draft.named_modules()
         if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in wanted
     }
-    objective = make_objective(draft, target, config)
+    losses = first_losses(make_objective(draft, target, config), config, store, train_ids, step=0)
+    return allocate_ranks(weight_gradients(layers, losses), config.rank)
 
-    def loss(batch: int) -> torch.Tensor:
-        bf16 = config.precision == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            found = objective(collate([store[i] for i in draw(train_ids, config, batch)]))
+
+def begin_along_gradients(
+    objective: DraftObjective,
+    config: TrainConfig,
+    store: FeatureStore,
+    train_ids: list[int],
+    step: int,
+) -> None:
+    """With `init: gradient`, point fresh adapters along the gradients of the batches to come."""
+    if config.init != "gradient":
+        return
+    layers = lora_layers(objective.draft)
+    frozen = {name: layer.get_base_layer() for name, layer in layers.items()}
+    gradients = weight_gradients(frozen, first_losses(objective, config, store, train_ids, step))
+    objective.zero_grad(set_to_none=True)  # the adapters' own
+    for name, layer in layers.items():
+        point_along(layer.lora_A[NAME].weight, gradients[name])
+
+
+def first_losses(
+    objective: DraftObjective,
+    config: TrainConfig,
+    store: FeatureStore,
+    train_ids: list[int],
+    step: int,
+) -> list[Callable[[], torch.Tensor]]:
+    """The losses of the first micro-batches from optimizer step `step` on."""
+    device = objective.target_head.device
+
+    def loss(micro: int) -> torch.Tensor:
+        chosen = draw(train_ids, config, step * config.accumulation + micro)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            found = objective(collate([store[i] for i in chosen]).to(device))
         assert isinstance(found, torch.Tensor)
         return found
 
-    batches = range(ALLOCATING_BATCHES)
-    return allocate_ranks(
-        weight_gradients(layers, [partial(loss, batch) for batch in batches]), config.rank
-    )
+    return [partial(loss, micro) for micro in range(GRADIENT_BATCHES)]
 
 
 def parameter_groups(draft: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -119,7 +149,7 @@ def prepare_arm(
             alpha_pattern={n: alpha * r / config.rank for n, r in (ranks or {}).items()},
             use_rslora=config.rslora,
             lora_dropout=config.dropout,
-            init_lora_weights=True if config.init == "default" else config.init,
+            init_lora_weights=True if config.init in OWN_INITS else config.init,
             target_modules=adapted_modules(draft, config),
         ),
         config.activation if config.arm == "afa-lora" else None,

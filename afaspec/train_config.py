@@ -11,6 +11,7 @@ from afaspec.annealing import AnnealingSchedule
 from afaspec.embedded.assets import ModelFolder
 
 Arm = Literal["afa-lora", "lora", "full"]
+OWN_INITS = ("default", "gradient")  # they leave the frozen weights as they are; others are PEFT's
 DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 3e-3, "lora": 3e-3, "full": 5e-4}
 
 
@@ -49,7 +50,11 @@ class TrainSettings(BaseModel):
     )
     b_ratio: float = Field(1.0, gt=0, description="learning rate of B over that of A (LoRA+)")
     reset_optimizer: bool = Field(False, description="forget AdamW's moments when beta reaches 0")
-    init: str = Field("default", description="PEFT initialisation: default, pissa, orthogonal, ...")
+    init: str = Field(
+        "default",
+        description="where adapters begin: default, gradient (A along the frozen weights' "
+        "gradients), or PEFT's pissa, orthogonal, ...",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     modules: list[str] | None = Field(
         None, min_length=1, description="linear layers that get adapters [default: all but lm_head]"
@@ -86,9 +91,9 @@ class TrainSettings(BaseModel):
     def _parts_fit(self) -> TrainSettings:
         if self.cycles > self.steps:
             raise ValueError(f"cycles is {self.cycles}, more than the {self.steps} steps")
-        if self.init != "default" and (self.cycles > 1 or self.compress):
-            # such initialisations also change the weights under the adapter
-            raise ValueError(f"cycles and compress need init: default, not {self.init}")
+        if self.init not in OWN_INITS and (self.cycles > 1 or self.compress):
+            # PEFT's initialisations may also change the weights under the adapter
+            raise ValueError(f"cycles and compress need init: default or gradient, not {self.init}")
         if self.arm == "full" and (self.cycles > 1 or self.compress):
             raise ValueError("cycles and compress are of adapters; the arm is full")
         return self

@@ -25,6 +25,7 @@ from afaspec.run_state import Progress, load_state, save_state, trainable_state
 from afaspec.store import FeatureStore
 from afaspec.train_arm import (
     allocated_ranks,
+    begin_along_gradients,
     learning_rate,
     make_objective,
     parameter_groups,
@@ -86,6 +87,8 @@ def train(
     )
     folded = Folded()
     progress = load_state(config.out / "checkpoint", draft, optimizer, folded) or Progress()
+    if progress.step == 0:
+        begin_along_gradients(objective, config, store, train_ids, 0)
     annealer = Annealer(annealed_layers(draft), config.annealing, config.steps, config.cycles)
     annealer.load_state_dict(
         {"step": progress.step, "total_steps": config.steps, **progress.annealing}
@@ -120,6 +123,7 @@ def train(
         fresh = progress.step in fold_at
         if fresh:
             folded.fold(draft)
+            begin_along_gradients(objective, config, store, train_ids, progress.step)
         if fresh or (config.reset_optimizer and beta and annealer.beta == 0):
             optimizer.state.clear()  # the moments are of another function
         progress.seconds += time.perf_counter() - started

@@ -66,6 +66,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full": {"arm": "full"},
     "cycles": {"arm": "afa-lora", "cycles": 3, "b_ratio": 4},
     "allocated": {"arm": "lora", "cycles": 2, "allocate": "gradient", "compress": 3},
+    "gradient": {"arm": "afa-lora", "cycles": 2, "init": "gradient"},
     "refit": {"arm": "afa-lora", "annealing": {"end": 0.8, "refit": True}, "reset_optimizer": True},
     "by loss": {"arm": "afa-lora", "annealing": {"end": 1.0, "driver": "loss", "spread": 0.4}},
 }
@@ -119,6 +120,21 @@ def test_the_result_of_cycles_merges_to_what_was_trained(
     adapted = load_result(load_draft(tiny_draft, tiny_target), trained.result)
     measured = offline_acceptance(adapted, (opened[i] for i in held), 3, amp=False)
     assert measured.acceptance_length == pytest.approx(trained.acceptance_length, abs=1e-9)
+
+
+def test_adapters_can_begin_along_the_gradient(
+    store: Path, tiny_draft: Path, tiny_target: Path, tmp_path: Path
+) -> None:
+    """Directions of a gradient are orthonormal, and a random A is not; the draft is unchanged."""
+    still = {"arm": "lora", "learning_rate": 1e-12, "steps": 3, "eval_every": 3}
+    for init in ("default", "gradient"):
+        trained = train(config(store, tiny_draft, tmp_path / init, init=init, **still))
+        for name, tensor in load_file(trained.result / "adapter_model.safetensors").items():
+            if "lora_A" in name:
+                apart = (tensor @ tensor.T - torch.eye(len(tensor))).abs().max()
+                assert (apart < 1e-3) == (init == "gradient")
+    parity = merge(tmp_path / "gradient", tiny_draft, tmp_path / "merged", tiny_target)
+    assert parity.float32 <= 1e-5
 
 
 def test_ranks_follow_the_gradient_within_the_budget(
