@@ -96,10 +96,12 @@ def time_step(config: TrainConfig, target: Path, tokens: tuple[int, int]) -> Ste
         optimizer.zero_grad(set_to_none=True)
         float(loss.detach())  # waits for a GPU
         seconds = time.perf_counter() - started
+    trainable = sum(p.numel() for p in trained)
+    added = 0 if config.arm == "full" else trainable
     return StepCost(
         seconds=seconds * config.accumulation,
-        trainable=sum(p.numel() for p in trained),
-        total=sum(p.numel() for p in draft.parameters()),
+        trainable=trainable,
+        total=sum(p.numel() for p in draft.parameters()) - added,
     )
 
 
