@@ -19,6 +19,7 @@ from afaspec.compare.plan import Cell, Json, Plan, train_config
 from afaspec.compare.served import counted, merged_draft
 from afaspec.merging import find_result, merge
 from afaspec.store import FeatureStore
+from afaspec.train_config import RunPlace, TrainConfig
 from afaspec.training import train
 from bench.acceptance import Acceptance
 from bench.arms import Arm
@@ -28,7 +29,7 @@ from bench.report import write_report
 from bench.run import run_bench
 from drafts.checkpoint import load_draft
 from drafts.errors import UserError
-from drafts.files import read_json
+from drafts.files import read_json, write_json
 
 LOSSES_KEPT = 200  # points of a training curve
 
@@ -107,6 +108,7 @@ class Executor:
                 "out": self.run_folder(cell),
             }
         )
+        follow(settings)
         trained = train(
             settings,
             lambda row: self.progress(cell.name, row["step"], settings.steps),
@@ -231,6 +233,17 @@ class Executor:
                 shutil.rmtree(folder, ignore_errors=True)
         if self.config.keep == "none" and not in_vllm:
             shutil.rmtree(self.config.out / "merged", ignore_errors=True)
+
+
+def follow(settings: TrainConfig) -> None:
+    """Let a run that was left half done find its store and models where they are now.
+
+    A study may be moved, and the key of a run's cell says already that they are the same.
+    """
+    path = settings.out / "config.json"
+    if path.exists():
+        places = settings.model_dump(mode="json", include={*RunPlace.model_fields})
+        write_json(path, read_json(path) | places)
 
 
 def as_acceptance(result: Json) -> Acceptance:

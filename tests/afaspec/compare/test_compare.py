@@ -269,6 +269,17 @@ def test_two_ranks_are_judged_one_by_one_and_together(
     assert "2 code" in (out / "study.html").read_text()
 
 
+def test_a_moved_study_goes_on_in_the_middle_of_a_training(
+    finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(given["out"], moved)
+    half_done = next((moved / "runs").iterdir())
+    (moved / "cells" / f"run-{half_done.name}.json").unlink()
+    again = compare(CompareConfig(**(given | {"out": moved})))
+    assert timeless(again["domains"]) == timeless(finished["domains"])
+
+
 def test_a_grown_study_runs_new_cells_only(
     finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
 ) -> None:
