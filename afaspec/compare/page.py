@@ -10,11 +10,12 @@ from afaspec.compare.tables import (
     COLUMNS,
     COMPARED,
     POOLED,
+    SERVED,
     comparison_rows,
     domain_rows,
     headline,
     pooled_rows,
-    said,
+    served_rows,
     settings_line,
     verdicts,
 )
@@ -90,20 +91,8 @@ def _domain(study: Json, domain: str) -> str:
         *(paragraph(f"{words}.") for words in verdicts(results)),
         plot_grid(svg_study_plots(study, domain)),
         plain_table(COMPARED, comparison_rows(results)) if results["comparisons"] else "",
-        _in_vllm(results),
+        plain_table(SERVED, served_rows(results)) if results["vllm"] else "",
     )
-
-
-def _in_vllm(results: Json) -> str:
-    """What vLLM measured of the merged drafts, a row per arm and seed."""
-    rows = []
-    for report in results["vllm"]:
-        for arm in report["arms"]:
-            figures = [arm["acceptance_length"], arm["tokens_per_second"], arm["speedup"]]
-            texts = [said(figure, "{:.2f}") for figure in figures]
-            rows.append([arm["label"], str(report["seed"]), *texts])
-    columns = ("Arm in vLLM", "Seed", "Acceptance length", "Tokens/s", "Speedup")
-    return plain_table(columns, rows) if rows else ""
 
 
 def _rates(study: Json) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FEW = 6  # comparisons that are all told in sentences
 COMPARED = ("Arm", "Against", "Difference", "Relative", "p (Holm)", "Verdict")
 POOLED = ("Arm", "Against", "Points", "Relative", "p (Holm)", "Verdict")
+SERVED = ("Arm in vLLM", "Seed", "Acceptance length", "Tokens/s", "Speedup")
 COLUMNS = (
     "Arm",
     "Acceptance length",
@@ -104,6 +105,22 @@ def pooled_rows(study: Json) -> list[list[str]]:
             found["verdict"],
         ]
         for found in study["pooled"]
+    ]
+
+
+def served_rows(results: Json) -> list[list[str]]:
+    """What vLLM measured of the merged drafts, a row per arm and seed, in the order of `SERVED`."""
+    return [
+        [
+            arm["label"],
+            str(report["seed"]),
+            *(
+                said(arm[name], "{:.2f}")
+                for name in ("acceptance_length", "tokens_per_second", "speedup")
+            ),
+        ]
+        for report in results["vllm"]
+        for arm in report["arms"]
     ]
 
 

@@ -18,9 +18,11 @@ from afaspec.compare.study import read_study
 from afaspec.compare.tables import (
     COMPARED,
     POOLED,
+    SERVED,
     comparison_rows,
     domain_rows,
     pooled_rows,
+    served_rows,
     settings_line,
 )
 from bench.plots.style import styled
@@ -67,7 +69,7 @@ def filled(text: str, studies: dict[str, Json]) -> str:
 
 
 def content(study: Json, part: str) -> str:
-    """`settings`, `pooled`, or the table of a DOMAIN or of DOMAIN/comparisons."""
+    """`settings`, `pooled`, or the table of a DOMAIN, of DOMAIN/comparisons or of DOMAIN/vllm."""
     if part == "settings":
         return settings_line(study)
     if part == "pooled":
@@ -76,6 +78,8 @@ def content(study: Json, part: str) -> str:
     results = study["domains"][domain]
     if what == "comparisons":
         return table(COMPARED, comparison_rows(results))
+    if what == "vllm":
+        return table(SERVED, served_rows(results))
     rows = []
     for cells in domain_rows(results):
         arm, length, more, gap, _, rate, trained = (joined(cell) for cell in cells)
