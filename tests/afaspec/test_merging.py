@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from afaspec.merging import load_result, merge
+from afaspec.merging import ROUNDINGS, load_result, merge, merged_weights
 from afaspec.train_config import TrainConfig
 from afaspec.training import train
 from drafts.checkpoint import load_draft
@@ -53,6 +53,33 @@ def test_merged_draft_is_the_trained_one(
     assert "embed_tokens.weight" not in changed
     assert (base / "config.json").read_bytes() == (merged / "config.json").read_bytes()
     require_compatible(tiny_target, merged)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_rounding_that_a_large_update_makes_is_no_fault(
+    scale: float, store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    trained = run(store, tiny_draft, tmp_path / "run", arm="lora")
+    file = trained / "adapter" / "adapter_model.safetensors"
+    save_file({n: w * (scale if "lora_B" in n else 1) for n, w in load_file(file).items()}, file)
+    parity = merge(trained, None, tmp_path / "merged")
+    assert 1e-5 < parity.float32 <= ROUNDINGS * parity.rounding
+
+
+@pytest.mark.parametrize("error", [1e-3, -1e-3])
+def test_a_merge_that_is_wrong_is_refused(
+    error: float, store: Path, tiny_draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(adapted: Any) -> dict[str, torch.Tensor]:
+        weights = merged_weights(adapted)
+        name = next(name for name in weights if name.endswith("o_proj.weight"))
+        return weights | {name: weights[name] * (1 + error)}
+
+    trained = run(store, tiny_draft, tmp_path / "run", arm="lora")
+    monkeypatch.setattr("afaspec.merging.merged_weights", wrong)
+    with pytest.raises(UserError, match="differs from the adapter"):
+        merge(trained, None, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_checkpoint_from_before_the_end_of_annealing_is_refused(
