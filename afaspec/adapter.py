@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
@@ -32,7 +31,6 @@ class AnnealedLora(LoraVariant):
 
     def __init__(self, name: str):
         self.name, self.phi, self.beta = name, activation(name), 1.0
-        self.refit_from: float | None = None  # the beta that B was trained at, if it fell since
 
     def init(self, module: LoraLinear, adapter_name: str, **_: Any) -> None:
         """Nothing beyond what PEFT's plain LoRA has set up."""
@@ -42,27 +40,9 @@ class AnnealedLora(LoraVariant):
     ) -> Tensor:
         """The layer's whole output [..., out] for input x [..., in]."""
         z = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
-        if self.refit_from is not None and module.training:
-            self.refit(module.lora_B[active_adapter].weight, z.detach().float())
         if self.beta > 0:
             z = z.lerp(self.phi(z), self.beta)
         return result + module.lora_B[active_adapter](z) * module.scaling[active_adapter]
-
-    @torch.no_grad()
-    def refit(self, B: Tensor, z: Tensor) -> None:
-        """Change B [out, r] so that on z [..., r] the adapter says what it said before beta fell.
-
-        By least squares: B E[phi_old phi_new'] E[phi_new phi_new']^-1. Where beta falls from 1 to
-        0 at once, this distils the non-linear adapter into its linear successor.
-        """
-        assert self.refit_from is not None
-        rows = z.flatten(0, -2).double()
-        sigma = self.phi(rows)
-        old, new = rows.lerp(sigma, self.refit_from), rows.lerp(sigma, self.beta)
-        gram = new.T @ new
-        gram.diagonal().add_(1e-6 * gram.diagonal().mean() + 1e-12)
-        B.copy_((B.double() @ torch.linalg.solve(gram, new.T @ old).T).to(B.dtype))
-        self.refit_from = None
 
     def merge_safe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
         refuse_non_linear(self.beta)

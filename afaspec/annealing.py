@@ -7,7 +7,6 @@ hold and end are our own choices.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -34,15 +33,6 @@ class AnnealingSchedule(BaseModel):
     end: float = Field(0.5, gt=0, description="beta is 0 from here on (fraction or steps)")
     stairs: int = Field(4, ge=1, description="levels of the step shape")
     rate: float = Field(5.0, gt=0, description="decay rate of the exponential shape")
-    spread: float = Field(
-        0.0, ge=0, lt=1, description="layers take turns: how much later the last one begins"
-    )
-    driver: Literal["steps", "loss"] = Field(
-        "steps", description="steps; or loss: beta also falls as the loss stops falling"
-    )
-    refit: bool = Field(
-        False, description="whenever beta falls, refit B to what the adapter said before"
-    )
 
     @model_validator(mode="after")
     def _ends_inside(self) -> AnnealingSchedule:
@@ -51,17 +41,14 @@ class AnnealingSchedule(BaseModel):
             raise ValueError("annealing must begin before it ends: start + hold <= end")
         return self
 
-    def beta(self, step: int, total: int, place: float = 0.0) -> float:
+    def beta(self, step: int, total: int) -> float:
         """beta after `step` of `total` optimizer steps: in [0, 1], never rising, exactly 0 at last.
 
         The last step itself always trains with beta = 0, so `end` acts no later than total - 1.
-        `place` is the layer's among all, from 0 (the first) to 1: with a `spread` it anneals later.
         """
         last = max(total - 1, 0)
         end: float = min(_steps(self.end, total), last)
         begin: float = min(_steps(self.start, total) + _steps(self.hold, total), end)
-        stagger = self.spread * (end - begin)
-        begin, end = begin + place * stagger, end - (1 - place) * stagger
         if step >= end:
             return 0.0
         if step <= begin:
@@ -101,7 +88,6 @@ class Annealer:
         self.layers, self.schedule = layers, schedule
         self.total_steps, self.cycles = total_steps, cycles
         self.step = 0
-        self.pace = Pace()
         self._apply()
 
     @property
@@ -113,60 +99,25 @@ class Annealer:
         """Advance after each `optimizer.step()`."""
         optimizer.register_step_post_hook(lambda *_: self.advance())
 
-    def observe(self, loss: float) -> None:
-        """Tell the loss of the step at hand, before `advance`; only `driver: loss` listens."""
-        self.pace.observe(loss)
-
     def advance(self) -> None:
         self.step += 1
-        if self.step in cycle_starts(self.total_steps, self.cycles):
-            self.pace = Pace()
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "total_steps": self.total_steps, "pace": asdict(self.pace)}
+        return {"step": self.step, "total_steps": self.total_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.total_steps = max(state["step"] - 1, 0), state["total_steps"]
-        self._apply()  # as it was a step ago: a refit looks back
-        self.step, self.pace = state["step"], Pace(**state.get("pace", {}))
+        self.step, self.total_steps = state["step"], state["total_steps"]
         self._apply()
 
     def _apply(self) -> None:
         starts = cycle_starts(self.total_steps, self.cycles)
         begin = max(start for start in starts if start <= self.step)
         length = min((s for s in starts if s > begin), default=self.total_steps) - begin
-        most = self.pace.share if self.schedule.driver == "loss" else 1.0
-        for i, layer in enumerate(self.layers):
-            place = i / max(len(self.layers) - 1, 1)
-            beta = min(self.schedule.beta(self.step - begin, length, place), most)
-            layer.refit_from = layer.beta if self.schedule.refit and beta < layer.beta else None
-            layer.beta = beta
+        for layer in self.layers:
+            layer.beta = self.schedule.beta(self.step - begin, length)
 
 
 def cycle_starts(total: int, cycles: int) -> list[int]:
     """The steps at which the cycles of a run of `total` steps begin, alike but for one step."""
     return sorted({i * total // cycles for i in range(cycles)})
-
-
-@dataclass
-class Pace:
-    """How fast the loss falls, as a share of the fastest so far: `share` never rises.
-
-    Two running means of the loss, a fast and a slow one; their distance is the fall.
-    """
-
-    fast: float = 0.0
-    slow: float = 0.0
-    peak: float = 0.0
-    seen: int = 0
-    share: float = 1.0
-
-    def observe(self, loss: float) -> None:
-        self.fast = loss if not self.seen else 0.7 * self.fast + 0.3 * loss
-        self.slow = loss if not self.seen else 0.9 * self.slow + 0.1 * loss
-        self.seen += 1
-        fall = max(self.slow - self.fast, 0.0) / max(self.slow, 1e-12)
-        self.peak = max(self.peak, fall)
-        if self.seen > 10 and self.peak > 0:  # both means need a while to say anything
-            self.share = min(self.share, fall / self.peak)

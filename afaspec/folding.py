@@ -71,13 +71,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     }
 
 
-def joined(
-    model: PeftModel, folded: Folded, most: int | None = None
-) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Config and state of one LoRA that is the sum of all cycles, with a scaling of 1.
-
-    `most` is the rank that it is cut to, by the singular values of the whole update.
-    """
+def joined(model: PeftModel, folded: Folded) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Config and state of one LoRA that is the sum of all cycles, with a scaling of 1."""
     state, ranks = {}, {}
     for name, layer in lora_layers(model).items():
         pairs = list(folded.pairs.get(name, []))
@@ -86,8 +81,6 @@ def joined(
             pairs.append((now[0], now[1]))
         A = torch.cat([a.float() for a, _ in pairs])
         B = torch.cat([b.float() for _, b in pairs], dim=1) * layer.scaling[NAME]
-        if most is not None and most < len(A):
-            A, B = truncated(A, B, most)
         state[f"{WRAPPER}{name}.lora_A.{NAME}.weight"] = A.contiguous()
         state[f"{WRAPPER}{name}.lora_B.{NAME}.weight"] = B.contiguous()
         ranks[name] = len(A)
@@ -98,12 +91,3 @@ def joined(
     config.alpha_pattern = dict(config.rank_pattern)
     config.init_lora_weights = True
     return config, state
-
-
-def truncated(A: Tensor, B: Tensor, rank: int) -> Pair:
-    """The best approximation of B A of rank `rank` (Frobenius), as another such pair."""
-    left, R = torch.linalg.qr(B)
-    right, S = torch.linalg.qr(A.T)
-    U, values, Vh = torch.linalg.svd(R @ S.T, full_matrices=False)
-    root = values[:rank].sqrt()
-    return root[:, None] * (Vh[:rank] @ right.T), (left @ U[:, :rank]) * root

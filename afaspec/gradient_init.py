@@ -32,7 +32,10 @@ def point_along(A: Tensor, gradient: Tensor) -> None:
 def weight_gradients(
     layers: dict[str, nn.Linear], losses: Iterable[Callable[[], Tensor]]
 ) -> dict[str, Tensor]:
-    """The summed gradients of the layers' weights over the losses, which are called one by one."""
+    """The summed gradients of the layers' weights over the losses, which are called one by one.
+
+    Layers that no loss reads have none.
+    """
     before = {name: layer.weight.requires_grad for name, layer in layers.items()}
     for layer in layers.values():
         layer.weight.requires_grad_(True)
@@ -40,8 +43,8 @@ def weight_gradients(
         loss().backward()
     found = {}
     for name, layer in layers.items():
-        assert layer.weight.grad is not None
-        found[name] = layer.weight.grad.detach()
+        if layer.weight.grad is not None:
+            found[name] = layer.weight.grad.detach()
         layer.weight.grad = None
         layer.weight.requires_grad_(before[name])
     return found

@@ -16,7 +16,6 @@ from afaspec.annealing import cycle_starts
 from afaspec.folding import NAME, lora_layers
 from afaspec.gradient_init import point_along, weight_gradients
 from afaspec.objective import DraftObjective, collate
-from afaspec.rank_allocation import allocate_ranks
 from afaspec.store import FeatureStore
 from afaspec.train_config import OWN_INITS, TrainConfig
 from afaspec.train_data import draw
@@ -24,25 +23,21 @@ from drafts.draft import Draft
 from drafts.errors import UserError
 from drafts.target import load_lm_head
 
-GRADIENT_BATCHES = 4  # whose gradients decide on ranks, and on where adapters begin
+GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then cosine to zero, at 0-based optimizer step `step`.
 
-    A cycle warms up again, to where the cosine of the whole run stands by then; with
-    `restart_rate` each cycle has a cosine of its own.
+    A cycle warms up again, to where the cosine of the whole run stands by then.
     """
     starts = cycle_starts(config.steps, config.cycles)
     begin = max(start for start in starts if start <= step)
     length = min((s for s in starts if s > begin), default=config.steps) - begin
     warm = round(config.warmup * length)
     rising = min((step - begin + 1) / warm, 1.0) if warm else 1.0
-    if config.restart_rate or config.cycles == 1:
-        done = (step - begin - warm) / max(length - warm, 1)
-    else:
-        first = round(config.warmup * (config.steps // config.cycles))
-        done = (step - first) / max(config.steps - first, 1)
+    first = round(config.warmup * (config.steps // config.cycles))
+    done = (step - first) / max(config.steps - first, 1)
     return config.peak_learning_rate() * rising * 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
 
 
@@ -61,22 +56,6 @@ def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
     return modules
 
 
-def allocated_ranks(
-    draft: Draft, target: Path, config: TrainConfig, store: FeatureStore, train_ids: list[int]
-) -> dict[str, int] | None:
-    """Ranks by layer from the gradients of the first batches; None where all are alike."""
-    if config.allocate == "uniform" or config.arm == "full":
-        return None
-    wanted = set(adapted_modules(draft, config))
-    layers = {
-        name: module
-        for name, module in draft.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in wanted
-    }
-    losses = first_losses(make_objective(draft, target, config), config, store, train_ids, step=0)
-    return allocate_ranks(weight_gradients(layers, losses), config.rank)
-
-
 def begin_along_gradients(
     objective: DraftObjective,
     config: TrainConfig,
@@ -91,8 +70,8 @@ def begin_along_gradients(
     frozen = {name: layer.get_base_layer() for name, layer in layers.items()}
     gradients = weight_gradients(frozen, first_losses(objective, config, store, train_ids, step))
     objective.zero_grad(set_to_none=True)  # the adapters' own
-    for name, layer in layers.items():
-        point_along(layer.lora_A[NAME].weight, gradients[name])
+    for name, gradient in gradients.items():
+        point_along(layers[name].lora_A[NAME].weight, gradient)
 
 
 def first_losses(
@@ -115,23 +94,8 @@ def first_losses(
     return [partial(loss, micro) for micro in range(GRADIENT_BATCHES)]
 
 
-def parameter_groups(draft: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """What trains, with each group's `ratio` to the learning rate: B's is LoRA+'s."""
-    named = [(n, p) for n, p in draft.named_parameters() if p.requires_grad]
-    of_b = [p for n, p in named if ".lora_B." in n]
-    others = [p for n, p in named if ".lora_B." not in n]
-    if config.b_ratio == 1 or not of_b:
-        return [{"params": [p for _, p in named], "ratio": 1.0}]
-    return [{"params": others, "ratio": 1.0}, {"params": of_b, "ratio": config.b_ratio}]
-
-
-def prepare_arm(
-    draft: nn.Module, config: TrainConfig, ranks: dict[str, int] | None = None
-) -> tuple[Any, list[nn.Parameter]]:
-    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft).
-
-    `ranks` are of single layers, by name; all others have the configuration's.
-    """
+def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
+    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft)."""
     if config.arm == "full":
         frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
         for name, parameter in draft.named_parameters():
@@ -139,14 +103,11 @@ def prepare_arm(
         return draft, [p for p in draft.parameters() if p.requires_grad]
     from peft import LoraConfig
 
-    alpha = config.alpha or 2 * config.rank
     wrapped = adapt(
         draft,
         LoraConfig(
             r=config.rank,
-            lora_alpha=alpha,
-            rank_pattern=ranks or {},
-            alpha_pattern={n: alpha * r / config.rank for n, r in (ranks or {}).items()},
+            lora_alpha=config.alpha or 2 * config.rank,
             use_rslora=config.rslora,
             lora_dropout=config.dropout,
             init_lora_weights=True if config.init in OWN_INITS else config.init,

@@ -11,8 +11,9 @@ from afaspec.annealing import AnnealingSchedule
 from afaspec.embedded.assets import ModelFolder
 
 Arm = Literal["afa-lora", "lora", "full"]
+OF_AFA = ("activation", "annealing")
 OWN_INITS = ("default", "gradient")  # they leave the frozen weights as they are; others are PEFT's
-DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 3e-3, "lora": 3e-3, "full": 5e-4}
+DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 2.5e-3, "lora": 2.5e-3, "full": 5e-4}
 
 
 class RunPlace(BaseModel):
@@ -34,26 +35,17 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    arm: Arm = Field("afa-lora", description="afa-lora, lora or full")
-    rank: int = Field(16, gt=0, description="LoRA rank")
+    arm: Arm = Field("lora", description="lora, afa-lora or full")
+    rank: int = Field(32, gt=0, description="LoRA rank")
     alpha: float | None = Field(None, gt=0, description="LoRA alpha (default: 2 * rank)")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
     cycles: int = Field(
         1, gt=0, description="times to anneal, merge into the frozen weights and start afresh"
     )
-    restart_rate: bool = Field(False, description="each cycle has a whole learning-rate curve")
-    allocate: Literal["uniform", "gradient"] = Field(
-        "uniform", description="same rank everywhere, or (at equal size) by the layers' gradients"
-    )
-    compress: int | None = Field(
-        None, gt=0, description="cut the finished update to this rank, by its singular values"
-    )
-    b_ratio: float = Field(1.0, gt=0, description="learning rate of B over that of A (LoRA+)")
-    reset_optimizer: bool = Field(False, description="forget AdamW's moments when beta reaches 0")
     init: str = Field(
-        "default",
-        description="where adapters begin: default, gradient (A along the frozen weights' "
-        "gradients), or PEFT's pissa, orthogonal, ...",
+        "gradient",
+        description="where adapters begin: gradient (A along the frozen weights' gradients), "
+        "default (A at random), or PEFT's pissa, orthogonal, ...",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     modules: list[str] | None = Field(
@@ -91,11 +83,11 @@ class TrainSettings(BaseModel):
     def _parts_fit(self) -> TrainSettings:
         if self.cycles > self.steps:
             raise ValueError(f"cycles is {self.cycles}, more than the {self.steps} steps")
-        if self.init not in OWN_INITS and (self.cycles > 1 or self.compress):
+        if self.init not in OWN_INITS and self.cycles > 1:
             # PEFT's initialisations may also change the weights under the adapter
-            raise ValueError(f"cycles and compress need init: default or gradient, not {self.init}")
-        if self.arm == "full" and (self.cycles > 1 or self.compress):
-            raise ValueError("cycles and compress are of adapters; the arm is full")
+            raise ValueError(f"cycles need init: default or gradient, not {self.init}")
+        if self.arm == "full" and self.cycles > 1:
+            raise ValueError("cycles are of adapters; the arm is full")
         return self
 
     def peak_learning_rate(self) -> float:
@@ -104,3 +96,10 @@ class TrainSettings(BaseModel):
 
 class TrainConfig(TrainSettings, RunPlace):
     """A run of `afaspec train`. Paths are folders."""
+
+    @model_validator(mode="after")
+    def _annealed_or_not(self) -> TrainConfig:
+        given = [name for name in OF_AFA if name in self.model_fields_set]
+        if given and self.arm != "afa-lora":
+            raise ValueError(f"{given[0]} is of the arm afa-lora; the arm is {self.arm}")
+        return self

@@ -34,13 +34,11 @@ class AnnealingCallback(TrainerCallback):
 
     Adds `beta` to what the trainer logs, and `annealing.json` to the adapter of each checkpoint and
     to the trainer's output folder, where `trainer.save_model()` puts the finished adapter.
-    Raises `UserError` for a schedule that needs more than the count of steps, and where the trainer
-    is made or begins, if nothing there can be annealed.
+    Raises `UserError` where the trainer is made or begins, if nothing there can be annealed.
     """
 
     def __init__(self, schedule: AnnealingSchedule | None = None):
         self.schedule = schedule or AnnealingSchedule()
-        refuse_beyond_steps(self.schedule)
         self.annealer: Annealer | None = None  # from the beginning of training on
 
     def on_init_end(
@@ -168,16 +166,6 @@ def copy_to_subfolder(checkpoint: Path, adapter: str) -> None:
     (checkpoint / adapter).mkdir(exist_ok=True)
     for path in [*checkpoint.glob("adapter_*"), checkpoint / RECORD]:
         shutil.copyfile(path, checkpoint / adapter / path.name)
-
-
-def refuse_beyond_steps(schedule: AnnealingSchedule) -> None:
-    """A trainer tells no step's loss, and evaluates or generates before a refit could happen."""
-    asked = ["driver: loss"] * (schedule.driver == "loss") + ["refit"] * schedule.refit
-    if asked:
-        raise UserError(
-            f"a Trainer cannot anneal with {' and '.join(asked)}",
-            mend="leave it out of the schedule: beta follows the steps",
-        )
 
 
 def refuse_vllm(args: TrainingArguments) -> None:

@@ -24,11 +24,9 @@ from afaspec.objective import collate
 from afaspec.run_state import Progress, load_state, save_state, trainable_state
 from afaspec.store import FeatureStore
 from afaspec.train_arm import (
-    allocated_ranks,
     begin_along_gradients,
     learning_rate,
     make_objective,
-    parameter_groups,
     prepare_arm,
 )
 from afaspec.train_checks import check_fit, check_steps, check_stored
@@ -75,16 +73,13 @@ def train(
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
     torch.manual_seed(config.seed)
     draft = load_draft(config.draft, target_folder)
-    ranks = allocated_ranks(draft, target_folder, config, store, train_ids)
-    wrapped, trained = prepare_arm(draft, config, ranks)
+    wrapped, trained = prepare_arm(draft, config)
     check_stored(draft, info, lm_head=config.lm_head)
     claim_folder(config)  # nothing is written before all of the input has proved good
     # On its device before the optimizer, whose state lies where its parameters do. accelerate gets
     # the module alone: it skips an optimizer's steps where another trainer stopped between two.
     objective = make_objective(draft, target_folder, config).to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(draft, config), weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(trained, weight_decay=config.weight_decay, fused=True)
     folded = Folded()
     progress = load_state(config.out / "checkpoint", draft, optimizer, folded) or Progress()
     if progress.step == 0:
@@ -103,7 +98,7 @@ def train(
         started = time.perf_counter()
         rate = learning_rate(config, progress.step)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["ratio"]
+            group["lr"] = rate
         beta = annealer.beta if annealer.layers else None
         loss = 0.0
         for micro in range(config.accumulation):
@@ -115,7 +110,6 @@ def train(
             accelerator.backward(part)
             loss += float(part.detach())
         norm = accelerator.clip_grad_norm_(trained, config.clip)
-        annealer.observe(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -124,7 +118,6 @@ def train(
         if fresh:
             folded.fold(draft)
             begin_along_gradients(objective, config, store, train_ids, progress.step)
-        if fresh or (config.reset_optimizer and beta and annealer.beta == 0):
             optimizer.state.clear()  # the moments are of another function
         progress.seconds += time.perf_counter() - started
 
@@ -182,15 +175,14 @@ def keep_best(
 
             save_file(trainable_state(draft), temporary / "weights.safetensors")
         else:
-            sum_of_all = joined(wrapped, folded, config.compress)
-            plain = folded.cycles == 0 and config.compress is None
+            sum_of_all = joined(wrapped, folded) if folded.cycles else None
             save_adapter(
                 wrapped,
                 temporary,
                 config.annealing,
                 progress.step,
                 config.steps,
-                None if plain else sum_of_all,
+                sum_of_all,
             )
 
 

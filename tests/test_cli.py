@@ -53,7 +53,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("train", "LoRA rank [default: 16]"),
+        ("train", "LoRA rank [default: 32]"),
         ("train", "compile the loss [default: yes]"),
         ("train", "linear layers that get adapters [default: all but lm_head]"),
         ("capture", "such as 2,6,9, or none [default: 2, L/2, L-3]"),

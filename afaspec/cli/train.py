@@ -9,17 +9,17 @@ from afaspec.train_config import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
-    """Train a draft adapter: AFA-LoRA, plain LoRA, or all weights.
+    """Train a draft adapter: LoRA, AFA-LoRA, or all weights.
 
     Killed runs go on where they were when the same command is given again.
 
     [bold]Examples[/]
 
-      afaspec train --store runs/store --draft DRAFT --out runs/afa
+      afaspec train --store runs/store --draft DRAFT --out runs/adapted
 
-      afaspec train --store runs/store --draft DRAFT --out runs/lora --arm lora --rank 8
+      afaspec train --store runs/store --draft DRAFT --out runs/afa --arm afa-lora
 
-      afaspec train --config train.yaml --learning-rate 1e-3 --annealing-end 0.3
+      afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
     """
     from afaspec.cli.console import console, note, progress
     from afaspec.training import claim_folder, train

@@ -49,7 +49,7 @@ class Ledger(Mapping[str, Json]):
     def drop_stale(self, cells: list[Cell]) -> bool:
         """Forget results made with other settings than the cells now have; were there any?
 
-        A key holds what differs from the defaults; a default may have changed since.
+        A key holds what differs from the first defaults; such a default may have been forgotten.
         """
         stale = [cell.key for cell in cells if cell.key in self and self._differs(cell)]
         for key in stale:
@@ -57,8 +57,7 @@ class Ledger(Mapping[str, Json]):
         return bool(stale)
 
     def _differs(self, cell: Cell) -> bool:
-        made_with = self._records[cell.key]["settings"]
-        return any(made_with.get(name, value) != value for name, value in cell.settings.items())
+        return _other(self._records[cell.key]["settings"], cell.settings)
 
     def add(self, cell: Cell, result: Json, seconds: float) -> None:
         """Keep the result of a cell, with what made it."""
@@ -81,3 +80,13 @@ class Ledger(Mapping[str, Json]):
         with atomic_file(self.folder / f"{record['kind']}-{record['key']}.json") as temporary:
             temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
         self._records[record["key"]] = record
+
+
+def _other(made_with: Json, settings: Json) -> bool:
+    """Whether a setting had another value then; one that it lacks, or had besides, says nothing."""
+    return any(
+        _other(before, value)
+        if isinstance(before := made_with.get(name, value), dict) and isinstance(value, dict)
+        else before != value
+        for name, value in settings.items()
+    )

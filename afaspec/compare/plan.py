@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from afaspec.compare.config import CompareConfig
 from afaspec.compare.data import Facts
 from afaspec.compare.tuning import Choice, choose
-from afaspec.train_config import TrainConfig
+from afaspec.train_config import OF_AFA, TrainConfig
 
 Json = dict[str, Any]
 Kind = Literal["data", "base", "run", "eval", "vllm"]
@@ -35,6 +35,8 @@ Done = Mapping[str, Json]  # results by cell key
 # Of a run's settings: those that lie outside it, or that leave its result as it is.
 NOT_ITS_OWN = {"store", "draft", "out", "target", "target_adapter", "validation"}
 NOT_ITS_OWN |= {"validation_limit", "checkpoint_every", "tensorboard"}
+# What a default was when keys first held the setting, where it is another now.
+FIRST_DEFAULTS = {"rank": 16, "init": "default"}
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Variant:
 class Cell:
     """A piece of work. `inputs` decide its key; `settings` are more of the same, spelled out.
 
-    Of `settings`, `inputs` hold what differs from the defaults, so that a setting that afaspec
-    gains later leaves old results valid; a default that changes does not (see `Results`).
+    Of `settings`, `inputs` hold what differs from the first defaults, so that neither a setting
+    that afaspec gains later nor a default that changes makes old results invalid.
     """
 
     kind: Kind
@@ -171,13 +173,18 @@ def run_cell(
     }
     name = f"{data.domain}: {variant.label(config)}, rate {rate:g}, seed {seed}"
     cell = Cell("run", data.domain, inputs, name, variant, rate, seed)
-    return _spelled_out(cell, train, NOT_ITS_OWN)
+    of_adapters = {*FIRST_DEFAULTS} if train.arm == "full" else set()
+    return _spelled_out(cell, train, NOT_ITS_OWN | of_adapters)
 
 
 def _spelled_out(cell: Cell, settings: BaseModel, besides: set[str]) -> Cell:
-    """The cell with `settings` in its key where they differ from the defaults."""
+    """The cell with `settings` in its key where they differ from the first defaults."""
     everything = settings.model_dump(mode="json", exclude=besides)
     changed = settings.model_dump(mode="json", exclude=besides, exclude_defaults=True)
+    for name, first in FIRST_DEFAULTS.items():
+        if name in everything:
+            changed.pop(name, None)
+            changed |= {} if everything[name] == first else {name: everything[name]}
     return replace(cell, inputs={**cell.inputs, "settings": changed}, settings=everything)
 
 
@@ -196,6 +203,8 @@ def train_config(
     values |= {"arm": arm.arm, "steps": steps, "learning_rate": rate, "seed": seed}
     if variant.rank is not None:
         values["rank"] = variant.rank
+    if arm.arm != "afa-lora":  # settings of all arms may hold some of its own
+        values = {name: value for name, value in values.items() if name not in OF_AFA}
     values |= {"store": "", "draft": config.draft, "out": "", "tensorboard": False}
     return TrainConfig(**values)
 

@@ -164,6 +164,7 @@ def adapted(
                 out=out / f"{arm}-{count}-{rate:g}",
                 arm=arm,
                 rank=RANK,
+                init="default",  # as in docs/families.md
                 steps=count,
                 learning_rate=rate,
                 draft_steps=K,

@@ -276,6 +276,8 @@ def adapted_draft(
         out=out / "run",
         target=target,
         target_adapter=adapter,
+        arm="afa-lora",
+        init="default",  # both as in docs/stale_draft.md
         rank=settings.rank,
         steps=settings.steps,
         learning_rate=settings.learning_rate,

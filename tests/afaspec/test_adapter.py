@@ -97,7 +97,7 @@ def test_the_formula() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("sigma", [None, "relu", "scaled_gelu"])
+@pytest.mark.parametrize("sigma", [None, "relu", "gelu"])
 def test_round_trip_through_stock_peft(name: str, sigma: str | None, tmp_path: Path) -> None:
     model = adapt(network(), lora_config(**CONFIGS[name]), sigma)
     randomise(model)
@@ -121,24 +121,6 @@ def test_merging_in_place_is_refused_until_beta_is_zero() -> None:
     x = torch.randn(5, 24)
     expected = model(x)
     assert relative(model.merge_and_unload()(x), expected) <= 1e-5
-
-
-@pytest.mark.parametrize("after", [0.0, 0.6])
-def test_a_refit_keeps_what_the_adapter_said(after: float) -> None:
-    """Closer to what it said before beta fell than it would be with B as it was."""
-    model = adapt(network(), lora_config(), "relu")
-    randomise(model)
-    x = torch.randn(400, 24)
-    before = model(x).detach()
-    plain = copy.deepcopy(model)
-    for layer in [*annealed_layers(model), *annealed_layers(plain)]:
-        layer.beta = after
-    for layer in annealed_layers(model):
-        layer.refit_from = 1.0
-    model(x)  # refits on the way
-    assert all(layer.refit_from is None for layer in annealed_layers(model))
-    kept, lost = (float((m(x) - before).pow(2).mean()) for m in (model, plain))
-    assert kept < 0.7 * lost
 
 
 def test_only_the_adapter_trains() -> None:

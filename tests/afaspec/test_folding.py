@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from afaspec.adapter import adapt, annealed_layers, save_adapter
-from afaspec.folding import Folded, joined, lora_layers, truncated
+from afaspec.folding import Folded, joined, lora_layers
 
 
 class Net(nn.Module):
@@ -102,29 +102,3 @@ def test_folding_again_gives_the_same_weights_bit_for_bit() -> None:
         assert torch.equal(
             layer.get_base_layer().weight, lora_layers(model)[name].get_base_layer().weight
         )
-
-
-def test_truncation_is_the_best_of_its_rank() -> None:
-    torch.manual_seed(0)
-    A, B = torch.randn(6, 24), torch.randn(40, 6)
-    small = truncated(A, B, 2)
-    assert [part.shape for part in small] == [(2, 24), (40, 2)]
-    U, values, Vh = torch.linalg.svd(B @ A, full_matrices=False)
-    best = (U[:, :2] * values[:2]) @ Vh[:2]
-    assert apart(small[1] @ small[0], best) <= 1e-5
-    whole = truncated(A, B, 6)
-    assert apart(whole[1] @ whole[0], B @ A) <= 1e-5
-
-
-def test_compressed_to_its_own_rank_nothing_is_lost(tmp_path: Path) -> None:
-    model, folded = adapted(), Folded()
-    learn(model, 1)
-    folded.fold(model)
-    learn(model, 2)
-    save_adapter(model, tmp_path / "all", None, 9, 9, joined(model, folded, 6))
-    save_adapter(model, tmp_path / "some", None, 9, 9, joined(model, folded, 2))
-    whole = PeftModel.from_pretrained(network(), str(tmp_path / "all"))
-    part = PeftModel.from_pretrained(network(), str(tmp_path / "some"))
-    assert apart(whole(X), model(X)) <= 1e-5
-    assert apart(part(X), model(X)) > 1e-3
-    assert part.peft_config["default"].r == 2

@@ -41,6 +41,7 @@ def test_tensorboard_has_every_metric_once_after_a_resume(
         store=write_store(tmp_path / "store", tiny_target, tiny_draft, prompts=8),
         draft=tiny_draft,
         out=tmp_path / "run",
+        arm="afa-lora",
         steps=6,
         eval_every=2,
         checkpoint_every=2,

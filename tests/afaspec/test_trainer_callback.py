@@ -368,9 +368,3 @@ def test_generating_from_merged_weights_is_refused(tiny_target: Path, tmp_path: 
     args.use_vllm = True
     with pytest.raises(UserError, match="use_vllm"):
         Trainer(adapted(tiny_target), args, callbacks=[AnnealingCallback()])
-
-
-@pytest.mark.parametrize("settings", [{"driver": "loss"}, {"refit": True}])
-def test_a_schedule_beyond_steps_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="a Trainer cannot anneal"):
-        AnnealingCallback(AnnealingSchedule(**settings))

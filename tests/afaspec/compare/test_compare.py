@@ -108,8 +108,10 @@ def test_the_study_says_all(finished: dict[str, Any], given: dict[str, Any]) -> 
 
 def test_runs_differ_in_arm_rate_and_seed_alone(finished: dict[str, Any]) -> None:
     runs = [cell["settings"] for cell in finished["cells"] if cell["kind"] == "run"]
-    differing = {key for key in runs[0] if any(run[key] != runs[0][key] for run in runs)}
-    assert differing == {"arm", "rank", "learning_rate", "seed"}  # full fine-tuning has no rank
+    common = set.intersection(*(set(run) for run in runs))  # full fine-tuning has no adapter
+    assert set.union(*(set(run) for run in runs)) - common == {"rank", "init"}
+    differing = {key for key in common if any(run[key] != runs[0][key] for run in runs)}
+    assert differing == {"arm", "learning_rate", "seed"}
 
 
 def test_the_three_sides_share_no_prompt(finished: dict[str, Any], given: dict[str, Any]) -> None:

@@ -137,3 +137,18 @@ def test_quick_is_smaller_and_elsewhere() -> None:
     assert (small.ranks, small.steps, small.seeds) == ([4], [40], [0, 1])
     assert small.out.name == "compare-quick"
     assert small.domains["cpp"].train_limit == 64
+
+
+def test_keys_outlive_a_change_of_defaults() -> None:
+    """Stored studies were begun when rank 16 and init: default were the defaults."""
+
+    def recorded(**settings: Any) -> Any:
+        config = study(arms={"lora": {"arm": "lora", "learning_rate": 1e-3, **settings}}, ranks=[4])
+        return next(c for c in needed(config, facts(config), {}).cells if c.kind == "run").inputs[
+            "settings"
+        ]
+
+    assert "init" not in recorded(init="default")
+    assert (
+        recorded(init="gradient") == recorded() == recorded(init="default") | {"init": "gradient"}
+    )
