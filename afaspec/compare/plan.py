@@ -36,7 +36,7 @@ Done = Mapping[str, Json]  # results by cell key
 NOT_ITS_OWN = {"store", "draft", "out", "target", "target_adapter", "validation"}
 NOT_ITS_OWN |= {"validation_limit", "checkpoint_every", "tensorboard"}
 # What a default was when keys first held the setting, where it is another now.
-FIRST_DEFAULTS = {"rank": 16, "init": "default"}
+FIRST_DEFAULTS = {"arm": "afa-lora", "rank": 16, "init": "default"}
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def run_cell(
     }
     name = f"{data.domain}: {variant.label(config)}, rate {rate:g}, seed {seed}"
     cell = Cell("run", data.domain, inputs, name, variant, rate, seed)
-    of_adapters = {*FIRST_DEFAULTS} if train.arm == "full" else set()
+    of_adapters = {"rank", "init"} if train.arm == "full" else set()
     return _spelled_out(cell, train, NOT_ITS_OWN | of_adapters)
 
 

@@ -140,7 +140,7 @@ def test_quick_is_smaller_and_elsewhere() -> None:
 
 
 def test_keys_outlive_a_change_of_defaults() -> None:
-    """Stored studies were begun when rank 16 and init: default were the defaults."""
+    """Stored studies were begun when afa-lora, rank 16 and init: default were the defaults."""
 
     def recorded(**settings: Any) -> Any:
         config = study(arms={"lora": {"arm": "lora", "learning_rate": 1e-3, **settings}}, ranks=[4])
