@@ -136,17 +136,9 @@ def save_adapter(
     schedule: AnnealingSchedule | None,
     step: int,
     total: int,
-    instead: tuple[LoraConfig, dict[str, Tensor]] | None = None,
 ) -> None:
-    """Save as a stock PEFT LoRA, plus `annealing.json`, into the existing `folder`.
-
-    `instead` are config and state to save in place of the model's own (see `afaspec.folding`).
-    """
-    own = model.peft_config["default"]
-    config, state = instead or (own, None)
-    model.peft_config["default"] = config
-    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
-    model.peft_config["default"] = own
+    """Save as a stock PEFT LoRA, plus `annealing.json`, into the existing `folder`."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's hub card has nothing to say here
     write_record(model, folder, schedule, step, total)
 

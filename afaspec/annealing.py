@@ -75,18 +75,10 @@ class Annealer:
         annealer.follow(optimizer)
 
     Each `optimizer.step()` then sets beta. `state_dict` and `load_state_dict` make it resumable.
-    With `cycles`, beta is annealed anew in each of that many parts of the run.
     """
 
-    def __init__(
-        self,
-        layers: list[AnnealedLora],
-        schedule: AnnealingSchedule,
-        total_steps: int,
-        cycles: int = 1,
-    ):
-        self.layers, self.schedule = layers, schedule
-        self.total_steps, self.cycles = total_steps, cycles
+    def __init__(self, layers: list[AnnealedLora], schedule: AnnealingSchedule, total_steps: int):
+        self.layers, self.schedule, self.total_steps = layers, schedule, total_steps
         self.step = 0
         self._apply()
 
@@ -111,13 +103,5 @@ class Annealer:
         self._apply()
 
     def _apply(self) -> None:
-        starts = cycle_starts(self.total_steps, self.cycles)
-        begin = max(start for start in starts if start <= self.step)
-        length = min((s for s in starts if s > begin), default=self.total_steps) - begin
         for layer in self.layers:
-            layer.beta = self.schedule.beta(self.step - begin, length)
-
-
-def cycle_starts(total: int, cycles: int) -> list[int]:
-    """The steps at which the cycles of a run of `total` steps begin, alike but for one step."""
-    return sorted({i * total // cycles for i in range(cycles)})
+            layer.beta = self.schedule.beta(self.step, self.total_steps)

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from afaspec.folding import Folded
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
 
 
@@ -37,7 +36,6 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    folded: Folded,
 ) -> None:
     """Write the checkpoint `folder`, replacing the one before."""
     tensors = {"rng": torch.get_rng_state()}
@@ -48,20 +46,14 @@ def save_state(
     with atomic_folder(folder) as temporary:
         save_file(trainable_state(model), temporary / "trainable.safetensors")
         save_file(tensors, temporary / "optimizer.safetensors")
-        if folded.cycles:
-            save_file(folded.tensors(), temporary / "folded.safetensors")
         write_json(temporary / "progress.json", asdict(progress))
 
 
-def load_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, folded: Folded
-) -> Progress | None:
-    """Restore the checkpoint into model, optimizer and the empty `folded`; None without one."""
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+    """Restore the checkpoint into model and optimizer; None without one."""
     remove_leftovers(folder)
     if not folder.exists():
         return None
-    if (folder / "folded.safetensors").exists():
-        folded.refold(model, load_file(folder / "folded.safetensors"))
     weights = load_file(folder / "trainable.safetensors")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():

@@ -20,7 +20,7 @@ from afaspec.annealing import Annealer
 from afaspec.objective import collate
 from afaspec.store import FeatureStore
 from afaspec.train_arm import make_objective, prepare_arm
-from afaspec.train_config import Arm, TrainConfig
+from afaspec.train_config import DEFAULT_LEARNING_RATES, Arm, TrainConfig
 from afaspec.train_data import draw, split_sequences
 from bench.statistics import Figure, Resampler, figure, ratio
 from drafts.checkpoint import load_draft
@@ -34,7 +34,7 @@ def stepper(config: TrainConfig, target: Path) -> Callable[[int], float]:
     draft = load_draft(config.draft, target)
     _, trained = prepare_arm(draft, config)
     objective = make_objective(draft, target, config)
-    optimizer = torch.optim.AdamW(trained, lr=config.peak_learning_rate(), fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATES[config.arm], fused=True)
     Annealer(annealed_layers(draft), config.annealing, 10**9).follow(optimizer)  # beta stays 1
 
     def step(i: int) -> float:

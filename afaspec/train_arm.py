@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from afaspec.adapter import adapt
-from afaspec.annealing import cycle_starts
-from afaspec.folding import NAME, lora_layers
 from afaspec.gradient_init import point_along, weight_gradients
 from afaspec.objective import DraftObjective, collate
 from afaspec.store import FeatureStore
@@ -26,19 +24,12 @@ from drafts.target import load_lm_head
 GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine to zero, at 0-based optimizer step `step`.
-
-    A cycle warms up again, to where the cosine of the whole run stands by then.
-    """
-    starts = cycle_starts(config.steps, config.cycles)
-    begin = max(start for start in starts if start <= step)
-    length = min((s for s in starts if s > begin), default=config.steps) - begin
-    warm = round(config.warmup * length)
-    rising = min((step - begin + 1) / warm, 1.0) if warm else 1.0
-    first = round(config.warmup * (config.steps // config.cycles))
-    done = (step - first) / max(config.steps - first, 1)
-    return config.peak_learning_rate() * rising * 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
+def learning_rate(config: TrainConfig, peak: float, step: int) -> float:
+    """Linear warm-up to `peak`, then cosine to zero, at 0-based optimizer step `step`."""
+    warm = round(config.warmup * config.steps)
+    rising = min((step + 1) / warm, 1.0) if warm else 1.0
+    done = max((step - warm) / max(config.steps - warm, 1), 0.0)
+    return peak * rising * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
@@ -57,41 +48,29 @@ def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
 
 
 def begin_along_gradients(
-    objective: DraftObjective,
-    config: TrainConfig,
-    store: FeatureStore,
-    train_ids: list[int],
-    step: int,
+    objective: DraftObjective, config: TrainConfig, store: FeatureStore, train_ids: list[int]
 ) -> None:
-    """With `init: gradient`, point fresh adapters along the gradients of the batches to come."""
-    if config.init != "gradient":
+    """With `init: gradient`, point the new adapters along the gradients of the first batches."""
+    if config.arm == "full" or config.init != "gradient":
         return
-    layers = lora_layers(objective.draft)
-    frozen = {name: layer.get_base_layer() for name, layer in layers.items()}
-    gradients = weight_gradients(frozen, first_losses(objective, config, store, train_ids, step))
-    objective.zero_grad(set_to_none=True)  # the adapters' own
-    for name, gradient in gradients.items():
-        point_along(layers[name].lora_A[NAME].weight, gradient)
-
-
-def first_losses(
-    objective: DraftObjective,
-    config: TrainConfig,
-    store: FeatureStore,
-    train_ids: list[int],
-    step: int,
-) -> list[Callable[[], torch.Tensor]]:
-    """The losses of the first micro-batches from optimizer step `step` on."""
     device = objective.target_head.device
 
     def loss(micro: int) -> torch.Tensor:
-        chosen = draw(train_ids, config, step * config.accumulation + micro)
+        batch = collate([store[i] for i in draw(train_ids, config, micro)]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            found = objective(collate([store[i] for i in chosen]).to(device))
+            found = objective(batch)
         assert isinstance(found, torch.Tensor)
         return found
 
-    return [partial(loss, micro) for micro in range(GRADIENT_BATCHES)]
+    layers = {n: m for n, m in objective.draft.named_modules() if isinstance(m, LoraLinear)}
+    gradients = weight_gradients(
+        {name: layer.get_base_layer() for name, layer in layers.items()},
+        [partial(loss, micro) for micro in range(GRADIENT_BATCHES)],
+    )
+    objective.zero_grad(set_to_none=True)  # the adapters' own
+    for name, gradient in gradients.items():
+        for A in layers[name].lora_A.values():
+            point_along(A.weight, gradient)
 
 
 def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:

@@ -11,9 +11,13 @@ from afaspec.annealing import AnnealingSchedule
 from afaspec.embedded.assets import ModelFolder
 
 Arm = Literal["afa-lora", "lora", "full"]
+Sigma = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]  # of `afaspec.activations`
 OF_AFA = ("activation", "annealing")
 OWN_INITS = ("default", "gradient")  # they leave the frozen weights as they are; others are PEFT's
 DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 2.5e-3, "lora": 2.5e-3, "full": 5e-4}
+# Where each sequence is seen more than so often; both as docs/study.md found them.
+MANY_PASSES = 10
+SMALL_DATA_RATES: dict[str, float] = {"afa-lora": 3e-4, "lora": 3e-4, "full": 1.25e-4}
 
 
 class RunPlace(BaseModel):
@@ -39,9 +43,6 @@ class TrainSettings(BaseModel):
     rank: int = Field(32, gt=0, description="LoRA rank")
     alpha: float | None = Field(None, gt=0, description="LoRA alpha (default: 2 * rank)")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
-    cycles: int = Field(
-        1, gt=0, description="times to anneal, merge into the frozen weights and start afresh"
-    )
     init: str = Field(
         "gradient",
         description="where adapters begin: gradient (A along the frozen weights' gradients), "
@@ -52,7 +53,9 @@ class TrainSettings(BaseModel):
         None, min_length=1, description="linear layers that get adapters [default: all but lm_head]"
     )
     lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
-    activation: str = Field("relu", description="AFA's sigma: relu, silu, gelu, leaky_relu, ...")
+    activation: Sigma = Field(
+        "relu", description="AFA's sigma: relu, leaky_relu, silu, gelu or tanh"
+    )
     annealing: AnnealingSchedule = AnnealingSchedule()
 
     loss: Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"] = Field(
@@ -66,7 +69,9 @@ class TrainSettings(BaseModel):
     steps: int = Field(300, gt=0, description="optimizer steps")
     batch_size: int = Field(8, gt=0, description="sequences per micro-batch")
     accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step")
-    learning_rate: float | None = Field(None, gt=0, description="peak rate (default: by arm)")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak rate (default: by arm, and lower where sequences are few)"
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="warm-up, as a fraction of the steps")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -79,19 +84,11 @@ class TrainSettings(BaseModel):
     checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> TrainSettings:
-        if self.cycles > self.steps:
-            raise ValueError(f"cycles is {self.cycles}, more than the {self.steps} steps")
-        if self.init not in OWN_INITS and self.cycles > 1:
-            # PEFT's initialisations may also change the weights under the adapter
-            raise ValueError(f"cycles need init: default or gradient, not {self.init}")
-        if self.arm == "full" and self.cycles > 1:
-            raise ValueError("cycles are of adapters; the arm is full")
-        return self
-
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate or DEFAULT_LEARNING_RATES[self.arm]
+    def peak_learning_rate(self, sequences: int) -> float:
+        """The given rate, else the arm's default for so many training sequences."""
+        passes = self.steps * self.batch_size * self.accumulation / sequences
+        by_arm = SMALL_DATA_RATES if passes > MANY_PASSES else DEFAULT_LEARNING_RATES
+        return self.learning_rate or by_arm[self.arm]
 
 
 class TrainConfig(TrainSettings, RunPlace):

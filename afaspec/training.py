@@ -18,8 +18,7 @@ from torch import nn
 
 from afaspec.adapted_target import resolve_optional
 from afaspec.adapter import annealed_layers, save_adapter
-from afaspec.annealing import Annealer, cycle_starts
-from afaspec.folding import Folded, joined
+from afaspec.annealing import Annealer
 from afaspec.objective import collate
 from afaspec.run_state import Progress, load_state, save_state, trainable_state
 from afaspec.store import FeatureStore
@@ -69,6 +68,7 @@ def train(
     check_fit(store.manifest, config.store, info, target)
     check_steps(info, config.draft_steps)
     train_ids, held_out = sides or split_sequences(len(store), config)
+    peak = config.peak_learning_rate(len(train_ids))
 
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
     torch.manual_seed(config.seed)
@@ -80,23 +80,23 @@ def train(
     # the module alone: it skips an optimizer's steps where another trainer stopped between two.
     objective = make_objective(draft, target_folder, config).to(accelerator.device)
     optimizer = torch.optim.AdamW(trained, weight_decay=config.weight_decay, fused=True)
-    folded = Folded()
-    progress = load_state(config.out / "checkpoint", draft, optimizer, folded) or Progress()
+    progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
     if progress.step == 0:
-        begin_along_gradients(objective, config, store, train_ids, 0)
-    annealer = Annealer(annealed_layers(draft), config.annealing, config.steps, config.cycles)
+        started = time.perf_counter()
+        begin_along_gradients(objective, config, store, train_ids)
+        progress.seconds = time.perf_counter() - started
+    annealer = Annealer(annealed_layers(draft), config.annealing, config.steps)
     annealer.load_state_dict(
         {"step": progress.step, "total_steps": config.steps, **progress.annealing}
     )
     annealer.follow(optimizer)
-    fold_at = set(cycle_starts(config.steps, config.cycles)) - {0}
     model = accelerator.prepare(objective)
 
     bf16 = config.precision == "bf16"
     metrics = Metrics(config, progress.step, report)
     while progress.step < config.steps:
         started = time.perf_counter()
-        rate = learning_rate(config, progress.step)
+        rate = learning_rate(config, peak, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         beta = annealer.beta if annealer.layers else None
@@ -114,11 +114,6 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.annealing = annealer.state_dict()
-        fresh = progress.step in fold_at
-        if fresh:
-            folded.fold(draft)
-            begin_along_gradients(objective, config, store, train_ids, progress.step)
-            optimizer.state.clear()  # the moments are of another function
         progress.seconds += time.perf_counter() - started
 
         row: dict[str, Any] = {"step": progress.step, "loss": loss, "lr": rate}
@@ -128,11 +123,11 @@ def train(
         last = progress.step == config.steps
         if progress.step % config.eval_every == 0 or last:
             row |= evaluate(draft, store, held_out, config)
-            if fresh or annealer.beta == 0:
-                keep_best(row["acceptance_length"], wrapped, draft, config, progress, folded)
+            if annealer.beta == 0:
+                keep_best(row["acceptance_length"], wrapped, draft, config, progress)
         metrics.add(row)
         if accelerator.is_main_process and (progress.step % config.checkpoint_every == 0 or last):
-            save_state(config.out / "checkpoint", draft, optimizer, progress, folded)
+            save_state(config.out / "checkpoint", draft, optimizer, progress)
     metrics.close()
     return finish(config, store, progress, draft)
 
@@ -163,7 +158,6 @@ def keep_best(
     draft: Any,
     config: TrainConfig,
     progress: Progress,
-    folded: Folded,
 ) -> None:
     """Save the result if it is the best mergeable one so far. A tie keeps the earlier."""
     if acceptance_length <= progress.best_acceptance_length:
@@ -175,15 +169,7 @@ def keep_best(
 
             save_file(trainable_state(draft), temporary / "weights.safetensors")
         else:
-            sum_of_all = joined(wrapped, folded) if folded.cycles else None
-            save_adapter(
-                wrapped,
-                temporary,
-                config.annealing,
-                progress.step,
-                config.steps,
-                sum_of_all,
-            )
+            save_adapter(wrapped, temporary, config.annealing, progress.step, config.steps)
 
 
 def result_folder(config: TrainConfig) -> Path:

@@ -163,8 +163,6 @@ class CompareConfig(Part):
         for name, arm in self.arms.items():
             if unknown := sorted(set(arm.against or []) - (self.arms.keys() - {name})):
                 raise ValueError(f"the arm {name} is against {unknown[0]!r}, which is no other arm")
-            if arm.cycles > min(self.steps):
-                raise ValueError(f"the arm {name} has {arm.cycles} cycles, steps is {self.steps}")
         return self
 
     @field_validator("ranks", "steps", "samples", "seeds")

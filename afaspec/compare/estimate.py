@@ -14,7 +14,7 @@ from pathlib import Path
 
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Cell, Plan
-from afaspec.train_config import TrainConfig
+from afaspec.train_config import DEFAULT_LEARNING_RATES, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def time_step(config: TrainConfig, target: Path, tokens: tuple[int, int]) -> Ste
     draft = load_draft(config.draft, target)
     _, trained = prepare_arm(draft, config)
     objective = make_objective(draft, target, config).to(device)
-    optimizer = torch.optim.AdamW(trained, lr=config.peak_learning_rate(), fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATES[config.arm], fused=True)
     prompt, answer = tokens
     shape, width = (config.batch_size, prompt + answer), read_target(target).hidden_size
     layers = draft.feature_size // width if draft.reads == "layers" else 0

@@ -30,7 +30,7 @@ from drafts.files import atomic_file
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "study.md"
-MARK = re.compile(r"<!-- begin (\S+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+MARK = re.compile(r"<!-- begin (\S+) (\S+) -->(\n?).*?<!-- end -->", re.DOTALL)
 COLUMNS = ("arm", "acceptance length", "more than base", "gap closed", "learning rate", "trained")
 Json = dict[str, Any]
 
@@ -62,8 +62,9 @@ def filled(text: str, studies: dict[str, Json]) -> str:
     """`text` with the content of every mark `begin STUDY PART` made anew."""
 
     def fill(mark: re.Match[str]) -> str:
-        name, part = mark.groups()
-        return f"<!-- begin {name} {part} -->\n{content(studies[name], part)}\n<!-- end -->"
+        name, part, line_end = mark.groups()  # within a line there is none
+        written = content(studies[name], part)
+        return f"<!-- begin {name} {part} -->{line_end}{written}{line_end}<!-- end -->"
 
     return MARK.sub(fill, text)
 

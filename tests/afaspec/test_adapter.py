@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from afaspec.activations import ACTIVATION_NAMES
 from afaspec.adapter import adapt, annealed_layers, read_record, save_adapter
 from afaspec.annealing import AnnealingSchedule
+from afaspec.train_config import Sigma
 from drafts.errors import UserError
 
 
@@ -121,6 +124,10 @@ def test_merging_in_place_is_refused_until_beta_is_zero() -> None:
     x = torch.randn(5, 24)
     expected = model(x)
     assert relative(model.merge_and_unload()(x), expected) <= 1e-5
+
+
+def test_every_sigma_that_can_be_asked_for_is_there() -> None:
+    assert get_args(Sigma) == ACTIVATION_NAMES
 
 
 def test_only_the_adapter_trains() -> None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from afaspec.adapter import AnnealedLora
-from afaspec.annealing import Annealer, AnnealingSchedule, cycle_starts
+from afaspec.annealing import Annealer, AnnealingSchedule
 
 SCHEDULES = [
     {"shape": shape, **times}
@@ -44,22 +44,6 @@ def test_hold_and_end_are_where_they_say() -> None:
     assert schedule.beta(40, 100) == pytest.approx(0.5)
     assert schedule.beta(59, 100) > 0.0
     assert schedule.beta(60, 100) == 0.0
-
-
-def test_cycles_anneal_anew_and_each_ends_at_zero() -> None:
-    layer, schedule = AnnealedLora("relu"), AnnealingSchedule(shape="linear", end=0.5)
-    annealer = Annealer([layer], schedule, 100, cycles=4)
-    betas = [layer.beta]
-    for _ in range(99):
-        annealer.advance()
-        betas.append(layer.beta)
-    starts = [0, 25, 50, 75]
-    assert cycle_starts(100, 4) == starts
-    for start in starts:
-        cycle = betas[start : start + 25]
-        assert cycle[0] == 1.0
-        assert cycle[-1] == 0.0
-        assert all(later <= earlier for earlier, later in itertools.pairwise(cycle))
 
 
 def test_fractions_are_of_the_run() -> None:

@@ -104,7 +104,7 @@ def rank_of_zero(p: Place) -> list[object]:
     return p.train("--rank", "0")
 
 
-@case("activation 'softplus' is unknown")
+@case("activation is 'softplus'")
 def unknown_activation(p: Place) -> list[object]:
     return p.train("--arm", "afa-lora", "--activation", "softplus")
 
@@ -112,21 +112,6 @@ def unknown_activation(p: Place) -> list[object]:
 @case("annealing is of the arm afa-lora; the arm is lora")
 def annealed_lora(p: Place) -> list[object]:
     return p.train("--annealing-end", "0.3")
-
-
-@case("cycles is 9, more than the 4 steps")
-def more_cycles_than_steps(p: Place) -> list[object]:
-    return p.train("--cycles", "9", "--steps", "4")
-
-
-@case("cycles need init: default or gradient, not pissa")
-def cycles_of_pissa(p: Place) -> list[object]:
-    return p.train("--cycles", "2", "--init", "pissa")
-
-
-@case("the arm is full")
-def cycles_of_full(p: Place) -> list[object]:
-    return p.train("--cycles", "2", "--arm", "full")
 
 
 @case("modules names qkv")

@@ -83,12 +83,8 @@ CASES: dict[str, tuple[Edit, str]] = {
         lambda text: re.sub(r"target: (.*)\ndraft: .*", r"target: \1\ndraft: \1", text),
         "is the target itself",
     ),
-    "unknown_activation": (swap("rank: 4", "activation: softplus"), "activation 'softplus'"),
+    "unknown_activation": (swap("rank: 4", "activation: softplus"), "activation is 'softplus'"),
     "unknown_rival": (add("    against: [afa]"), "full is against 'afa'"),
-    "more_cycles_than_steps": (
-        lambda text: swap("rank: 4", "cycles: 9")(text) + "steps: 4\n",
-        "has 9 cycles, steps is [4]",
-    ),
     "unknown_vllm_arm": (add("vllm: {arms: [afa]}"), "vllm.arms names 'afa'"),
     "not_yaml": (add("seeds: [1"), "is not valid YAML"),
 }
