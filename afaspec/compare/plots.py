@@ -92,7 +92,10 @@ def differences(study: Json) -> Figure:
         for domain, results in study["domains"].items()
     }
     pairs = list(dict.fromkeys(pair for found in by_domain.values() for pair in found))
-    names = [" − ".join(LABELS.get(label, label) for label in pair) for pair in pairs]
+    names = [
+        " − ".join(shown({"arm": label.partition(" ")[0], "label": label}) for label in pair)
+        for pair in pairs
+    ]
     series = [
         Series(domain, colour, marker, [found.get(pair) for pair in pairs])
         for (domain, found), colour, marker in zip(
@@ -101,7 +104,8 @@ def differences(study: Json) -> Figure:
     ]
     figure, axes = dots(names, series)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_title("Differences in acceptance length")
+    title = "Differences in acceptance length"  # the axes are too narrow for it
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     return figure
 
 
@@ -120,15 +124,21 @@ def by_arm(results: Json, colours: Mapping[str, str], domain: str) -> Figure:
 
 
 def along(arms: list[Json], axis: str) -> list[Json]:
-    """The variants that vary along `axis` alone: at the largest budget, near rank 8.
+    """The variants that vary along `axis` alone: at the largest budget, each near rank 8.
 
     Of the arms those with several values, and those that have none at all.
     """
     kept = arms
     if axis != "rank":
-        ranks = {arm["rank"] for arm in arms if arm["rank"]}
-        near = min(ranks, key=lambda rank: abs(rank - REFERENCE_RANK), default=None)
-        kept = [arm for arm in kept if arm["rank"] in (None, near)]
+        near = {
+            arm["arm"]: min(
+                (one["rank"] for one in arms if one["arm"] == arm["arm"] and one["rank"]),
+                key=lambda rank: abs(rank - REFERENCE_RANK),
+                default=None,
+            )
+            for arm in arms
+        }
+        kept = [arm for arm in kept if arm["rank"] == near[arm["arm"]]]
     for budget in {"steps", "samples"} - {axis}:
         most = max((arm[budget] for arm in arms), default=None)
         kept = [arm for arm in kept if arm[budget] == most]

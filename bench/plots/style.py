@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def styled() -> Iterator[None]:
 
 
 def colours_of(arms: Arms) -> dict[str, str]:
-    """One colour per arm name, the same in every plot."""
-    spare = iter(SPARE_COLOURS * len(arms))
+    """One colour per arm name, the same in every plot; no two alike while they last."""
+    taken = {COLOURS.get(arm["name"]) for arm in arms}
+    spare = cycle(colour for colour in SPARE_COLOURS if colour not in taken)
     return {arm["name"]: COLOURS.get(arm["name"]) or next(spare) for arm in arms}
 
 

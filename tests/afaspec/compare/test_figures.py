@@ -149,6 +149,17 @@ def test_a_trained_arm_beats_an_untrained_base_of_one_row() -> None:
     assert gain.difference.low > 0
 
 
+def test_a_plot_by_samples_shows_each_arm_at_its_own_rank() -> None:
+    places = [("lora", 8), ("lora", 32), ("wide", 32), ("full", None)]
+    arms = [
+        {"arm": name, "rank": rank, "steps": 80, "samples": samples}
+        for name, rank in places
+        for samples in (16, 64)
+    ]
+    shown = {(arm["arm"], arm["rank"]) for arm in along(arms, "samples")}
+    assert shown == {("lora", 8), ("wide", 32), ("full", None)}
+
+
 def test_a_plot_by_rank_shows_arms_of_several_ranks_only() -> None:
     """Another arm's only rank says nothing of what rank does; full fine-tuning is a level line."""
     ranks = [("lora", 8), ("lora", 16), ("wide", 32), ("full", None)]
