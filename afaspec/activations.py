@@ -23,10 +23,4 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": torch.tanh,
 }
 
-
-def activation(name: str) -> Activation:
-    """The activation called `name`. Raises KeyError for an unknown name."""
-    return ACTIVATIONS[name]
-
-
 ACTIVATION_NAMES = tuple(ACTIVATIONS)

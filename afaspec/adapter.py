@@ -18,7 +18,7 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from afaspec.activations import ACTIVATION_NAMES, activation
+from afaspec.activations import ACTIVATION_NAMES, ACTIVATIONS
 from afaspec.annealing import AnnealingSchedule
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
@@ -30,7 +30,7 @@ class AnnealedLora(LoraVariant):
     """One layer's annealed activation. `beta` is set from outside, by an `Annealer`."""
 
     def __init__(self, name: str):
-        self.name, self.phi, self.beta = name, activation(name), 1.0
+        self.name, self.phi, self.beta = name, ACTIVATIONS[name], 1.0
 
     def init(self, module: LoraLinear, adapter_name: str, **_: Any) -> None:
         """Nothing beyond what PEFT's plain LoRA has set up."""

@@ -206,14 +206,14 @@ def merged_weights(adapted: nn.Module) -> dict[str, Tensor]:
 def rounded(draft: Draft, changed: dict[str, Tensor], draws: int = 4) -> Iterator[Draft]:
     """The draft with the `changed` weights rounded otherwise, by chance, a few times.
 
-    Each moves by half a float32 unit in its last place at most. What that does to the outputs says
-    how much of a difference is rounding: it depends on the draft and, for the largest, on luck.
+    Each moves by one float32 unit in its last place at most. What that does to the outputs says how
+    much of a difference is rounding: it depends on the draft and, for the largest, on luck.
     """
     generator = torch.Generator().manual_seed(0)
     parameters = dict(draft.named_parameters())
     for _ in range(draws):
         for name, weight in changed.items():
-            noise = torch.rand(weight.shape, generator=generator) - 0.5
+            noise = torch.rand(weight.shape, generator=generator, dtype=torch.float64) - 0.5
             parameters[name].copy_(weight * (1 + torch.finfo(torch.float32).eps * noise))
         yield draft
 

@@ -112,7 +112,7 @@ def served_rows(results: Json) -> list[list[str]]:
     """What vLLM measured of the merged drafts, a row per arm and seed, in the order of `SERVED`."""
     return [
         [
-            arm["label"],
+            readable(arm["label"]),
             str(report["seed"]),
             *(
                 said(arm[name], "{:.2f}")
