@@ -5,6 +5,7 @@
 Each `NAME.json.gz` here is the study.json that `afaspec compare docs/study/NAME.yaml` left. What
 stands between `<!-- begin NAME PART -->` and `<!-- end -->` in docs/study.md is replaced; a
 plot shown there as `study/NAME_PLOT.png` is drawn. The text around them is written by hand.
+families.yaml is called once for each family and leaves `families-FAMILY.json.gz`, and one table.
 """
 
 from __future__ import annotations
@@ -21,17 +22,24 @@ from afaspec.compare.tables import (
     SERVED,
     comparison_rows,
     domain_rows,
+    figure,
     pooled_rows,
+    said,
     served_rows,
     settings_line,
 )
 from bench.plots.style import styled
+from bench.statistics import Figure
+from bench.verdict import Comparison, correct
 from drafts.files import atomic_file
+from drafts.formats import FAMILIES as TITLES
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "study.md"
 MARK = re.compile(r"<!-- begin (\S+) (\S+) -->(\n?).*?<!-- end -->", re.DOTALL)
 COLUMNS = ("arm", "acceptance length", "more than base", "gap closed", "learning rate", "trained")
+FAMILIES = "families"
+FAMILY = ("family", "base", "LoRA", "along the gradient", "difference", "p (Holm)", "verdict")
 Json = dict[str, Any]
 
 
@@ -63,7 +71,7 @@ def filled(text: str, studies: dict[str, Json]) -> str:
 
     def fill(mark: re.Match[str]) -> str:
         name, part, line_end = mark.groups()  # within a line there is none
-        written = content(studies[name], part)
+        written = families(studies) if name == FAMILIES else content(studies[name], part)
         return f"<!-- begin {name} {part} -->{line_end}{written}{line_end}<!-- end -->"
 
     return MARK.sub(fill, text)
@@ -86,6 +94,36 @@ def content(study: Json, part: str) -> str:
         arm, length, more, gap, _, rate, trained = (joined(cell) for cell in cells)
         rows.append([arm, length, more, gap, rate, trained])
     return table(COLUMNS, rows)
+
+
+def families(studies: dict[str, Json]) -> str:
+    """LoRA at random and along the gradient in each family, corrected for all together."""
+    by_family = {
+        name.removeprefix(f"{FAMILIES}-"): study["domains"]["cpp"]
+        for name, study in studies.items()
+        if name.startswith(f"{FAMILIES}-")
+    }
+    corrected = correct([compared(*found["comparisons"]) for found in by_family.values()])
+    rows = []
+    for (family, found), between in zip(by_family.items(), corrected, strict=True):
+        lengths = [of["acceptance_length"] for of in (found["base"], *found["arms"])]
+        difference = said(between.difference.as_json(), "{:+.3f}")
+        last = [difference, f"{between.p_holm:.3g}", between.verdict]
+        rows.append([TITLES[family].title, *(joined(figure(of)) for of in lengths), *last])
+    return table(FAMILY, rows)
+
+
+def compared(found: Json) -> Comparison:
+    """A stored comparison as it was made."""
+    return Comparison(
+        found["arm"],
+        found["against"],
+        found["metric"],
+        Figure(**found["difference"]),
+        Figure(**found["relative"]),
+        found["p_value"],
+        found["p_holm"],
+    )
 
 
 def joined(cell: Any) -> str:
