@@ -69,6 +69,7 @@ def test_an_example_runs_and_keeps_what_it_has(
     assert "AFA-LoRA" in said
     path = tmp_path / "out" / "result.json"
     result = json.loads(path.read_text())
+    assert not any("draft" in found["words"] for found in result["comparisons"])
     assert {len(arm["by_seed"]) for arm in result["arms"].values()} == {2}
     assert {len(arm["validation"]) for arm in result["arms"].values()} == {2}
     assert (tmp_path / "out" / "result.png").stat().st_size > 10_000

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import typer
 from peft import LoraConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
@@ -38,11 +39,21 @@ from drafts.errors import UserError
 from drafts.files import atomic_file, read_json, write_json
 
 ARMS = ("lora", "afa-lora")
+BASE = "the target as it is"
 TUNING_SEED = 1000  # of the runs that choose a learning rate; no other run has it
 SAVES = 4  # checkpoints of a run
 Part = Literal["validation", "test"]
 Json = dict[str, Any]
 Stage = Callable[[str, int, int], None]
+
+# Options of both examples' command lines.
+Out = Annotated[Path, typer.Option(help="Folder of all results.")]
+Target = Annotated[str, typer.Option(help="Target to fine-tune.")]
+Steps = Annotated[int, typer.Option(help="Optimizer steps of each run.")]
+Seeds = Annotated[int, typer.Option(help="Runs of each arm.")]
+Rank = Annotated[int, typer.Option(help="LoRA rank.")]
+Sigma = Annotated[str, typer.Option(help="AFA's activation.")]
+End = Annotated[float, typer.Option(help="beta is 0 from this part of the run on.")]
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def measured_base(settings: Settings, method: Method, out: Path, stage: Stage) -
         model = load_model(resolve_model(settings.target), "float32")
         over, under = method.measure(model, "test", 0)
         write_json(path, {"over": over, "under": under})
-    stage("target as it is", 1, 1)
+    stage(BASE, 1, 1)
     return dict(read_json(path))
 
 
@@ -229,12 +240,12 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def summary(settings: Settings, method: Method, base: Json, arms: dict[str, Json]) -> Json:
     """What result.json holds: figures with 95% intervals, and the arms compared in pairs."""
-    tables = {"base": table_of([base])} | {a: table_of(found["runs"]) for a, found in arms.items()}
+    tables = {BASE: table_of([base])} | {a: table_of(found["runs"]) for a, found in arms.items()}
     comparisons = [
         seeded_comparison(
-            arm, other, method.metric, tables[arm], tables[other], paired_seeds=other != "base"
+            arm, other, method.metric, tables[arm], tables[other], paired_seeds=other != BASE
         )
-        for arm, other in (("lora", "base"), ("afa-lora", "base"), ("afa-lora", "lora"))
+        for arm, other in (("lora", BASE), ("afa-lora", BASE), ("afa-lora", "lora"))
     ]
     return {
         "settings": asdict(settings),
@@ -277,7 +288,7 @@ def show(result: Json) -> None:
         table.add_column(column)
     for name, found in result["figures"].items():
         interval = f"{found['low']:.4f} to {found['high']:.4f}" if found["low"] is not None else ""
-        row = [LABELS[name] if name in ARMS else "target as it is", f"{found['value']:.4f}"]
+        row = [LABELS.get(name, name), f"{found['value']:.4f}"]
         if name in ARMS:
             arm = result["arms"][name]
             rate = f"{arm['rate']:g}" + (" (end of the grid)" if arm["rate_at_edge"] else "")
@@ -288,8 +299,7 @@ def show(result: Json) -> None:
             table.add_row(*row, interval)
     Console().print(table)
     for comparison in result["comparisons"]:
-        if comparison["against"] in ARMS:
-            note(comparison["words"])
+        note(comparison["words"])
     if settings["seeds"] == 1:
         note("With one seed, the intervals say nothing of what another training would give.")
 

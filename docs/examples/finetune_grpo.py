@@ -27,7 +27,20 @@ from typing import Annotated, Any
 import torch
 import typer
 from datasets import Dataset
-from finetune_arms import Json, Method, Part, Settings, compare_arms
+from finetune_arms import (
+    End,
+    Json,
+    Method,
+    Out,
+    Part,
+    Rank,
+    Seeds,
+    Settings,
+    Sigma,
+    Steps,
+    Target,
+    compare_arms,
+)
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -43,27 +56,27 @@ TENTHS = {"validation": {0, 1}, "test": {2, 3}, "train": {4, 5, 6, 7, 8, 9}}  # 
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("runs/grpo"),
-    target: Annotated[str, typer.Option(help="Target to fine-tune.")] = "embedded",
+    out: Out = Path("runs/grpo"),
+    target: Target = "embedded",
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of Python files.", show_default="the standard library"),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of each run.")] = 20,
+    steps: Steps = 20,
     prompts: Annotated[int, typer.Option(help="Functions of each step.")] = 2,
     group: Annotated[int, typer.Option(help="Bodies written for each of them.")] = 8,
     tokens: Annotated[int, typer.Option(help="Tokens of a body.")] = 32,
     head_tokens: Annotated[int, typer.Option(help="Most tokens of a head.")] = 40,
     held_out: Annotated[int, typer.Option(help="Functions of each held-out part.")] = 48,
     samples: Annotated[int, typer.Option(help="Bodies for each of them in measuring.")] = 2,
-    seeds: Annotated[int, typer.Option(help="Runs of each arm.")] = 3,
+    seeds: Seeds = 3,
     rate: Annotated[
         list[float] | None,
         typer.Option(help="Learning rate to try, once for each.", show_default="1e-3 3e-3 1e-2"),
     ] = None,
-    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
-    sigma: Annotated[str, typer.Option(help="AFA's activation.")] = "relu",
-    end: Annotated[float, typer.Option(help="beta is 0 from this part of the run on.")] = 0.5,
+    rank: Rank = 16,
+    sigma: Sigma = "relu",
+    end: End = 0.5,
 ) -> None:
     """Train a target on a reward with LoRA and with AFA-LoRA, and say which came further.
 

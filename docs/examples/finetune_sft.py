@@ -19,7 +19,20 @@ from typing import Annotated, Any
 import torch
 import typer
 from datasets import Dataset, disable_progress_bars
-from finetune_arms import Json, Method, Part, Settings, compare_arms
+from finetune_arms import (
+    End,
+    Json,
+    Method,
+    Out,
+    Part,
+    Rank,
+    Seeds,
+    Settings,
+    Sigma,
+    Steps,
+    Target,
+    compare_arms,
+)
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -33,24 +46,24 @@ from drafts.errors import UserError
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of all results.")] = Path("runs/sft"),
-    target: Annotated[str, typer.Option(help="Target to fine-tune.")] = "embedded",
+    out: Out = Path("runs/sft"),
+    target: Target = "embedded",
     data: Annotated[
         str | None,
         typer.Option(help="Folder or JSONL of texts.", show_default="PyTorch's C++ headers"),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of each run.")] = 60,
+    steps: Steps = 60,
     batch: Annotated[int, typer.Option(help="Texts of each step.")] = 8,
     tokens: Annotated[int, typer.Option(help="Tokens of each text.")] = 128,
     held_out: Annotated[int, typer.Option(help="Texts of each held-out part.")] = 64,
-    seeds: Annotated[int, typer.Option(help="Runs of each arm.")] = 3,
+    seeds: Seeds = 3,
     rate: Annotated[
         list[float] | None,
         typer.Option(help="Learning rate to try, once for each.", show_default="1e-3 3e-3 1e-2"),
     ] = None,
-    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 16,
-    sigma: Annotated[str, typer.Option(help="AFA's activation.")] = "relu",
-    end: Annotated[float, typer.Option(help="beta is 0 from this part of the run on.")] = 0.5,
+    rank: Rank = 16,
+    sigma: Sigma = "relu",
+    end: End = 0.5,
 ) -> None:
     """Fine-tune a target on texts with LoRA and with AFA-LoRA, and say which came further.
 
