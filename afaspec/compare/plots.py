@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SIDESTEP = 0.013  # of the axis, between arms at one place: no interval hides another
 Drawn = tuple[str, str, Callable[[], "Figure"]]  # file stem, description, how to draw it
 
 
@@ -157,17 +158,19 @@ def _along_drawer(
 ) -> Callable[[], Figure]:
     def draw() -> Figure:
         figure, axes = axes_of()
-        for marker, name in zip(MARKERS * 9, dict.fromkeys(a["arm"] for a in chosen), strict=False):
-            mine = [arm for arm in chosen if arm["arm"] == name]
-            _line(axes, mine, axis, colours[name], marker)
+        names = list(dict.fromkeys(arm["arm"] for arm in chosen))
         places = sorted({arm[axis] for arm in chosen if arm[axis] is not None})
+        for i, (marker, name) in enumerate(zip(MARKERS * 9, names, strict=False)):
+            mine = [arm for arm in chosen if arm["arm"] == name]
+            aside = (places[-1] / places[0]) ** (SIDESTEP * (i - (len(names) - 1) / 2))
+            _line(axes, mine, axis, colours[name], marker, aside)
         axes.set_xscale("log", base=2)
         axes.set_xticks(places, [str(place) for place in places])
         axes.minorticks_off()
         base = results["base"]["acceptance_length"]["value"]
         axes.axhline(base, color=colours["base"], linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            LABELS["base"], (0.01, base), xycoords=("axes fraction", "data"),
+            LABELS["base"], (0.99, base), xycoords=("axes fraction", "data"), ha="right",
             xytext=(0, 3), textcoords="offset points", fontsize=9.5, color=colours["base"],
         )  # fmt: skip
         axes.set_title(f"Acceptance length by {title}")
@@ -179,15 +182,15 @@ def _along_drawer(
     return draw
 
 
-def _line(axes: Axes, arms: list[Json], axis: str, colour: str, marker: str) -> None:
-    """An arm along the axis; one that does not vary with it is a level line."""
+def _line(axes: Axes, arms: list[Json], axis: str, colour: str, marker: str, aside: float) -> None:
+    """An arm along the axis, its places times `aside`; a level line where it has none."""
     label = LABELS.get(arms[0]["arm"], arms[0]["arm"])
     varying = sorted((arm for arm in arms if arm[axis] is not None), key=lambda arm: arm[axis])
     if not varying:
         value = arms[0]["acceptance_length"]["value"]
         axes.axhline(value, color=colour, linewidth=2, label=label)
         return
-    places = [arm[axis] for arm in varying]
+    places = [arm[axis] * aside for arm in varying]
     values, errors = values_and_errors([arm["acceptance_length"] for arm in varying])
     axes.errorbar(
         places, values, yerr=errors, color=colour, marker=marker, markersize=6.5, linewidth=2,

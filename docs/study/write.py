@@ -1,18 +1,23 @@
 """Write the tables and plots of docs/study.md from the stored studies beside this file.
 
     python docs/study/write.py
+    python docs/study/write.py --keep ranks=runs/study/ranks/study.json
 
-Each `NAME.json.gz` here is the study.json that `afaspec compare docs/study/NAME.yaml` left. What
-stands between `<!-- begin NAME PART -->` and `<!-- end -->` in docs/study.md is replaced; a
-plot shown there as `study/NAME_PLOT.png` is drawn. The text around them is written by hand.
-families.yaml is called once for each family and leaves `families-FAMILY.json.gz`, and one table.
+Each `NAME.json.gz` here is the study.json that `afaspec compare docs/study/NAME.yaml` left;
+`--keep` stores a new one first, without this machine's folders. families.yaml is called once for
+each family and leaves `families-FAMILY.json.gz`, and one table. In docs/study.md what stands
+between `<!-- begin NAME PART -->` and `<!-- end -->` is replaced; a plot shown there as
+`study/NAME_PLOT.png` is drawn. The text around them is written by hand.
 """
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from afaspec.compare.plots import overall_plots, study_plots
 from afaspec.compare.study import read_study
@@ -28,6 +33,7 @@ from afaspec.compare.tables import (
     served_rows,
     settings_line,
 )
+from afaspec.embedded.assets import resolve_model
 from bench.plots.style import styled
 from bench.statistics import Figure
 from bench.verdict import Comparison, correct
@@ -43,8 +49,15 @@ FAMILY = ("family", "base", "LoRA", "along the gradient", "difference", "p (Holm
 Json = dict[str, Any]
 
 
-def main() -> None:
+def main(
+    keep: Annotated[
+        list[str] | None, typer.Option(help="NAME=study.json to store first; repeatable.")
+    ] = None,
+) -> None:
     """Write page and plots again, each whole or not at all."""
+    for given in keep or []:
+        name, _, path = given.partition("=")
+        store(name, Path(path).read_text(encoding="utf-8"))
     studies = stored()
     text = filled(PAGE.read_text(encoding="utf-8"), studies)
     with styled():
@@ -56,6 +69,15 @@ def main() -> None:
                         draw().savefig(temporary, format="png", dpi=130, facecolor="white")
     with atomic_file(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def store(name: str, study: str) -> None:
+    """Keep the text of a study.json, with models and folders named as one would give them."""
+    for model in ("embedded", "embedded-draft"):
+        study = study.replace(str(resolve_model(model)), model)
+    study = study.replace(f"{Path.cwd()}/", "")
+    with atomic_file(HERE / f"{name}.json.gz") as temporary:
+        temporary.write_bytes(gzip.compress(study.encode(), mtime=0))
 
 
 def stored() -> dict[str, Json]:
@@ -137,4 +159,4 @@ def table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
