@@ -1,0 +1,56 @@
+"""docs/study.md says what the stored studies say, and their files ask what was stored."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afaspec.compare.config import CompareConfig
+from afaspec.config import load_config
+
+STUDY = Path(__file__).parents[1] / "docs" / "study"
+ASKED = ("domains", "arms", "train", "ranks", "steps", "samples", "seeds", "tuning", "k")
+
+
+@pytest.fixture(scope="module")
+def writer() -> Any:
+    spec = importlib.util.spec_from_file_location("study_writer", STUDY / "write.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_number_of_a_table_is_the_stored_one(writer: Any) -> None:
+    text = writer.PAGE.read_text(encoding="utf-8")
+    assert writer.filled(text, writer.stored()) == text
+
+
+def test_no_table_is_kept_for_a_number_changed_by_hand(writer: Any) -> None:
+    text = writer.PAGE.read_text(encoding="utf-8")
+    mark = writer.MARK.search(text)
+    changed = text[: mark.end() - 20] + "9" + text[mark.end() - 20 :]
+    assert writer.filled(changed, writer.stored()) == text
+
+
+@pytest.mark.parametrize("name", ["main", "ranks", "budget", "samples"])
+def test_a_stored_study_is_whole_and_its_file_asks_for_it(writer: Any, name: str) -> None:
+    study = writer.stored()[name]
+    assert study["complete"]
+    asked = load_config(CompareConfig, STUDY / f"{name}.yaml", {}).model_dump(mode="json")
+    assert {key: study["settings"][key] for key in ASKED} == {key: asked[key] for key in ASKED}
+
+
+def test_a_stored_study_names_no_folder_of_a_machine(
+    writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "HERE", tmp_path)
+    target = writer.resolve_model("embedded")
+    writer.store("mine", f'{{"target": "{target}", "out": "{Path.cwd()}/runs/study"}}')
+    kept = gzip.decompress((tmp_path / "mine.json.gz").read_bytes()).decode()
+    assert kept == '{"target": "embedded", "out": "runs/study"}'
