@@ -27,7 +27,6 @@ from afaspec.compare.tables import (
     SERVED,
     comparison_rows,
     domain_rows,
-    figure,
     pooled_rows,
     said,
     served_rows,
@@ -44,7 +43,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "study.md"
 MARK = re.compile(r"<!-- begin (\S+) (\S+) -->(\n?).*?<!-- end -->", re.DOTALL)
 COLUMNS = ("arm", "acceptance length", "more than base", "gap closed", "learning rate", "trained")
-FAMILIES = "families"
+FAMILIES, ALL = "families", "all"  # marks that are about more than one study
 FAMILY = ("family", "base", "LoRA", "along the gradient", "difference", "p (Holm)", "verdict")
 Json = dict[str, Any]
 
@@ -93,7 +92,12 @@ def filled(text: str, studies: dict[str, Json]) -> str:
 
     def fill(mark: re.Match[str]) -> str:
         name, part, line_end = mark.groups()  # within a line there is none
-        written = families(studies) if name == FAMILIES else content(studies[name], part)
+        if name == FAMILIES:
+            written = families(studies)
+        elif name == ALL:
+            written = work(studies)
+        else:
+            written = content(studies[name], part)
         return f"<!-- begin {name} {part} -->{line_end}{written}{line_end}<!-- end -->"
 
     return MARK.sub(fill, text)
@@ -118,6 +122,14 @@ def content(study: Json, part: str) -> str:
     return table(COLUMNS, rows)
 
 
+def work(studies: dict[str, Json]) -> str:
+    """What all studies together took; a cell that several of them share counts once."""
+    cells = {(c["kind"], c["key"]): c for study in studies.values() for c in study["cells"]}
+    trainings = sum(kind == "run" for kind, _ in cells)
+    hours = sum(cell["seconds"] for cell in cells.values()) / 3600
+    return f"{trainings} trainings and {hours:.1f} hours"
+
+
 def families(studies: dict[str, Json]) -> str:
     """LoRA at random and along the gradient in each family, corrected for all together."""
     by_family = {
@@ -131,7 +143,7 @@ def families(studies: dict[str, Json]) -> str:
         lengths = [of["acceptance_length"] for of in (found["base"], *found["arms"])]
         difference = said(between.difference.as_json(), "{:+.3f}")
         last = [difference, f"{between.p_holm:.3g}", between.verdict]
-        rows.append([TITLES[family].title, *(joined(figure(of)) for of in lengths), *last])
+        rows.append([TITLES[family].title, *(said(of, "{:.3f}") for of in lengths), *last])
     return table(FAMILY, rows)
 
 
