@@ -18,10 +18,11 @@ demo: install ## Adapt a draft to another domain on this machine and measure it 
 test: install ## Run all tests, with real vLLM on this machine
 	$(BIN)/pytest
 
-lint: install ## Check style and types
+lint: install ## Check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 install: ## Build the virtual environment (some 3 minutes; instant when it is there)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; give one: make PYTHON=..."; exit 1; }

@@ -14,22 +14,23 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from afaspec.capture import CaptureProgress, capture
-from afaspec.capture_config import CaptureConfig
-from afaspec.embedded.assets import resolve_model
-from afaspec.merging import merge
-from afaspec.store import FeatureStore
-from afaspec.train_config import Arm as ArmName
-from afaspec.train_config import TrainConfig
-from afaspec.training import Trained, train
-from bench.acceptance import Acceptance
-from bench.arms import Arm
-from bench.config import BenchConfig
-from bench.offline import offline_acceptance
-from bench.report import Report, read_report, write_report
-from bench.run import run_bench
-from drafts.checkpoint import load_draft
+from afaspec.capture.config import CaptureConfig
+from afaspec.capture.run import CaptureProgress, capture
+from afaspec.checkpoints.merge import merge
+from afaspec.embedded.names import resolve_model
+from afaspec.store.read import FeatureStore
+from afaspec.train.config import Arm as ArmName
+from afaspec.train.config import TrainConfig
+from afaspec.train.run import Trained, train
+from bench.engine.run import run_bench
+from bench.records.acceptance import Acceptance
+from bench.records.arms import Arm
+from bench.records.config import BenchConfig
+from bench.report.files import read_report, write_report
+from bench.report.schema import Report
+from bench.stats.offline import offline_acceptance
 from drafts.files import read_json, write_json
+from drafts.registry import load_draft
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
 Stage = Callable[[str, int, int], None]

@@ -147,7 +147,7 @@ def _compiler() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    from afaspec.embedded.assets import cache_folder
+    from drafts.files import cache_folder
 
     folder = cache_folder()
     existing = next(path for path in [folder, *folder.parents] if path.exists())
@@ -166,7 +166,9 @@ def _hub() -> Iterator[Finding]:
 
 
 def _embedded_pair() -> Iterator[Finding]:
-    from afaspec.embedded.assets import ASSETS, NAMES, cache_folder
+    from afaspec.embedded.names import NAMES
+    from afaspec.embedded.unpack import ASSETS
+    from drafts.files import cache_folder
 
     if not all((ASSETS / name / "config.json").is_file() for name in NAMES.values()):
         mend = "afaspec build-embedded (or reinstall afaspec, whose package ships the pair)"

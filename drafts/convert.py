@@ -13,11 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from drafts.checkpoint import read_draft_info
+from drafts.checkpoint.family import Family
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, require_empty, write_json
-from drafts.formats import FAMILIES
-from drafts.info import DraftInfo, Family
+from drafts.registry import FAMILIES, read_draft_info
 
 RECORD = "afaspec-convert.json"
 INDEX = "model.safetensors.index.json"

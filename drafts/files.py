@@ -176,3 +176,10 @@ def hash_model(folder: Path) -> str:
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         digest.update(f"{path.name}\0{hash_file(path)}\0".encode())
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where afaspec keeps what it can make again: `AFASPEC_CACHE`, else the user's cache folder."""
+    if path := os.environ.get("AFASPEC_CACHE"):
+        return Path(path)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "afaspec"

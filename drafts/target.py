@@ -14,6 +14,7 @@ from drafts.tensors import TensorFile, open_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 EMBEDDING_NAMES = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
 
 
@@ -105,3 +106,6 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 @lru_cache(maxsize=32)
 def _hash(folder: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
     return hash_model(Path(folder))
+
+
+SHARED = {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}

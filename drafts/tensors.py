@@ -13,6 +13,7 @@ from drafts.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}

@@ -112,3 +112,16 @@ def _sum(samples: Iterable[tuple[str, int, float]]) -> SpecCounters:
         total("accepted_tokens"),
         tuple(count for _, count in sorted(positions.items())),
     )
+
+
+def sum_counters(counters: list[SpecCounters]) -> SpecCounters | None:
+    """The sum of several requests' counters; None for an empty list."""
+    if not counters:
+        return None
+    positions = zip(*(c.accepted_per_position for c in counters), strict=True)
+    return SpecCounters(
+        sum(c.drafts for c in counters),
+        sum(c.draft_tokens for c in counters),
+        sum(c.accepted_tokens for c in counters),
+        tuple(sum(column) for column in positions),
+    )

@@ -83,3 +83,10 @@ def runtime_environment(cache_gib: float = 1.0) -> dict[str, str]:
     if not has_gpu():
         wanted["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(cache_gib)))
     return {key: value for key, value in wanted.items() if key not in os.environ}
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from drafts.checkpoint import read_draft_info
 from drafts.errors import UserError
+from drafts.registry import read_draft_info
 
 # The n-gram drafter looks for the last 2 to 4 tokens earlier in the text.
 NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}

@@ -15,12 +15,6 @@ def main() -> None:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import afaspec.capture
-    import afaspec.compare.execute
-    import afaspec.features
-    import afaspec.generation
-    import afaspec.merging
-    import afaspec.training  # noqa: F401
     from afaspec.cli import main as command
 
     torch.set_num_threads(1)

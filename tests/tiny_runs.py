@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 
-from afaspec.train_config import TrainConfig
-from afaspec.training import train
-from drafts.checkpoint import save_draft
-from drafts.fresh import FreshOptions, fresh_draft
+from afaspec.train.config import TrainConfig
+from afaspec.train.run import train
+from drafts.checkpoint.family import InitOptions
+from drafts.init import init_draft
+from drafts.registry import save_draft
 
 
 def write_fresh(
     family: str, folder: Path, target: Path, *, dtype: torch.dtype = torch.bfloat16, **options: Any
 ) -> Path:
-    """A fresh draft of `family` for `target`; `options` are those of `FreshOptions`."""
+    """A fresh draft of `family` for `target`; `options` are those of `InitOptions`."""
     folder.mkdir()
-    save_draft(fresh_draft(family, target, FreshOptions(**options)), family, folder, dtype=dtype)
+    save_draft(init_draft(family, target, InitOptions(**options)), family, folder, dtype=dtype)
     return folder
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afaspec.capture import capture
-from afaspec.capture_config import CaptureConfig
+from afaspec.capture.config import CaptureConfig
+from afaspec.capture.run import capture
 
 
 def write_store(folder: Path, target: Path, draft: Path, prompts: int = 24) -> Path:

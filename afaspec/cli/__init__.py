@@ -12,19 +12,19 @@ from drafts.errors import UserError
 
 COMMANDS = (
     "demo",
-    "capture",
-    "train",
-    "merge",
+    "adapt.capture",
+    "adapt.train",
+    "adapt.merge",
     "serve",
-    "bench",
-    "report",
-    "sweep",
-    "what_if",
-    "compare",
-    "suites",
-    "inspect",
-    "convert",
-    "init",
+    "measure.bench",
+    "measure.report",
+    "measure.sweep",
+    "measure.what_if",
+    "adapt.compare",
+    "measure.suites",
+    "draft.inspect",
+    "draft.convert",
+    "draft.init",
     "doctor",
     "build_embedded",
 )
@@ -37,8 +37,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Adapt a speculative-decoding draft to your target and traffic, serve it, measure it.",
 )
-for _name in COMMANDS:
-    _module = import_module(f"afaspec.cli.{_name}")
+for _path in COMMANDS:
+    _name = _path.rpartition(".")[2]
+    _module = import_module(f"afaspec.cli.{_path}")
     app.command(_name.replace("_", "-"))(getattr(_module, _name))
 
 _debug = False

@@ -41,9 +41,9 @@ def build_embedded(
     """
     from afaspec.cli.console import progress
     from afaspec.config import load_config
-    from afaspec.embedded.build import BuildConfig
-    from afaspec.embedded.build import build_embedded as build
-    from bench.table import stage_bars
+    from afaspec.pretrain.build import BuildConfig
+    from afaspec.pretrain.build import build_embedded as build
+    from bench.report.console import stage_bars
 
     flags = {"work": work, "out": out, "extra": extra, "target.minutes": minutes}
     config = load_config(BuildConfig, config_file, flags | {"target.tokens": tokens})

@@ -48,8 +48,8 @@ def demo(
     from afaspec.cli.console import console, progress
     from afaspec.config import load_config
     from afaspec.demo import DemoConfig, run_demo
-    from bench.summary import headline
-    from bench.table import render_table, stage_bars
+    from bench.report.console import render_table, stage_bars
+    from bench.report.words import headline
     from serving.runtime import require_vllm
 
     flags = {"data": data, "out": out, "train_prompts": train_prompts, "steps": steps}

@@ -48,10 +48,10 @@ def serve(
 
         afaspec serve embedded --draft runs/demo/afa-lora-merged -- --max-model-len 2048
     """
-    from afaspec.adapted_target import resolve_target
+    from afaspec.capture.adapted_target import resolve_target
     from afaspec.cli.console import console, note
-    from afaspec.embedded.assets import resolve_model
-    from serving.server import serve as run
+    from afaspec.embedded.names import resolve_model
+    from serving.server.serve import serve as run
 
     code = run(
         resolve_target(target, target_adapter, note),

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from afaspec.embedded.assets import ModelFolder
-from afaspec.train_config import TrainSettings
+from afaspec.embedded.names import ModelFolder
+from afaspec.train.config import TrainSettings
 from drafts.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -105,7 +105,7 @@ class CommonSettings(TrainSettings):
 
 
 class TuningConfig(Part):
-    """How learning rates are chosen; see `afaspec.compare.tuning`."""
+    """How learning rates are chosen; see `afaspec.compare.plan`."""
 
     steps: int | None = Field(None, gt=0, description="steps of each try [default: the budget]")
     seed: int = Field(0, description="seed of the tries")

@@ -13,17 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afaspec.capture_config import CaptureConfig
+from afaspec.capture.config import CaptureConfig
 from afaspec.compare.config import CompareConfig
-from bench.prompts import Prompt, Split, read_prompts
-from bench.selection import content_sha256
-from drafts.checkpoint import read_draft_info
+from bench.prompts.read import read_prompts
+from bench.prompts.rows import Prompt
+from bench.prompts.select import Split, content_sha256
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
+from drafts.registry import read_draft_info
 from drafts.target import read_target
 
 if TYPE_CHECKING:
-    from afaspec.store import FeatureStore
+    from afaspec.store.read import FeatureStore
+
 
 FACTS = "facts.json"
 SIDES: tuple[Split, ...] = ("train", "eval")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Cell, Plan
-from afaspec.train_config import DEFAULT_LEARNING_RATES, TrainConfig
+from afaspec.train.config import DEFAULT_LEARNING_RATES, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def time_step(config: TrainConfig, target: Path, tokens: tuple[int, int]) -> Ste
     import torch
     from accelerate import Accelerator
 
-    from afaspec.objective import Batch
-    from afaspec.train_arm import make_objective, prepare_arm
-    from drafts.checkpoint import load_draft
+    from afaspec.train.arm import make_objective, prepare_arm
+    from afaspec.train.objective import Batch
+    from drafts.registry import load_draft
     from drafts.target import read_target
 
     device = Accelerator().device

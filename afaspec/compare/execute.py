@@ -5,31 +5,37 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from afaspec.capture import CaptureProgress, capture
-from afaspec.capture_plan import plan_capture
+import torch
+
+from afaspec.adapters.afa import read_record
+from afaspec.adapters.annealing import refuse_non_linear
+from afaspec.capture.plan import plan_capture
+from afaspec.capture.run import CaptureProgress, capture
+from afaspec.checkpoints.merge import find_result, load_result, merge, merged_weights
 from afaspec.compare.config import CompareConfig
 from afaspec.compare.data import Prompts, capture_config, divide
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Cell, Json, Plan, train_config
-from afaspec.compare.served import counted, merged_draft
-from afaspec.merging import find_result, merge
-from afaspec.store import FeatureStore
-from afaspec.train_config import RunPlace, TrainConfig
-from afaspec.training import train
-from bench.acceptance import Acceptance
-from bench.arms import Arm
-from bench.config import BenchConfig
-from bench.measure import Progress
-from bench.report import write_report
-from bench.run import run_bench
-from drafts.checkpoint import load_draft
+from afaspec.store.read import FeatureStore
+from afaspec.train.config import RunPlace, TrainConfig
+from afaspec.train.run import train
+from bench.engine.run import run_bench
+from bench.records.acceptance import Acceptance
+from bench.records.arms import Arm
+from bench.records.config import BenchConfig
+from bench.records.progress import Progress
+from bench.report.files import write_report
+from bench.stats.offline import Captured, offline_acceptance
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
+from drafts.nn.interface import Draft
+from drafts.registry import load_draft, module_names, read_draft_info
+from drafts.tensors import open_tensors
 
 LOSSES_KEPT = 200  # points of a training curve
 
@@ -263,4 +269,30 @@ def training_curve(run: Path) -> Json:
         "step": [row["step"] for row in kept],
         "loss": [None if loss is None else round(loss, 5) for loss in losses],
         "acceptance_length": [row.get("acceptance_length") for row in kept],
+    }
+
+
+def merged_draft(base: Path, target: Path, result: Path) -> Draft:
+    """What `merge` would write and `load_draft` read: merged weights, rounded to the base's types.
+
+    Raises `UserError` for an adapter that is not linear yet.
+    """
+    refuse_non_linear(read_record(result).beta, where=result)
+    weights = merged_weights(load_result(load_draft(base, target), result))
+    merged = load_draft(base, target).eval()
+    stored = open_tensors(base)
+    for name, own in module_names(read_draft_info(base)).items():
+        if own in weights:
+            weights[own] = weights[own].to(stored.load(name).dtype)
+    merged.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
+    return merged
+
+
+def counted(draft: Draft, sequences: Iterable[Captured], k: int) -> dict[str, list]:
+    """Offline acceptance as counts: `drafts` [prompts], and `accepted` [prompts][k]."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = offline_acceptance(draft.to(device).eval(), sequences, k)
+    return {
+        "drafts": found.drafts_per_prompt.tolist(),
+        "accepted": found.accepted_per_prompt.tolist(),
     }

@@ -1,8 +1,8 @@
 """What the finished cells of one domain say: figures over seeds and prompts, and differences.
 
-Seeds and prompts both vary, and an interval holds the chance of both (`bench.seeds`). Arms trained
-with the same seed saw the same data in the same order, so differences are paired by seed as well
-as by prompt. Verdicts are corrected (Holm) for all that were made in the study.
+Seeds and prompts both vary, and an interval holds the chance of both (`bench.stats.seeds`). Arms
+trained with the same seed saw the same data in the same order, so differences are paired by seed
+as well as by prompt. Verdicts are corrected (Holm) for all that were made in the study.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from afaspec.compare.config import ArmConfig
 from afaspec.compare.plan import Json, Variant
-from bench.intervals import Accounts, Floats, Quotient, Source, student
-from bench.seeds import seeded_comparison, seeded_figure, seeded_sources
-from bench.verdict import ACCEPTANCE, Comparison, contrast
+from bench.stats.intervals import Accounts, Floats, Quotient, Source, student
+from bench.stats.seeds import seeded_comparison, seeded_figure, seeded_sources
+from bench.stats.verdict import ACCEPTANCE, Comparison, contrast
 
 REFERENCE_RANK = 8
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from afaspec.compare.plan import Cell, Json
-from bench.provenance import git_commit, machine, versions
+from bench.report.provenance import git_commit, machine, versions
 from drafts.files import atomic_file, read_json
 
 

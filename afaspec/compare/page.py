@@ -19,9 +19,9 @@ from afaspec.compare.tables import (
     settings_line,
     verdicts,
 )
-from bench.arms import LABELS
-from bench.markup import definitions, page, paragraph, plain_table, plot_grid, section, table
-from bench.plots.style import colours_of
+from bench.records.arms import LABELS
+from bench.report.markup import definitions, page, paragraph, plain_table, plot_grid, section, table
+from bench.report.plots.style import colours_of
 from drafts.files import atomic_file
 
 NOTE = (

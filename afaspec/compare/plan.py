@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from afaspec.compare.config import CompareConfig
+from afaspec.compare.config import CompareConfig, TuningConfig
 from afaspec.compare.data import Facts
-from afaspec.compare.tuning import Choice, choose
-from afaspec.train_config import OF_AFA, TrainConfig
+from afaspec.train.config import OF_AFA, TrainConfig
 
 Json = dict[str, Any]
 Kind = Literal["data", "base", "run", "eval", "vllm"]
@@ -285,3 +284,56 @@ def _of_seed(
             assert cell.variant
             if wanted is None or cell.variant.label(config) in wanted:
                 yield cell
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the tries so far say. `rate` is None while `untried` rates are still to be trained.
+
+    `at_edge` says that the best rate is still at an end of all that was tried.
+    """
+
+    rate: float | None
+    tries: dict[float, float] = field(default_factory=dict)
+    untried: tuple[float, ...] = ()
+    at_edge: bool = False
+
+
+def choose(grid: Sequence[float], tries: Mapping[float, float], rule: TuningConfig) -> Choice:
+    """The choice among `grid` (rising) and its extensions.
+
+    `tries` maps rates to acceptance lengths on the validation side; others than the grid's and its
+    extensions are left aside.
+    """
+    rates = list(grid)
+    if len(rates) == 1:
+        return Choice(rates[0])
+    for left in range(rule.extensions, -1, -1):
+        known = {rate: tries[rate] for rate in rates if rate in tries}
+        if untried := tuple(rate for rate in rates if rate not in tries):
+            return Choice(None, known, untried)
+        best = best_rate(known, rule.tie)
+        beyond = beyond_edge(best, rates)
+        if beyond is None or left == 0:
+            return Choice(best, known, at_edge=beyond is not None)
+        rates = sorted([*rates, beyond])
+    raise AssertionError("unreachable")
+
+
+def best_rate(tries: Mapping[float, float], tie: float) -> float:
+    """The smallest rate whose acceptance length is within `tie` of the best."""
+    best = max(tries.values())
+    return min(rate for rate, length in tries.items() if length >= best * (1 - tie))
+
+
+def beyond_edge(rate: float, rates: Sequence[float]) -> float | None:
+    """The rate next to an end of `rates` (rising) at the grid's own factor; None inside."""
+    if rate == rates[0]:
+        return _rounded(rate * rate / rates[1])
+    if rate == rates[-1]:
+        return _rounded(rate * rate / rates[-2])
+    return None
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from afaspec.compare.figures import REFERENCE_RANK
 from afaspec.compare.plan import Json
-from bench.arms import LABELS
-from bench.plots.style import (
+from bench.records.arms import LABELS
+from bench.report.plots.style import (
     COLOURS,
     INK,
     MARKERS,
@@ -29,6 +29,7 @@ from drafts.files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 SIDESTEP = 0.013  # of the axis, between arms at one place: no interval hides another
 Drawn = tuple[str, str, Callable[[], "Figure"]]  # file stem, description, how to draw it

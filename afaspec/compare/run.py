@@ -11,20 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from afaspec.activations import ACTIVATION_NAMES
-from afaspec.adapted_target import resolve_target
+from afaspec.adapters.annealing import ACTIVATION_NAMES
+from afaspec.capture.adapted_target import resolve_target
 from afaspec.compare.config import CompareConfig
 from afaspec.compare.data import FACTS, Facts, gather
 from afaspec.compare.estimate import StepCost, remaining_seconds, time_step
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, needed, train_config, variants
 from afaspec.compare.study import build_study, read_study, write_study
-from afaspec.manifest import Manifest, TargetRecord
-from afaspec.store_writer import locked
-from afaspec.train_checks import check_fit, check_steps
-from bench.measure import Progress
-from drafts.checkpoint import read_draft_info, wanted_layer_ids
+from afaspec.store.manifest import Manifest, TargetRecord
+from afaspec.store.write import locked
+from afaspec.train.checks import check_fit, check_steps
+from bench.records.progress import Progress
 from drafts.errors import UserError
+from drafts.registry import read_draft_info, wanted_layer_ids
 from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.runtime import require_vllm

@@ -6,6 +6,7 @@ All figures, tables, plots and pages are made from the stored cells and nothing 
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from afaspec.compare.figures import (
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, Variant, variants
 from afaspec.compare.tables import readable
-from bench.verdict import Comparison, correct
+from bench.stats.verdict import Comparison, correct
 from drafts.errors import UserError
 from drafts.files import atomic_file
 
@@ -87,7 +88,6 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
 
 def write_study(study: Json, folder: Path) -> Path:
     """Write tables, plots and page, then study.json; returns the page's path."""
-    from afaspec.compare.csv import write_csv
     from afaspec.compare.page import write_study_page
     from afaspec.compare.plots import write_study_plots
 
@@ -242,3 +242,46 @@ def _vllm(plan: Plan, ledger: Ledger, domain: str) -> list[Json]:
         for cell in plan.cells
         if cell.kind == "vllm" and cell.domain == domain and cell.key in ledger
     ]
+
+
+COLUMNS = (
+    "domain",
+    "arm",
+    "rank",
+    "steps",
+    "samples",
+    "learning_rate",
+    "seed",
+    "acceptance_length",
+    "trainable_parameters",
+    "train_seconds",
+    "mean",
+    "low",
+    "high",
+    "gain_over_base",
+    "gap_closed",
+)
+
+
+def write_csv(study: Json, path: Path) -> None:
+    """Write the table, atomically. `mean`, `low` and `high` are the arm's, over its seeds."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for domain, results in study["domains"].items():
+            writer.writerow({"domain": domain, **_row("base", results["base"], 0)})
+            for arm in results["arms"]:
+                for i, seed in enumerate(study["settings"]["seeds"]):
+                    row = _row(arm["arm"], arm, i) | {"domain": domain, "seed": seed}
+                    row |= {name: arm[name] for name in COLUMNS[2:6]}
+                    row["trainable_parameters"] = arm["trainable_parameters"]
+                    row["train_seconds"] = arm["train_seconds"][i]
+                    row["gain_over_base"] = arm["over_base"]["difference"]["value"]
+                    row["gap_closed"] = (arm["gap_closed"] or {}).get("value")
+                    writer.writerow(row)
+
+
+def _row(name: str, arm: Json, i: int) -> Json:
+    length = arm["acceptance_length"]
+    figures = {"mean": length["value"], "low": length["low"], "high": length["high"]}
+    return {"arm": name, "acceptance_length": arm["by_seed"][i], **figures}

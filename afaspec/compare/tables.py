@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from afaspec.compare.plan import Json
 from afaspec.compare.plots import shown
-from bench.arms import LABELS
-from bench.summary import NOTHING, Cell
-from bench.verdict import NO_DIFFERENCE
+from bench.records.arms import LABELS
+from bench.report.words import NOTHING, Cell
+from bench.stats.verdict import NO_DIFFERENCE
 
 if TYPE_CHECKING:
     from rich.table import Table
+
 
 FEW = 6  # comparisons that are all told in sentences
 COMPARED = ("Arm", "Against", "Difference", "Relative", "p (Holm)", "Verdict")
@@ -125,7 +126,7 @@ def served_rows(results: Json) -> list[list[str]]:
 
 
 def readable(label: str) -> str:
-    """A variant's label with a nicer name for its arm; a bare name is left to `bench.verdict`."""
+    """A variant's label with a nicer name for its arm; `bench.stats.verdict` names bare arms."""
     name, space, rest = label.partition(" ")
     return f"{LABELS.get(name, name)} {rest}" if space else label
 

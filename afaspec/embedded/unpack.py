@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from afaspec.embedded.assets import ASSETS, cache_folder
 from drafts.errors import UserError
-from drafts.files import atomic_folder, hash_model, read_json, write_json
+from drafts.files import atomic_folder, cache_folder, hash_model, read_json, write_json
+
+ASSETS = Path(__file__).parent / "assets"
 
 
 def pack(model: Path, asset: Path, bits: int) -> None:

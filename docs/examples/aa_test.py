@@ -25,17 +25,19 @@ import typer
 from rich.table import Table
 
 from afaspec.cli.console import console, progress
-from afaspec.embedded.assets import resolve_model
-from bench.arms import Arm
-from bench.comparisons import quotient
-from bench.config import BenchConfig
-from bench.measure import ArmRun, Progress, measure
-from bench.run import load_prompts
-from bench.table import stage_bars
-from bench.verdict import ACCEPTANCE, NO_DIFFERENCE, SPEED, Comparison, compare
+from afaspec.embedded.names import resolve_model
+from bench.engine.measure import measure
+from bench.prompts.load import load_prompts
+from bench.records.arms import Arm
+from bench.records.config import BenchConfig
+from bench.records.progress import Progress
+from bench.records.run import ArmRun
+from bench.report.console import stage_bars
+from bench.stats.comparisons import quotient
+from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, SPEED, Comparison, compare
 from drafts.errors import UserError
 from drafts.files import atomic_folder, write_json
-from serving.engine import EngineProcess, EngineSettings
+from serving.engine.engine import EngineProcess, EngineSettings
 
 FIRST, SECOND, NOISY = "first", "second", "noisy"
 QUESTIONS = {

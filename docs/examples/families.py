@@ -19,26 +19,25 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from afaspec.capture import capture
-from afaspec.capture_config import CaptureConfig
+from afaspec.capture.config import CaptureConfig
+from afaspec.capture.run import capture
+from afaspec.checkpoints.init import StartConfig, start_draft
+from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, progress
 from afaspec.demo import cpp_headers, offline_of
-from afaspec.embedded.assets import resolve_model
-from afaspec.merging import merge
-from afaspec.starting import StartConfig, start_draft
-from afaspec.store import FeatureStore
-from afaspec.train_config import Arm as ArmName
-from afaspec.train_config import TrainConfig
-from afaspec.training import train
-from bench.acceptance import Acceptance
-from bench.arms import Arm
-from bench.config import BenchConfig
-from bench.report import read_report, write_report
-from bench.run import run_bench
-from bench.table import stage_bars
-from drafts.checkpoint import read_draft_info
+from afaspec.embedded.names import resolve_model
+from afaspec.store.read import FeatureStore
+from afaspec.train.config import Arm as ArmName
+from afaspec.train.config import TrainConfig
+from afaspec.train.run import train
+from bench.engine.run import run_bench
+from bench.records.acceptance import Acceptance
+from bench.records.arms import Arm
+from bench.records.config import BenchConfig
+from bench.report.console import stage_bars
+from bench.report.files import read_report, write_report
 from drafts.files import atomic_folder, read_json, write_json
-from drafts.formats import FAMILIES
+from drafts.registry import FAMILIES, read_draft_info
 
 K = 3
 RANK = 32

@@ -24,17 +24,17 @@ from rich.table import Table
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, set_seed
 
-from afaspec.adapter import adapt
-from afaspec.annealing import AnnealingSchedule
+from afaspec.adapters.afa import adapt
+from afaspec.adapters.annealing import AnnealingSchedule
+from afaspec.adapters.callback import AnnealingCallback
+from afaspec.capture.target_model import load_model
 from afaspec.cli.console import note, progress
-from afaspec.embedded.assets import resolve_model
-from afaspec.target_model import load_model
-from afaspec.trainer_callback import AnnealingCallback
-from bench.arms import LABELS
-from bench.intervals import Quotient
-from bench.plots.style import COLOURS, INK, WIDTH, styled
-from bench.seeds import seeded_comparison, seeded_figure
-from bench.verdict import correct
+from afaspec.embedded.names import resolve_model
+from bench.records.arms import LABELS
+from bench.report.plots.style import COLOURS, INK, WIDTH, styled
+from bench.stats.intervals import Quotient
+from bench.stats.seeds import seeded_comparison, seeded_figure
+from bench.stats.verdict import correct
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json, write_json
 

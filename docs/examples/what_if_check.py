@@ -24,16 +24,16 @@ import typer
 
 from afaspec.cli.console import console, progress
 from afaspec.demo import cpp_headers
-from afaspec.embedded.assets import resolve_model
-from bench.arms import Arm, parse_arm
-from bench.best_k import speedup
-from bench.step_time import fit
-from bench.sweep import run_sweep
-from bench.sweep_cells import CellResult
-from bench.sweep_grid import SweepConfig
-from bench.sweep_steps import points, source
-from bench.table import stage_bars
-from bench.what_if import check, fit_summary
+from afaspec.embedded.names import resolve_model
+from bench.records.arms import Arm, parse_arm
+from bench.report.console import stage_bars
+from bench.sweep.best_k import speedup
+from bench.sweep.cells import CellResult
+from bench.sweep.grid import SweepConfig
+from bench.sweep.run import run_sweep
+from bench.sweep.step_time import fit
+from bench.sweep.steps import points, source
+from bench.sweep.what_if import check, fit_summary
 from drafts.files import write_json
 
 FITTED_K, FITTED_LOADS = (1, 3), (1, 4)

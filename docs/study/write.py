@@ -32,12 +32,12 @@ from afaspec.compare.tables import (
     served_rows,
     settings_line,
 )
-from afaspec.embedded.assets import resolve_model
-from bench.plots.style import styled
-from bench.statistics import Figure
-from bench.verdict import Comparison, correct
+from afaspec.embedded.names import resolve_model
+from bench.report.plots.style import styled
+from bench.stats.resample import Figure
+from bench.stats.verdict import Comparison, correct
 from drafts.files import atomic_file
-from drafts.formats import FAMILIES as TITLES
+from drafts.registry import FAMILIES as TITLES
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "study.md"

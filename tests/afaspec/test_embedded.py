@@ -9,19 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from afaspec.embedded.assets import ASSETS, resolve_model
-from afaspec.embedded.build import BuildConfig
-from afaspec.embedded.card import write_card
-from afaspec.embedded.quantize import (
-    pack_state,
-    quantization_config,
-    round_to_grid,
-    unpack_state,
-)
-from afaspec.embedded.unpack import pack, unpack_to
-from drafts.checkpoint import read_draft_info
+from afaspec.embedded.names import resolve_model
+from afaspec.embedded.quantize import pack_state, quantization_config, round_to_grid, unpack_state
+from afaspec.embedded.unpack import ASSETS, pack, unpack_to
+from afaspec.pretrain.build import BuildConfig
+from afaspec.pretrain.card import write_card
 from drafts.errors import UserError
 from drafts.files import read_json
+from drafts.registry import read_draft_info
 from drafts.target import read_target
 from serving.compatibility import require_compatible
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.arms import Arm
-from bench.lossless import Difference, Noise
-from bench.measure import ArmRun
-from bench.report import Report, build_report
+from bench.lossless.greedy import Difference, Noise
+from bench.records.arms import Arm
+from bench.records.run import ArmRun
+from bench.report.build import build_report
+from bench.report.schema import Report
 from serving.metrics import SpecCounters
 
 PROMPTS, ROUNDS, K, TOKENS = 24, 3, 3, 64

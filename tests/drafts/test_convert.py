@@ -11,14 +11,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from drafts.checkpoint import load_draft, save_draft
+from drafts.checkpoint.family import InitOptions
 from drafts.convert import RECORD, changed, convert, differences
 from drafts.errors import UserError
 from drafts.files import read_json
-from drafts.formats import FAMILIES
-from drafts.fresh import FreshOptions, fresh_draft
-from serving.engine import EngineProcess, EngineSettings
-from tests.drafts.test_checkpoint import speculators_draft
+from drafts.init import init_draft
+from drafts.registry import FAMILIES, load_draft, save_draft
+from serving.engine.engine import EngineProcess, EngineSettings
+from tests.drafts.test_registry import speculators_draft
 from tests.tiny_models import HIDDEN, draft_config, draft_tensors
 
 TWO_LAYOUTS = [name for name, family in FAMILIES.items() if len(family.formats) > 1]
@@ -31,9 +31,9 @@ def same_checkpoint(one: Path, two: Path) -> None:
 
 
 def write_fresh(family: str, folder: Path, target: Path) -> Path:
-    options = FreshOptions(layer_ids=(1, 2, 3) if family != "draft_model" else None)
+    options = InitOptions(layer_ids=(1, 2, 3) if family != "draft_model" else None)
     folder.mkdir()
-    save_draft(fresh_draft(family, target, options), family, folder, dtype=torch.bfloat16)
+    save_draft(init_draft(family, target, options), family, folder, dtype=torch.bfloat16)
     return folder
 
 
@@ -170,8 +170,8 @@ def test_what_cannot_be_converted_is_refused(
 
 def test_vllm_serves_both_layouts_alike(tmp_path: Path) -> None:
     """The embedded pair: same outputs as without a draft, same acceptance, in either layout."""
-    from afaspec.embedded.assets import resolve_model
-    from afaspec.target_model import load_tokenizer
+    from afaspec.capture.target_model import load_tokenizer
+    from afaspec.embedded.names import resolve_model
 
     target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
     other = convert(draft, "speculators", tmp_path / "speculators").folder

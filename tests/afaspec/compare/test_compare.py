@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import yaml
 
-from afaspec.capture import capture
+from afaspec.capture.run import capture
+from afaspec.checkpoints.merge import find_result, merge
 from afaspec.compare.config import CompareConfig, part
 from afaspec.compare.data import Facts, capture_config, divide, gather
+from afaspec.compare.execute import counted, merged_draft
 from afaspec.compare.run import compare, forecast, report_only, take_over
-from afaspec.compare.served import counted, merged_draft
-from afaspec.merging import find_result, merge
-from afaspec.store import FeatureStore
-from bench.prompts import read_prompts
-from drafts.checkpoint import load_draft
+from afaspec.store.read import FeatureStore
+from bench.prompts.read import read_prompts
 from drafts.errors import UserError
+from drafts.registry import load_draft
 from tests.nursery import Nursery, is_alive
 
 KILLS = 4

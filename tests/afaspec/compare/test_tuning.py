@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afaspec.compare.config import TuningConfig
-from afaspec.compare.tuning import Choice, best_rate, choose
+from afaspec.compare.plan import Choice, best_rate, choose
 
 GRID = [1e-3, 3e-3, 9e-3]
 

@@ -1,0 +1,213 @@
+"""Annealing: beta falls from 1 (non-linear) to exactly 0 (plain LoRA) while training runs.
+
+The formula is AFA-LoRA's (arXiv 2512.22455). The paper's schedule is not known to us; shapes,
+hold and end are our own choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraVariant
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from drafts.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+Shape = Literal["linear", "cosine", "exponential", "step"]
+
+
+class AnnealingSchedule(BaseModel):
+    """beta by optimizer step: 1 until `start + hold`, then down `shape` to 0 from `end` on.
+
+    `start`, `hold` and `end` are fractions of the run where at most 1, else steps.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    shape: Shape = Field("cosine", description="linear, cosine, exponential or step")
+    start: float = Field(0.0, ge=0, description="annealing may begin here (fraction or steps)")
+    hold: float = Field(0.0, ge=0, description="beta stays 1 this long from start on")
+    end: float = Field(0.5, gt=0, description="beta is 0 from here on (fraction or steps)")
+    stairs: int = Field(4, ge=1, description="levels of the step shape")
+    rate: float = Field(5.0, gt=0, description="decay rate of the exponential shape")
+
+    @model_validator(mode="after")
+    def _ends_inside(self) -> AnnealingSchedule:
+        fractions = all(x <= 1 for x in (self.start, self.hold, self.end))
+        if fractions and self.start + self.hold > self.end:
+            raise ValueError("annealing must begin before it ends: start + hold <= end")
+        return self
+
+    def beta(self, step: int, total: int) -> float:
+        """beta after `step` of `total` optimizer steps: in [0, 1], never rising, exactly 0 at last.
+
+        The last step itself always trains with beta = 0, so `end` acts no later than total - 1.
+        """
+        last = max(total - 1, 0)
+        end: float = min(_steps(self.end, total), last)
+        begin: float = min(_steps(self.start, total) + _steps(self.hold, total), end)
+        if step >= end:
+            return 0.0
+        if step <= begin:
+            return 1.0
+        done = (step - begin) / (end - begin)
+        if self.shape == "linear":
+            return 1.0 - done
+        if self.shape == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        if self.shape == "step":
+            return 1.0 - math.floor(done * self.stairs) / self.stairs
+        floor = math.exp(-self.rate)
+        return (math.exp(-self.rate * done) - floor) / (1.0 - floor)
+
+
+def _steps(value: float, total: int) -> int:
+    return round(value * total) if value <= 1 else round(value)
+
+
+class Annealer:
+    """Drives beta of an adapted model from its optimizer's steps, in any training loop.
+
+        annealer = Annealer(adapters(model), schedule, total_steps)
+        annealer.follow(optimizer)
+
+    Each `optimizer.step()` then sets beta. `state_dict` and `load_state_dict` make it resumable.
+    """
+
+    def __init__(self, layers: list[AnnealedLora], schedule: AnnealingSchedule, total_steps: int):
+        self.layers, self.schedule, self.total_steps = layers, schedule, total_steps
+        self.step = 0
+        self._apply()
+
+    @property
+    def beta(self) -> float:
+        """The largest of any layer."""
+        return max((layer.beta for layer in self.layers), default=0.0)
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Advance after each `optimizer.step()`."""
+        optimizer.register_step_post_hook(lambda *_: self.advance())
+
+    def advance(self) -> None:
+        self.step += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "total_steps": self.total_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.total_steps = state["step"], state["total_steps"]
+        self._apply()
+
+    def _apply(self) -> None:
+        for layer in self.layers:
+            layer.beta = self.schedule.beta(self.step, self.total_steps)
+
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def _leaky(z: Tensor) -> Tensor:
+    return F.leaky_relu(z, 0.1)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": F.relu,
+    "leaky_relu": _leaky,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}
+
+ACTIVATION_NAMES = tuple(ACTIVATIONS)
+
+
+class AnnealedLora(LoraVariant):
+    """One layer's annealed activation. `beta` is set from outside, by an `Annealer`."""
+
+    def __init__(self, name: str):
+        self.name, self.phi, self.beta = name, ACTIVATIONS[name], 1.0
+
+    def init(self, module: LoraLinear, adapter_name: str, **_: Any) -> None:
+        """Nothing beyond what PEFT's plain LoRA has set up."""
+
+    def forward(
+        self, module: LoraLinear, active_adapter: str, x: Tensor, result: Tensor, **_: Any
+    ) -> Tensor:
+        """The layer's whole output [..., out] for input x [..., in]."""
+        z = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
+        if self.beta > 0:
+            z = z.lerp(self.phi(z), self.beta)
+        return result + module.lora_B[active_adapter](z) * module.scaling[active_adapter]
+
+    def merge_safe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        refuse_non_linear(self.beta)
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    def merge_unsafe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> None:
+        refuse_non_linear(self.beta)
+        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    def unmerge(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+
+def _annealed_linear(name: str) -> type[LoraLinear]:
+    class AnnealedLinear(LoraLinear):
+        def __init__(
+            self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any
+        ):
+            transposed = isinstance(base_layer, Conv1D)  # GPT-2's linear layer
+            config.fan_in_fan_out |= transposed
+            super().__init__(
+                base_layer,
+                adapter_name,
+                config=config,
+                is_target_conv_1d_layer=transposed,
+                **kwargs,
+            )
+
+        def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant:
+            if (other := super().resolve_lora_variant(config=config, **kwargs)) is not None:
+                raise UserError(
+                    f"the adapter cannot be annealed: it is another variant of LoRA already "
+                    f"({type(other).__name__})",
+                    mend="leave that variant (DoRA, for one) out of its LoraConfig",
+                )
+            return AnnealedLora(name)
+
+    return AnnealedLinear
+
+
+def annealed_layers(model: nn.Module, adapter: str | None = None) -> list[AnnealedLora]:
+    """Every annealed activation in `model`, or those of one `adapter`; empty for plain LoRA."""
+    return [
+        variant
+        for module in model.modules()
+        if isinstance(module, LoraLinear)
+        for name, variant in module.lora_variant.items()
+        if isinstance(variant, AnnealedLora) and adapter in (None, name)
+    ]
+
+
+def refuse_non_linear(beta: float, where: Path | None = None) -> None:
+    """A merge with beta > 0 would not be the function that was trained."""
+    if beta > 0:
+        raise UserError(
+            f"the adapter is still non-linear (beta = {beta:.4g}); only beta = 0 merges",
+            where=where,
+            mend="finish its training, or use a checkpoint from after the annealing's end",
+        )

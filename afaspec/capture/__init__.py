@@ -1,0 +1,1 @@
+"""Capture: the target answers prompts, and its hidden states are stored."""

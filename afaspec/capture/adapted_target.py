@@ -1,0 +1,198 @@
+"""A target that is served with a LoRA adapter: merged once into a folder of the cache.
+
+What comes out is an ordinary target, with a hash of its own, for capture, training and serving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from afaspec.adapters.afa import read_record
+from afaspec.adapters.annealing import refuse_non_linear
+from afaspec.capture.target_model import load_model
+from afaspec.embedded.names import resolve_model
+from drafts.errors import UserError
+from drafts.files import atomic_folder, cache_folder, hash_file, hash_model, read_json, write_json
+from drafts.target import TargetInfo, read_target
+from drafts.tensors import Header, open_tensors, read_header
+from drafts.tokenizer_files import copy_tokenizer
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+UNMERGEABLE = {  # of LoRA's settings: each makes a model that no plain weights can express
+    "alora_invocation_tokens": "acts on a part of the tokens only (aLoRA)",
+    "layer_replication": "repeats layers of the target",
+}
+TRAINED_FOR = "give the base model that the adapter was trained on"
+
+
+def resolve_target(
+    target: str | Path,
+    adapter: str | Path | None,
+    note: Callable[[str], object] = lambda text: None,
+) -> Path:
+    """The target's folder, or that of target and adapter merged (done once, then found again).
+
+    `note` is told where the merged one lies. Raises `UserError` before any model loads for an
+    adapter that is damaged, cannot be merged, or belongs to another model.
+    """
+    base = resolve_model(str(target))
+    if adapter is None:
+        return base
+    adapter = Path(adapter).expanduser()
+    info = read_target(base)
+    check_adapter(adapter, info)
+    folder = cache_folder() / "targets" / address(info, adapter)
+    if not folder.exists():
+        merge_target(info, adapter, folder)
+    note(f"The target merged with its adapter lies in {folder}")
+    return folder
+
+
+def resolve_optional(
+    target: Path | None,
+    adapter: Path | None,
+    note: Callable[[str], object] = lambda text: None,
+) -> Path | None:
+    """As `resolve_target`, where the target need not be given; an adapter alone is refused."""
+    if target is not None:
+        return resolve_target(target, adapter, note)
+    if adapter is not None:
+        raise UserError(
+            "adapts a target that is not given",
+            where=adapter,
+            mend="give --target as well, or neither: a store and a run name their target",
+        )
+    return None
+
+
+def address(target: TargetInfo, adapter: Path) -> str:
+    """A name that says what the merged folder is made of: model, adapter and tokenizer."""
+    digest = hashlib.sha256(target.sha256.encode())
+    texts = [p for p in target.folder.glob("*") if p.is_file() and p.suffix != ".safetensors"]
+    for path in [adapter / CONFIG, adapter / WEIGHTS, *sorted(texts)]:
+        digest.update(f"{path.name}\0{hash_file(path)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def check_adapter(adapter: Path, target: TargetInfo) -> None:
+    """Raise `UserError` unless `adapter` is a whole LoRA adapter that merges into `target`."""
+    if not (adapter / CONFIG).is_file():
+        raise UserError(
+            f"is no PEFT adapter: it has no {CONFIG}",
+            where=adapter,
+            mend="give the folder that PEFT's save_pretrained wrote",
+        )
+    config = read_json(adapter / CONFIG)
+    if (kind := config.get("peft_type")) != "LORA":
+        raise UserError(
+            f"is an adapter of type {kind}; only LoRA is merged here",
+            where=adapter / CONFIG,
+            mend="merge it into the target yourself, and give that as the target",
+        )
+    for key, reason in UNMERGEABLE.items():
+        if config.get(key):
+            raise UserError(
+                f"cannot be merged: {key} is set, so that it {reason}",
+                where=adapter / CONFIG,
+                mend="use a plain LoRA adapter, or give a fine-tuned target without adapter",
+            )
+    if "quantization_config" in read_json(target.folder / "config.json"):
+        raise UserError(
+            "is quantized, so that an adapter cannot be merged into it",
+            where=target.folder,
+            mend="give the target as it was before quantization",
+        )
+    refuse_non_linear(read_record(adapter).beta, where=adapter)
+    check_named_base(config, adapter, target)
+    check_sizes(adapter, target)
+
+
+def check_named_base(config: dict[str, Any], adapter: Path, target: TargetInfo) -> None:
+    """A base that the adapter names, and that lies here, must be this target."""
+    named = Path(config.get("base_model_name_or_path") or "")
+    if not (named / "config.json").is_file() or named.resolve() == target.folder.resolve():
+        return
+    found = hash_model(named)
+    if found != target.sha256:
+        raise UserError(
+            f"adapts another model: {named} (hash {found[:12]}, "
+            f"{target.folder} has {target.sha256[:12]})",
+            where=adapter / CONFIG,
+            mend=TRAINED_FOR,
+        )
+
+
+def check_sizes(adapter: Path, target: TargetInfo) -> None:
+    """Every adapted module is one of the target's, of the same size."""
+    if not (adapter / WEIGHTS).is_file():
+        raise UserError(
+            f"has no {WEIGHTS}",
+            where=adapter,
+            mend="save the adapter with safetensors; afaspec does not load pickles",
+        )
+    own = open_tensors(target.folder).headers
+    for name, header in read_header(adapter / WEIGHTS).items():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        module = plain.partition(".lora_")[0]
+        if ".experts" in module:  # transformers joins their tensors on loading: PEFT checks them
+            continue
+        ends = module.removesuffix(".weight").rpartition(".")[2]
+        if ends in ("lm_head", "embed_tokens") and "lm_head.weight" not in own:
+            raise UserError(
+                f"cannot be merged: it changes {ends}, which the target uses as embedding and as "
+                "output layer",
+                where=adapter / WEIGHTS,
+                mend="train the adapter without lm_head and embed_tokens",
+            )
+        weight = own.get(module) or own.get(f"{module}.weight")
+        if weight is None or not fits(plain.removeprefix(module), header, weight):
+            size = "the target has not" if weight is None else f"is {list(weight.shape)} there"
+            raise UserError(
+                f"adapts another model: {name} is {list(header.shape)}, {module} {size}",
+                where=adapter / WEIGHTS,
+                mend=TRAINED_FOR,
+            )
+
+
+def fits(part: str, header: Header, weight: Header) -> bool:
+    """Does a tensor of the adapter fit the stored `weight` [out, in] that it changes?"""
+    if part == ".lora_A.weight":
+        return header.shape[-1] == weight.shape[-1]
+    if part == ".lora_B.weight":
+        return header.shape[0] == weight.shape[0]
+    if part == ".lora_embedding_A":
+        return header.shape[-1] == weight.shape[0]
+    if part == ".lora_embedding_B":
+        return header.shape[0] == weight.shape[-1]
+    return bool(part) or header.shape == weight.shape  # without a part: a tensor saved whole
+
+
+def merge_target(target: TargetInfo, adapter: Path, folder: Path) -> None:
+    """Write the merged model with its tokenizer to `folder`, in the stored dtype."""
+    from peft import PeftModel
+
+    model = load_model(target.folder, target.dtype)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except Exception as error:  # a library boundary: whatever PEFT finds wrong with an adapter
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise UserError(
+            f"PEFT cannot merge this adapter ({type(error).__name__}: {reason})",
+            where=adapter,
+            mend="check that it was trained for this target, and that it holds no NaN",
+        ) from error
+    with atomic_folder(folder) as temporary:
+        merged.save_pretrained(temporary)
+        copy_tokenizer(target.folder, temporary)
+        write_json(
+            temporary / "afaspec.json",
+            {
+                "made_by": "a target merged with --target-adapter",
+                "target": {"path": str(target.folder), "sha256": target.sha256},
+                "adapter": {"path": str(adapter), "sha256": hash_file(adapter / WEIGHTS)},
+            },
+        )

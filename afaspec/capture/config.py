@@ -1,0 +1,107 @@
+"""Everything a capture depends on, as one checked configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from afaspec.embedded.names import ModelFolder
+
+# What a store must share with the settings of a run that goes on with it.
+FIXED = (
+    "use_responses",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+    "limit",
+    "split",
+    "eval_fraction",
+    "prompt_tokens",
+    "max_prompt_tokens",
+    "truncate_prompts",
+    "chat",
+    "suffixes",
+    "shard_mib",
+)
+
+
+def _joined(value: object) -> object:
+    """A YAML list as the comma-separated text that the flag takes."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+class CaptureConfig(BaseModel):
+    """A run of `afaspec capture`. The target writes greedily unless `temperature` is set."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: str = Field(description="the target model's folder, or `embedded`")
+    prompts: str = Field(
+        description="JSONL file, folder of source files, dataset id, or suite:NAME"
+    )
+    out: Path = Field(description="folder of the feature store")
+    target_adapter: Path | None = Field(
+        None, description="LoRA adapter (PEFT) that the target is served with; merged once, cached"
+    )
+    draft: ModelFolder | None = Field(
+        None, description="keep just the hidden states that this draft reads"
+    )
+    layer_ids: Annotated[str | None, BeforeValidator(_joined)] = Field(
+        None, description="hidden states to keep, such as 2,6,9, or none [default: 2, L/2, L-3]"
+    )
+
+    limit: int | None = Field(None, gt=0, description="prompts at most, drawn by seed")
+    split: Literal["train", "eval"] | None = Field(
+        None, description="one side of the prompts: train or eval"
+    )
+    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval side")
+    suffixes: list[str] | None = Field(
+        None, description="endings of the files to read in a folder (repeat it) [default: source]"
+    )
+    prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
+    max_prompt_tokens: int | None = Field(None, gt=0, description="longest prompt allowed")
+    truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
+    chat: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="chat template: auto (for conversations), always (plain prompts too), never",
+    )
+
+    use_responses: bool = Field(False, description="take the rows' responses; generate nothing")
+    max_new_tokens: int = Field(256, gt=0, description="longest response")
+    temperature: float = Field(0.0, ge=0, le=10, description="0 takes the likeliest token")
+    seed: int = Field(0, description="of the prompts drawn and the responses sampled")
+
+    batch_size: int | None = Field(None, gt=0, le=4096, description="default: fits the memory")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto, bfloat16, float16 or float32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
+    overwrite: bool = Field(False, description="replace a store of other settings")
+
+    @field_validator("layer_ids")
+    @classmethod
+    def _distinct_layers(cls, text: str | None) -> str | None:
+        if text in (None, "none"):
+            return text
+        parts = [part.strip() for part in text.split(",")]
+        if len(set(parts)) != len(parts) or not all(part.isdigit() for part in parts):
+            raise ValueError("expected distinct layer ids, such as 2,6,9, or none")
+        return ",".join(parts)
+
+    @field_validator("suffixes")
+    @classmethod
+    def _dotted(cls, suffixes: list[str] | None) -> list[str] | None:
+        return [s if s.startswith(".") else f".{s}" for s in suffixes] if suffixes else None
+
+    def chosen_layer_ids(self) -> tuple[int, ...] | None:
+        if self.layer_ids is None:
+            return None
+        return () if self.layer_ids == "none" else tuple(map(int, self.layer_ids.split(",")))
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """The settings that decide what a store holds, as JSON values."""
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in FIXED}

@@ -1,0 +1,176 @@
+"""Batched generation: left padding, one buffer for keys and values, finished rows dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer's keys and values in one buffer made for the longest sequence.
+
+    The stock layer copies everything at each step; here a step writes only its own token.
+    """
+
+    keys: Tensor
+    values: Tensor
+    is_initialized: bool
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append [rows, heads, n, head_dim] states and return all so far."""
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self._keys = _buffer(key_states, self.capacity)
+            self._values = _buffer(value_states, self.capacity)
+            self.is_initialized = True
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        self._keys[:, :, start : self.length] = key_states
+        self._values[:, :, start : self.length] = value_states
+        self._look()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self._look()
+
+    def _look(self) -> None:
+        self.keys = self._keys[:, :, : self.length]
+        self.values = self._values[:, :, : self.length]
+
+
+def _buffer(states: Tensor, capacity: int) -> Tensor:
+    rows, heads, _, width = states.shape
+    return states.new_empty(rows, heads, capacity, width)
+
+
+def make_cache(model: Any, capacity: int) -> Any:
+    """A cache for `model` whose full-attention layers never copy what they hold."""
+    cache = DynamicCache(config=model.config)
+    plain = [type(layer) is DynamicLayer for layer in cache.layers]
+    cache.layers = [
+        GrowingLayer(capacity) if is_plain else layer
+        for is_plain, layer in zip(plain, cache.layers, strict=True)
+    ]
+    return cache
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    end_ids: frozenset[int],
+    seed: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt up to its end token (kept) or `max_new_tokens`.
+
+    Temperature 0 takes the likeliest token. `seed` alone decides the draws of this batch.
+    `on_step(step, rows)` is called after each step with the rows that got a token.
+    """
+    device = model.device
+    width = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    padded = bool((mask == 0).any())
+    tokens, mask = tokens.to(device), mask.to(device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = make_cache(model, width + max_new_tokens)
+    generator = torch.Generator(device).manual_seed(seed)
+    ends = torch.tensor(sorted(end_ids), device=device)
+
+    rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch is
+    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    output = torch.full((len(prompts), max_new_tokens), -1, dtype=torch.long, device=device)
+    for step in range(max_new_tokens):
+        logits = model(
+            input_ids=tokens,
+            attention_mask=mask if padded else None,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        chosen = _choose(logits, temperature, generator)
+        output[rows[alive], step] = chosen[alive]
+        count = int(alive.sum())
+        alive &= ~torch.isin(chosen, ends)
+        if on_step:
+            on_step(step, count)
+        left = int(alive.sum())
+        if left == 0 or step + 1 == max_new_tokens:
+            break
+        tokens, positions = chosen[:, None], positions[:, -1:] + 1
+        if padded:
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if left <= len(rows) * 3 // 4:
+            keep = alive.nonzero()[:, 0]
+            rows, tokens, positions, mask = rows[keep], tokens[keep], positions[keep], mask[keep]
+            alive = alive[keep]
+            for layer in cache.layers:
+                layer.batch_select_indices(keep)
+    return [[int(token) for token in line if token >= 0] for line in output.tolist()]
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """[rows, vocab] to one token id per row."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+NAME = "afaspec_grouped"
+
+
+def grouped_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [rows, heads, n, width], key and value [rows, key heads, length, width]; returns
+    [rows, n, heads, width]. More than one new token per row goes the usual way."""
+    rows, heads, new, width = query.shape
+    shared = key.shape[1]
+    if new != 1 or heads == shared or kwargs.get("position_bias") is not None:
+        usual: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return usual
+    grouped = query.view(rows, shared, heads // shared, width)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling")
+    )
+    return output.reshape(rows, 1, heads, output.shape[-1]), None
+
+
+AttentionInterface.register(NAME, grouped_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_fast_decoding(model: Any) -> None:
+    """Let a model on the CPU that uses torch's own attention decode with the grouped one."""
+    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)

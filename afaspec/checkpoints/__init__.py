@@ -1,0 +1,1 @@
+"""Draft checkpoints as a user meets them: inspect, init, merge."""

@@ -1,0 +1,127 @@
+"""What a draft is: its family and sizes, what it takes from the target, and how vLLM serves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.load import vocabulary_map
+from drafts.errors import UserError
+from drafts.files import read_json
+from drafts.registry import FAMILIES, module_names, read_draft_info, wanted_layer_ids
+from drafts.target import read_target
+from drafts.tensors import open_tensors
+from serving.compatibility import Check, compare
+from serving.speculation import speculative_config
+
+USUAL_K = 3
+MAPS = ("d2t", "t2d")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that `afaspec inspect` says of one draft.
+
+    `vocabulary_map` is None for a full vocabulary, else whether each draft id has a target id of
+    its own. `hidden_states` are the target's that it reads, in words; `parameters` leave out maps
+    and `bytes` is the size of the weights' files. `largest_k` is None where any k serves. `made`
+    is the record of `afaspec merge`, `checks` the rows against a target.
+    """
+
+    folder: str
+    family: str
+    title: str
+    layout: str
+    method: str
+    layers: int
+    hidden_size: int
+    target_hidden_size: int
+    vocab_size: int
+    draft_vocab_size: int
+    vocabulary_map: str | None
+    layer_ids: list[int] | None
+    hidden_states: str
+    shared: list[str]
+    positions: int | None
+    dtype: str
+    parameters: int
+    bytes: int
+    largest_k: int | None
+    speculative_config: dict[str, Any]
+    sha256: str
+    made: dict[str, Any] | None
+    checks: list[Check] | None
+
+    @property
+    def fits(self) -> bool:
+        """Nothing is known against it: the map is one to one, and each row of `checks` is ok."""
+        broken = self.vocabulary_map not in (None, "one to one")
+        return not broken and all(check.ok for check in self.checks or [])
+
+
+def inspect_draft(draft: Path, target: Path | None = None) -> Inspection:
+    """Describe the draft, and compare it to `target`. Raises `UserError` for a damaged one."""
+    info = read_draft_info(draft)
+    names, tensors = module_names(info), open_tensors(info.folder)
+    k = min(USUAL_K, info.max_k or USUAL_K)
+    config = speculative_config(draft, k)
+    assert config is not None
+    made = draft / "afaspec.json"
+    return Inspection(
+        folder=str(draft),
+        family=info.family,
+        title=FAMILIES[info.family].title,
+        layout=info.format,
+        method=info.method,
+        layers=info.config.get("num_hidden_layers", 1),
+        hidden_size=info.hidden_size,
+        target_hidden_size=info.target_hidden_size,
+        vocab_size=info.vocab_size,
+        draft_vocab_size=info.draft_vocab_size,
+        vocabulary_map=check_map(info),
+        layer_ids=None if info.layer_ids is None else list(info.layer_ids),
+        hidden_states=hidden_states(info, target),
+        shared=list(info.shared),
+        positions=info.max_positions,
+        dtype=info.dtype,
+        parameters=sum(
+            prod(header.shape)
+            for name, header in tensors.headers.items()
+            if names[name] not in MAPS
+        ),
+        bytes=sum(path.stat().st_size for path in draft.glob("*.safetensors")),
+        largest_k=info.max_k,
+        speculative_config=config,
+        sha256=info.sha256,
+        made=read_json(made) if made.exists() else None,
+        checks=None if target is None else compare(target, draft),
+    )
+
+
+def hidden_states(info: DraftInfo, target: Path | None) -> str:
+    """Which of the target's hidden states the draft reads."""
+    if info.reads == "nothing":
+        return "none: it is a model of its own"
+    if info.reads == "final":
+        return "the last, after the final norm"
+    if info.layer_ids is not None:
+        return f"after layers {', '.join(map(str, info.layer_ids))}"
+    if target is None:
+        return "not named: vLLM takes those after layers 2, L/2 and L-3 of a target of L layers"
+    ids = wanted_layer_ids(info, read_target(target))
+    return f"not named: vLLM takes those after layers {', '.join(map(str, ids))}"
+
+
+def check_map(info: DraftInfo) -> str | None:
+    """`one to one`, or what is wrong with the vocabulary map; None without a reduced vocabulary."""
+    if info.draft_vocab_size == info.vocab_size:
+        return None
+    stored = {own: name for name, own in module_names(info).items()}
+    try:
+        vocabulary_map(open_tensors(info.folder).load(stored["d2t"]), info)
+    except UserError as error:
+        return error.problem
+    return "one to one"

@@ -1,0 +1,257 @@
+"""Merge a finished adapter into its base draft: a plain checkpoint in the base's own format.
+
+Every tensor that was not trained keeps its bytes. The merged forward is measured against the
+adapter's on random features, and the differences are recorded in `afaspec.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from afaspec.adapters.afa import read_record
+from afaspec.adapters.annealing import refuse_non_linear
+from afaspec.capture.adapted_target import resolve_target
+from afaspec.versions import versions
+from drafts.errors import UserError
+from drafts.files import (
+    atomic_folder,
+    hash_file,
+    read_json,
+    remove_leftovers,
+    require_empty,
+    write_json,
+)
+from drafts.nn.interface import Draft
+from drafts.registry import load_draft, module_names, read_draft_info, write_like
+from drafts.tensors import open_tensors, read_header
+
+ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest differences of normed outputs, relative to the largest output."""
+
+    float32: float  # merged in float32 against the adapter
+    rounding: float  # merged in float32 against the same with its weights rounded otherwise
+    stored: float  # as written (rounded to the base's dtype) against the adapter
+    dtype: str
+    untouched_tensors: int  # byte-identical to the base's
+    changed_tensors: int
+
+
+def merge(trained: Path, base: Path | None, out: Path, target: Path | None = None) -> Parity:
+    """Merge the run or adapter in `trained` into `base` and write the draft to `out`.
+
+    `base` and `target` default to those recorded by the run. Raises `UserError` for beta > 0, for
+    an adapter of another draft, and where merging would lose precision beyond rounding.
+    """
+    result, run = find_result(trained)
+    base = base or recorded(run, result, "draft")
+    target = target or recorded_target(run)
+    record = read_record(result)
+    refuse_non_linear(record.beta, where=result)
+    check_base(base, run, result)
+    if out.resolve() == base.resolve():
+        raise UserError("is the base draft itself", where=out, mend="choose another --out")
+    remove_leftovers(out)
+    check_replaceable(out)
+
+    draft = load_draft(base, target)
+    before = {name: p.detach().clone() for name, p in draft.named_parameters()}
+    adapted = load_result(draft, result)
+    changed = merged_weights(adapted)
+    changed = {n: w for n, w in changed.items() if not torch.equal(w, before[n])}
+
+    with atomic_folder(out) as folder:
+        write_like(base, folder, changed)
+        parity = measure_parity(adapted, base, folder, changed, target)
+        # Adapter and merge differ by float32 rounding, of which a draft makes more or less.
+        tolerance = max(1e-5, ROUNDINGS * parity.rounding)
+        if parity.float32 > tolerance:
+            raise UserError(
+                f"the merged draft differs from the adapter by {parity.float32:.2e} relative "
+                f"in float32, more than {tolerance:.0e}",
+                where=result,
+                mend="check the adapter for very large or non-finite weights",
+            )
+        write_json(
+            folder / "afaspec.json",
+            {
+                "made_by": "afaspec merge",
+                "base_sha256": read_draft_info(base).sha256,
+                "adapter_sha256": {
+                    p.name: hash_file(p) for p in sorted(result.glob("*.safetensors"))
+                },
+                "annealing": asdict(record),
+                "parity": asdict(parity),
+                "versions": versions(),
+            },
+        )
+    return parity
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise `UserError` where `out` holds anything but a draft that was merged before."""
+    record = out / "afaspec.json"
+    merged = record.is_file() and read_json(record).get("made_by") == "afaspec merge"
+    if not merged:
+        require_empty(out)
+
+
+def find_result(trained: Path) -> tuple[Path, Path | None]:
+    """The folder of trained weights, and the run it belongs to (None for a bare adapter)."""
+    for folder, run in (
+        (trained / "adapter", trained),
+        (trained / "weights", trained),
+        (trained, None),
+    ):
+        remove_leftovers(folder)
+        names = ("adapter_model.safetensors", "weights.safetensors")
+        for name in names:
+            if (folder / name).exists():
+                read_header(folder / name)
+                owner = run or (folder.parent if (folder.parent / "config.json").exists() else None)
+                return folder, owner
+    raise UserError(
+        "holds neither an adapter nor trained weights",
+        where=trained,
+        mend="give the --out folder of `afaspec train`, after its annealing has ended",
+    )
+
+
+def recorded(run: Path | None, result: Path, key: str) -> Path:
+    """A path from the run's configuration, or the base that a bare PEFT adapter names."""
+    if run is not None and (run / "config.json").exists():
+        return Path(read_json(run / "config.json")[key])
+    config = result / "adapter_config.json"
+    named = read_json(config).get("base_model_name_or_path") if config.exists() else None
+    if not named:
+        raise UserError("does not say which draft it adapts", where=result, mend="give --draft DIR")
+    return Path(named)
+
+
+def recorded_target(run: Path | None) -> Path | None:
+    """The run's target: its configuration's, else its feature store's."""
+    if run is None or not (run / "config.json").exists():
+        return None
+    config = read_json(run / "config.json")
+    if config.get("target"):
+        return resolve_target(config["target"], config.get("target_adapter"))
+    manifest = Path(config["store"]) / "manifest.json"
+    return Path(read_json(manifest)["target"]["path"]) if manifest.exists() else None
+
+
+def check_base(base: Path, run: Path | None, result: Path) -> None:
+    """The base draft is the one that was adapted."""
+    manifest = run / "manifest.json" if run else None
+    if manifest and manifest.exists():
+        expected = read_json(manifest)["draft_sha256"]
+        if read_draft_info(base).sha256 != expected:
+            raise UserError(
+                "is not the draft that was adapted (its hash differs)",
+                where=base,
+                mend="give the base draft of the run, unchanged",
+            )
+    names, headers = module_names(read_draft_info(base)), open_tensors(base).headers
+    shapes = {names[stored]: header.shape for stored, header in headers.items()}
+    for name, header in read_header(next(result.glob("*.safetensors"))).items():
+        if name.endswith(("lora_A.weight", "lora_B.weight")):
+            plain = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] + ".weight"
+            dim, axis = (header.shape[1], 1) if "lora_A" in name else (header.shape[0], 0)
+            fits = plain in shapes and shapes[plain][axis] == dim
+        else:
+            fits = shapes.get(name) == header.shape
+        if not fits:
+            raise UserError(
+                f"was trained for another draft: {name} {list(header.shape)} does not fit {base}",
+                where=result,
+                mend="give the base draft of the run",
+            )
+
+
+def load_result(draft: Draft, result: Path) -> nn.Module:
+    """The draft as it was trained: with its adapter attached, or its weights replaced."""
+    if (result / "weights.safetensors").exists():
+        draft.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
+        return draft.eval()
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(draft, str(result)).base_model.model.eval()
+
+
+def merged_weights(adapted: nn.Module) -> dict[str, Tensor]:
+    """Plain float32 parameters by the draft's own names; W0 + s B A where there is an adapter."""
+    from peft.tuners.lora.layer import Linear as LoraLinear
+
+    weights: dict[str, Tensor] = {}
+    for name, module in adapted.named_modules():
+        if isinstance(module, LoraLinear):
+            weight = module.base_layer.weight.detach().float()
+            for adapter in module.active_adapters:
+                weight = weight + module.get_delta_weight(adapter).detach().float()
+            weights[f"{name}.weight"] = weight
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" not in name and ".base_layer." not in name:
+            weights[name] = parameter.detach()
+    return weights
+
+
+def rounded(draft: Draft, changed: dict[str, Tensor], draws: int = 4) -> Iterator[Draft]:
+    """The draft with the `changed` weights rounded otherwise, by chance, a few times.
+
+    Each moves by one float32 unit in its last place at most. What that does to the outputs says how
+    much of a difference is rounding: it depends on the draft and, for the largest, on luck.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parameters = dict(draft.named_parameters())
+    for _ in range(draws):
+        for name, weight in changed.items():
+            noise = torch.rand(weight.shape, generator=generator, dtype=torch.float64) - 0.5
+            parameters[name].copy_(weight * (1 + torch.finfo(torch.float32).eps * noise))
+        yield draft
+
+
+@torch.no_grad()
+def measure_parity(
+    adapted: nn.Module, base: Path, written: Path, changed: dict[str, Tensor], target: Path | None
+) -> Parity:
+    """Run adapter, float32 merge and the written checkpoint on the same random input."""
+    merged = load_draft(base, target).eval()
+    merged.load_state_dict(changed, strict=False)
+    stored = load_draft(written, target).eval()
+    info = read_draft_info(base)
+    steps = min(3, info.max_k or 3)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 48, merged.feature_size, generator=generator)
+    ids = torch.randint(info.vocab_size, (2, 48), generator=generator)
+
+    def outputs(draft: Any) -> Tensor:
+        drafted = draft(features, ids, steps)
+        return torch.stack([draft.logits(row, j)[:, :40] for j, row in enumerate(drafted)])
+
+    reference = outputs(adapted)
+    peak = reference.abs().max()
+    exact = outputs(merged)
+    rounding = max(float((outputs(m) - exact).abs().max()) for m in rounded(merged, changed))
+    names, headers, written_headers = module_names(info), open_tensors(base), open_tensors(written)
+    same = sum(
+        torch.equal(headers.load(n).view(-1), written_headers.load(n).view(-1))
+        for n in headers.headers
+        if names[n] not in changed
+    )
+    return Parity(
+        float32=float((exact - reference).abs().max() / peak),
+        rounding=rounding / float(peak),
+        stored=float((outputs(stored) - reference).abs().max() / peak),
+        dtype=info.dtype,
+        untouched_tensors=same,
+        changed_tensors=len(changed),
+    )

@@ -1,0 +1,1 @@
+"""Commands that adapt a draft: capture, train, merge, compare."""

@@ -1,0 +1,50 @@
+"""`afaspec capture`: record a target's answers and hidden states for training a draft."""
+
+from __future__ import annotations
+
+from afaspec.capture.config import CaptureConfig
+from afaspec.cli.flags import config_command
+
+
+def run(config: CaptureConfig) -> None:
+    """Let TARGET answer PROMPTS and record tokens and hidden states in a feature store.
+
+    PROMPTS is a JSONL(.gz) file, a folder of source files, a parquet file, a dataset folder, or a
+    hub dataset id (owner/name, owner/name:config@split). An interrupted capture goes on where it
+    stopped when the same command runs again.
+
+    [bold]Examples[/]
+
+      afaspec capture embedded prompts.jsonl --out runs/store
+
+      afaspec capture embedded /usr/include --suffixes .h --limit 500 --out runs/cpp
+
+      afaspec capture MODEL chats.jsonl --draft DRAFT --temperature 0.7 --out runs/chats
+
+      afaspec capture MODEL answered.jsonl --use-responses --out runs/answered
+    """
+    from afaspec.capture.run import CaptureProgress, capture
+    from afaspec.cli.console import note, progress
+
+    bar = progress()
+    task = bar.add_task("capture", total=None, start=False, unit="prompts")
+
+    def show(now: CaptureProgress) -> None:
+        if not bar.live.is_started:  # not before: a complete store needs no bar
+            bar.start()
+            bar.start_task(task)
+        seconds = bar.tasks[0].elapsed
+        bar.update(
+            task,
+            completed=round(now.done),
+            total=now.total,
+            description=f"capture, {now.tokens / seconds:,.0f} tokens/s" if seconds else "capture",
+        )
+
+    try:
+        capture(config, show, note)
+    finally:
+        bar.stop()
+
+
+capture = config_command(CaptureConfig, run, arguments=("target", "prompts"))

@@ -1,0 +1,208 @@
+"""`afaspec compare`: whole arms side by side, from one YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from afaspec.compare.config import CompareConfig
+    from afaspec.compare.run import Forecast
+    from bench.records.progress import Progress
+
+
+def compare(
+    study: Annotated[Path, typer.Argument(help="YAML file of the study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of all results.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="NAME=VALUE in place of the file's; dots go deeper; repeatable."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Name of an arm or domain to do now; repeatable."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A small version beside it: at most 40 steps, 2 seeds, one rank, 64 prompts.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan, with one step of every arm timed."),
+    ] = False,
+    stored: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from", help="study.json(.gz) whose finished cells are taken over; repeatable."
+        ),
+    ] = None,
+    report_only: Annotated[
+        bool,
+        typer.Option("--report-only", help="Write tables, plots and page again; run nothing."),
+    ] = False,
+) -> None:
+    """Train whole arms side by side: arms x ranks x budgets x seeds x domains, and compare them.
+
+    Every arm gets the same data in the same order; its learning rate is tuned on a validation side
+    by one rule; the results carry intervals over seeds and prompts. Kill it at any time: the same
+    command goes on. A study that has grown runs only what is new. See docs/compare.md.
+
+    [bold]Examples[/]
+
+      afaspec compare docs/examples/compare.yaml --dry-run
+
+      afaspec compare docs/examples/compare.yaml
+
+      afaspec compare study.yaml --set 'seeds=[0, 1, 2, 3, 4]' --set arms.lora.rank=4
+
+      afaspec compare study.yaml --only lora --only full --only cpp
+
+      afaspec compare study.yaml --report-only
+
+      afaspec compare study.yaml --from study.json.gz --report-only
+    """
+    from rich.console import Console
+
+    from afaspec.cli.console import console, note
+    from afaspec.compare.run import forecast, take_over
+    from afaspec.compare.run import report_only as write_again
+    from afaspec.compare.tables import headline, render_domain, verdicts
+
+    config = load(study, out, settings or [], only or [], small=quick)
+    for one in stored or []:
+        take_over(config, one)
+    if dry_run:
+        show_forecast(forecast(config, note))
+        return
+    result = write_again(config) if report_only else run_with_bars(config)
+    for domain, results in result["domains"].items():
+        Console().print(render_domain(domain, results))
+        for words in verdicts(results):
+            console.print(f"{words}.", highlight=False)
+    console.print(headline(result), highlight=False)
+    if not result["complete"]:
+        console.print("The study is not finished: run it without --report-only to go on.")
+    console.print(f"Page: {config.out / 'study.html'}", highlight=False, soft_wrap=True)
+
+
+def load(
+    study: Path, out: Path | None, settings: list[str], only: list[str], *, small: bool
+) -> CompareConfig:
+    """The checked configuration of the file, the overrides, `--only` and `--quick`."""
+    from afaspec.compare.config import CompareConfig, part, quick
+    from afaspec.config import load_config
+
+    flags = {"out": out, **dict(parse_setting(text) for text in settings)}
+    config = part(load_config(CompareConfig, study, flags), only)
+    return quick(config) if small else config
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, with the value read as YAML."""
+    import yaml
+
+    from drafts.errors import UserError
+
+    name, found, value = text.partition("=")
+    try:
+        if found and name and (parsed := yaml.safe_load(value)) is not None:
+            return name, parsed
+    except yaml.YAMLError:
+        pass
+    raise UserError(
+        f"cannot read --set {text!r}", mend="write --set NAME=VALUE, for example steps=200"
+    )
+
+
+def run_with_bars(config: CompareConfig) -> dict[str, Any]:
+    """Run the study with one bar for its cells and one for the work of the moment."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+    from afaspec.cli.console import Bars, console
+    from afaspec.compare.run import Standing
+    from afaspec.compare.run import compare as run
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Bars(*columns, console=console, refresh_per_second=4) as bars:
+        whole: list[TaskID] = []
+
+        def standing(now: Standing) -> None:
+            left = "" if now.seconds_left is None else f"about {spoken(now.seconds_left)} left"
+            if not whole:
+                whole.append(bars.add_task("study", left=left))
+            bars.update(whole[0], completed=now.done, total=now.total, left=left)
+
+        def say(text: str) -> None:
+            bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        return run(config, current_bar(bars), standing, say)
+
+
+def current_bar(bars: Any) -> Progress:
+    """A progress callback with one bar, which a new piece of work takes over."""
+    held: dict[str, Any] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if held.get("what") != what:
+            if held:
+                bars.remove_task(held["task"])
+            held.update(what=what, task=bars.add_task(what, total=total, left=""))
+        bars.update(held["task"], completed=done, total=total)
+
+    return report
+
+
+def show_forecast(found: Forecast) -> None:
+    """The plan: cells by kind, and what each arm trains and costs."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from afaspec.compare.estimate import spent_seconds
+
+    plan, ledger = found.plan, found.ledger
+    cells = Table("Cells", "All", "Done", box=box.SIMPLE_HEAD)
+    everything = [*plan.cells, *plan.later]
+    for kind in dict.fromkeys(cell.kind for cell in everything):
+        mine = [cell for cell in everything if cell.kind == kind]
+        done = sum(cell.key in ledger for cell in mine)
+        cells.add_row(kind, str(len(mine)), str(done))
+    arms = Table("Arm", "Trained weights", "Of the draft", "Seconds a step", box=box.SIMPLE_HEAD)
+    for label, cost in found.costs.items():
+        share = f"{cost.trainable / cost.total:.1%}"
+        arms.add_row(label, f"{cost.trainable:,}", share, f"{cost.seconds:.2f}")
+    out = Console()
+    out.print(cells)
+    out.print(arms)
+    if spent := spent_seconds(ledger, plan.cells):
+        out.print(f"Done so far: {spoken(spent)} of work.")
+    grids = "without extensions of the grids"
+    if found.seconds_left is not None:
+        out.print(f"Left: about {spoken(found.seconds_left)}, {grids}.")
+    else:
+        trainings = f"{spoken(found.training_left)} of training ({grids})"
+        out.print(f"Left: about {trainings}, and what was never done here yet: answers, vLLM.")
+
+
+def spoken(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,61 @@
+"""`afaspec train`: adapt a draft on a feature store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from afaspec.cli.flags import config_command
+from afaspec.train.config import TrainConfig
+
+
+def run(config: TrainConfig) -> None:
+    """Train a draft adapter: LoRA, AFA-LoRA, or all weights.
+
+    Killed runs go on where they were when the same command is given again.
+
+    [bold]Examples[/]
+
+      afaspec train --store runs/store --draft DRAFT --out runs/adapted
+
+      afaspec train --store runs/store --draft DRAFT --out runs/afa --arm afa-lora
+
+      afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
+    """
+    from afaspec.cli.console import console, note, progress
+    from afaspec.train.run import claim_folder, train
+    from drafts.files import disk_errors, read_json
+
+    done = config.out / "manifest.json"
+    if done.exists():
+        claim_folder(config)
+        summary = read_json(done)
+        console.print(
+            f"{config.out} is finished already: held-out acceptance length "
+            f"{summary['held_out_acceptance_length']:.3f} at step {summary['best_step']}."
+        )
+        return
+    with progress() as bar, disk_errors(config.out):
+        task = bar.add_task(config.arm, total=config.steps, unit="step")
+
+        def report(row: dict[str, Any]) -> None:
+            beta = f" beta {row['beta']:.2f}" if "beta" in row else ""
+            bar.update(
+                task,
+                completed=row["step"],
+                description=f"{config.arm} loss {row['loss']:.3f}{beta}",
+            )
+            if "acceptance_length" in row:
+                bar.console.print(
+                    f"step {row['step']:>5}  loss {row['loss']:.4f}{beta}  "
+                    f"held-out acceptance length {row['acceptance_length']:.3f}"
+                )
+
+        trained = train(config, report, note)
+    console.print(
+        f"Best: step {trained.best_step}, held-out acceptance length "
+        f"{trained.acceptance_length:.3f}, in {trained.result}"
+    )
+    console.print(f"Next: afaspec merge {trained.folder} --out {trained.folder}/merged")
+
+
+train = config_command(TrainConfig, run)

@@ -1,0 +1,1 @@
+"""Commands on a draft checkpoint: inspect, convert, init."""

@@ -1,0 +1,1 @@
+"""Commands that measure: bench, report, sweep, what-if, suites."""

@@ -1,0 +1,100 @@
+"""`afaspec report`: compare finished runs, render one again, hold one against a baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from afaspec.cli.flags import GateFile, GateTolerance
+
+if TYPE_CHECKING:
+    from bench.runs.saved import SavedRun
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="report.json of a run, or its folder; the first is the reference."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page (one run: default its own).")
+    ] = None,
+    gate: GateFile = None,
+    gate_tolerance: GateTolerance = 0.0,
+) -> None:
+    """Compare runs that `afaspec bench` measured, or render one again. Measures nothing.
+
+    With several runs: each arm of the later ones beside the same of the first, with intervals, and
+    the settings that differ. With one: its table, page, plots and CSV are made again. With one and
+    --gate: exit code 3 if it is worse than the baseline by more than chance; no page without --out.
+
+    [bold]Examples[/]
+
+      afaspec report runs/monday runs/tuesday --out runs/compared
+
+      afaspec report runs/bench
+
+      afaspec report runs/bench --gate baseline/report.json --gate-tolerance 0.02
+    """
+    from afaspec.cli.measure.gate import hold, read_baseline
+    from bench.runs.saved import read_runs
+    from drafts.errors import UserError
+
+    if gate is not None and len(runs) > 1:
+        raise UserError(
+            "--gate holds one run against the baseline", mend="give one report.json with --gate"
+        )
+    baseline = read_baseline(gate)
+    saved = read_runs(runs)
+    if len(saved) == 1:
+        _show(saved[0])
+        if baseline is None or out is not None:
+            _render(saved[0], out)
+    else:
+        _compare(saved, out)
+    if baseline is not None:
+        hold(baseline, saved[0], gate_tolerance)
+
+
+def _show(run: SavedRun) -> None:
+    from rich.console import Console
+
+    from afaspec.cli.console import console
+    from bench.report.console import render_table
+    from bench.report.words import headline
+
+    Console().print(render_table(run.report))
+    console.print(headline(run.report.arms), highlight=False)
+
+
+def _render(run: SavedRun, out: Path | None) -> None:
+    from afaspec.cli.console import note
+    from bench.report.files import render_report, write_report
+
+    here = run.path.parent
+    if out is None or out.resolve() == here.resolve():
+        note(f"Report: {render_report(run.report, here)}")
+    else:
+        note(f"Report: {write_report(run.report, out)}")
+
+
+def _compare(runs: list[SavedRun], out: Path | None) -> None:
+    from rich.console import Console
+
+    from afaspec.cli.console import console, note
+    from bench.runs.compare import compare_runs
+    from bench.runs.page import headline, render_table, write_comparison
+
+    found = compare_runs(runs)
+    Console().print(render_table(found))
+    for text in [*found.missing, *found.cautions]:
+        note(f"{text}.")
+    if found.settings:
+        console.print("[bold yellow]Settings that differ:[/]")
+        for name, values in found.settings.items():
+            note(f"  {name}: {' | '.join(str(value) for value in values)}")
+    console.print(headline(found), highlight=False)
+    if out is not None:
+        note(f"Page: {write_comparison(found, out)}")

@@ -1,0 +1,1 @@
+"""How the embedded pair was made: corpus, tokenizer, target, draft, card."""

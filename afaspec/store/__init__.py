@@ -1,0 +1,1 @@
+"""The feature store: token ids, loss masks and hidden states in shards."""

@@ -1,0 +1,162 @@
+"""The feature store: token ids, loss masks and hidden states of one target, in shards on disk."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afaspec.store.manifest import CAPTURE_AGAIN, Manifest, ShardRecord, read_manifest
+from afaspec.store.write import StoreWriter
+from drafts.errors import UserError
+from drafts.files import hash_file
+from drafts.tensors import read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+__all__ = ["FeatureStore", "Sequence", "StoreWriter"]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One prompt with its response.
+
+    input_ids int64 [n]; loss_mask bool [n], true on response tokens; hidden bf16 [n, layers * d],
+    the states after the store's `layer_ids`, side by side; final bf16 [n, d], what lm_head sees.
+    """
+
+    input_ids: Tensor
+    loss_mask: Tensor
+    hidden: Tensor
+    final: Tensor
+    prompt_index: int
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+
+class FeatureStore:
+    """Sequences by number; tensors stay on disk, memory-mapped, until they are read."""
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+        self._ends = list(accumulate(shard.sequences for shard in manifest.shards))
+        self._shards: dict[int, _Shard] = {}
+
+    @classmethod
+    def open(
+        cls, folder: Path | str, *, allow_incomplete: bool = False, verify: bool = False
+    ) -> FeatureStore:
+        """Check every shard's size and header (with `verify` also its hash) and open the store.
+
+        Raises `UserError` for a missing, damaged or (unless allowed) unfinished store.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError("no such folder", where=folder, mend="give a store of afaspec capture")
+        manifest = read_manifest(folder)
+        if not manifest.complete and not allow_incomplete:
+            raise UserError(
+                f"is not finished: {manifest.sequences} sequences are there so far",
+                where=folder,
+                mend="run the same afaspec capture again; it goes on where it stopped",
+            )
+        for shard in manifest.shards:
+            check_shard(folder, shard, manifest, verify)
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def tokens(self) -> int:
+        return self.manifest.tokens
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        shards = [self._shard(number) for number in range(len(self._ends))]
+        return [int(n) for shard in shards for n in shard.offsets.diff()]
+
+    def __getitem__(self, index: int) -> Sequence:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        first = self._ends[number - 1] if number else 0
+        return self._shard(number).sequence(index - first)
+
+    def _shard(self, number: int) -> _Shard:
+        if number not in self._shards:
+            self._shards[number] = _Shard(self.folder / self.manifest.shards[number].file)
+        return self._shards[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files stay behind when a store is sent to a worker process."""
+        return {**self.__dict__, "_shards": {}}
+
+
+class _Shard:
+    def __init__(self, path: Path):
+        import torch
+        from safetensors import safe_open
+
+        self._file = safe_open(path, framework="pt")
+        self._torch = torch
+        self.offsets = self._file.get_tensor("offsets").clone()
+        self.prompt_index = self._file.get_tensor("prompt_index").clone()
+
+    def sequence(self, i: int) -> Sequence:
+        start, end = int(self.offsets[i]), int(self.offsets[i + 1])
+
+        def part(name: str) -> Tensor:
+            return self._file.get_slice(name)[start:end]
+
+        return Sequence(
+            input_ids=part("input_ids").to(self._torch.int64),
+            loss_mask=part("loss_mask").to(self._torch.bool),
+            hidden=part("hidden"),
+            final=part("final"),
+            prompt_index=int(self.prompt_index[i]),
+        )
+
+
+def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bool) -> None:
+    """Raise `UserError` unless the shard's file is there, whole and of the promised shapes."""
+    path = folder / shard.file
+    if not path.is_file():
+        raise UserError("this shard is missing", where=path, mend=CAPTURE_AGAIN)
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise UserError(
+            f"this shard has {size:,} bytes, the manifest promises {shard.bytes:,}",
+            where=path,
+            mend=CAPTURE_AGAIN,
+        )
+    d, n, s = manifest.target["hidden_size"], shard.tokens, shard.sequences
+    expected = {
+        "input_ids": ("I32", (n,)),
+        "loss_mask": ("U8", (n,)),
+        "offsets": ("I64", (s + 1,)),
+        "prompt_index": ("I32", (s,)),
+        "hidden": ("bfloat16", (n, len(manifest.layer_ids) * d)),
+        "final": ("bfloat16", (n, d)),
+    }
+    found = {name: (header.dtype, header.shape) for name, header in read_header(path).items()}
+    if found != expected:
+        wrong = next(k for k in {**expected, **found} if found.get(k) != expected.get(k))
+        raise UserError(
+            f"tensor {wrong} is {found.get(wrong, 'missing')}, expected "
+            f"{expected.get(wrong, 'no such tensor')}",
+            where=path,
+            mend=CAPTURE_AGAIN,
+        )
+    if verify and hash_file(path) != shard.sha256:
+        raise UserError(
+            "this shard's content has changed since it was captured (its SHA-256 differs)",
+            where=path,
+            mend=CAPTURE_AGAIN,
+        )

@@ -1,0 +1,128 @@
+"""Writing a feature store shard by shard, so that a kill at any moment loses at most one shard."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afaspec.store.manifest import Manifest, ShardRecord
+from drafts.errors import UserError
+from drafts.files import atomic_file, hash_file, make_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StoreWriter:
+    """Appends batches; closes a shard at the first batch end past `shard_bytes`.
+
+    Shards end where batches end, and a batch's bytes depend on nothing before it, so a resumed
+    store is the same, byte for byte, as one that was never interrupted. `manifest` may already
+    have shards: writing goes on after them. Call within `locked(folder)`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, shard_bytes: int):
+        self.folder, self.manifest, self.shard_bytes = folder, manifest, shard_bytes
+        self._clear()
+
+    def prepare(self) -> None:
+        """Remove what a killed or overwritten run left, then write the manifest."""
+        listed = {shard.file for shard in self.manifest.shards}
+        stale = [p for p in self.folder.glob("shard-*.safetensors") if p.name not in listed]
+        self.manifest.write(self.folder)  # first: an old manifest must not name removed shards
+        halves = self.folder.glob(".*tmp*")  # ours, and those that safetensors writes through
+        for path in [*stale, *halves]:
+            path.unlink()
+
+    def append(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int],
+        prompt_index: Sequence[int],
+        hidden: Sequence[Tensor],
+        final: Sequence[Tensor],
+    ) -> None:
+        """Add one whole batch: per sequence its ids, features [n, layers * d] and [n, d] (CPU)."""
+        for ids, prompt in zip(input_ids, prompt_lengths, strict=True):
+            self._ids.extend(ids)
+            self._mask.extend([0] * prompt + [1] * (len(ids) - prompt))
+            self._offsets.append(len(self._ids))
+        self._index.extend(prompt_index)
+        self._hidden.extend(hidden)
+        self._final.extend(final)
+        if len(self._ids) * self.manifest.token_bytes >= self.shard_bytes:
+            self.flush()
+
+    def finish(self) -> None:
+        """Write what is left and mark the store complete."""
+        if self._index:
+            self.flush()
+        self.manifest.complete = True
+        self.manifest.write(self.folder)
+
+    def flush(self) -> None:
+        """Write the open shard, then list it in the manifest."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = {
+            "input_ids": torch.tensor(self._ids, dtype=torch.int32),
+            "loss_mask": torch.tensor(self._mask, dtype=torch.uint8),
+            "offsets": torch.tensor(self._offsets, dtype=torch.int64),
+            "prompt_index": torch.tensor(self._index, dtype=torch.int32),
+            "hidden": torch.cat(self._hidden).to(torch.bfloat16),
+            "final": torch.cat(self._final).to(torch.bfloat16),
+        }
+        path = self.folder / f"shard-{len(self.manifest.shards):05d}.safetensors"
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary)
+            record = ShardRecord(
+                file=path.name,
+                sequences=len(self._index),
+                tokens=len(self._ids),
+                bytes=temporary.stat().st_size,
+                sha256=hash_file(temporary),
+                response_tokens=sum(self._mask),
+            )
+        self.manifest.shards.append(record)
+        self.manifest.write(self.folder)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._ids: list[int] = []
+        self._mask: list[int] = []
+        self._offsets: list[int] = [0]
+        self._index: list[int] = []
+        self._hidden: list[Tensor] = []
+        self._final: list[Tensor] = []
+
+
+@contextmanager
+def locked(folder: Path, command: str = "afaspec capture") -> Iterator[None]:
+    """Make `folder` and hold it for this process alone; a kill ends the lock with the process.
+
+    A folder made here that is still empty when the block fails is removed again.
+    """
+    made = not folder.exists()
+    make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another {command} is writing here",
+                where=folder,
+                mend="wait for it, end it, or choose another --out",
+            ) from None
+        yield
+    except BaseException:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Training a draft or its adapter on a feature store."""

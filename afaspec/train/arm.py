@@ -1,0 +1,112 @@
+"""What makes an arm: the parameters that train, their ranks and rates, and the loss."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
+
+from afaspec.adapters.afa import adapt
+from afaspec.adapters.gradient_init import point_along, weight_gradients
+from afaspec.store.read import FeatureStore
+from afaspec.train.config import OWN_INITS, TrainConfig
+from afaspec.train.loader import draw
+from afaspec.train.objective import DraftObjective, collate
+from drafts.errors import UserError
+from drafts.nn.interface import Draft
+from drafts.target import load_lm_head
+
+GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
+
+
+def learning_rate(config: TrainConfig, peak: float, step: int) -> float:
+    """Linear warm-up to `peak`, then cosine to zero, at 0-based optimizer step `step`."""
+    warm = round(config.warmup * config.steps)
+    rising = min((step + 1) / warm, 1.0) if warm else 1.0
+    done = max((step - warm) / max(config.steps - warm, 1), 0.0)
+    return peak * rising * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
+    """The last parts of the names of the linear layers that get adapters."""
+    known = {
+        name.rsplit(".", 1)[-1] for name, m in draft.named_modules() if isinstance(m, nn.Linear)
+    }
+    chosen = config.modules or sorted(known - {"lm_head"})
+    modules = [*chosen, *(["lm_head"] if config.lm_head else [])]
+    if unknown := sorted(set(modules) - known):
+        raise UserError(
+            f"modules names {', '.join(unknown)}, which the draft has not",
+            mend=f"choose from {', '.join(sorted(known))}",
+        )
+    return modules
+
+
+def begin_along_gradients(
+    objective: DraftObjective, config: TrainConfig, store: FeatureStore, train_ids: list[int]
+) -> None:
+    """With `init: gradient`, point the new adapters along the gradients of the first batches."""
+    if config.arm == "full" or config.init != "gradient":
+        return
+    device = objective.target_head.device
+
+    def loss(micro: int) -> torch.Tensor:
+        batch = collate([store[i] for i in draw(train_ids, config, micro)]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            found = objective(batch)
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    layers = {n: m for n, m in objective.draft.named_modules() if isinstance(m, LoraLinear)}
+    gradients = weight_gradients(
+        {name: layer.get_base_layer() for name, layer in layers.items()},
+        [partial(loss, micro) for micro in range(GRADIENT_BATCHES)],
+    )
+    objective.zero_grad(set_to_none=True)  # the adapters' own
+    for name, gradient in gradients.items():
+        for A in layers[name].lora_A.values():
+            point_along(A.weight, gradient)
+
+
+def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
+    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft)."""
+    if config.arm == "full":
+        frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
+        for name, parameter in draft.named_parameters():
+            parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
+        return draft, [p for p in draft.parameters() if p.requires_grad]
+    from peft import LoraConfig
+
+    wrapped = adapt(
+        draft,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha or 2 * config.rank,
+            use_rslora=config.rslora,
+            lora_dropout=config.dropout,
+            init_lora_weights=True if config.init in OWN_INITS else config.init,
+            target_modules=adapted_modules(draft, config),
+        ),
+        config.activation if config.arm == "afa-lora" else None,
+    )
+    wrapped.peft_config["default"].base_model_name_or_path = str(config.draft)
+    return wrapped, [p for p in draft.parameters() if p.requires_grad]
+
+
+def make_objective(draft: Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
+    """The loss that `config` asks for, against the target's own output layer."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return DraftObjective(
+        draft,
+        load_lm_head(target_folder).to(dtype),
+        loss=config.loss,
+        draft_steps=config.draft_steps,
+        step_decay=config.step_decay,
+        chunk=config.chunk,
+        compiled=config.compiled,
+    )

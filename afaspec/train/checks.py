@@ -1,0 +1,108 @@
+"""Refusals before any model loads: does this store fit this draft and this target?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afaspec.store.manifest import Manifest
+from drafts.checkpoint.info import DraftInfo
+from drafts.errors import UserError
+from drafts.registry import module_names, wanted_layer_ids
+from drafts.target import TargetInfo
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetInfo) -> None:
+    """Raise `UserError` for the first way in which store, draft and target do not fit."""
+    if draft.sha256 == target.sha256:
+        raise UserError(
+            "is the target itself", where=draft.folder, mend="give a draft, not the target"
+        )
+    captured_hash = manifest.target["sha256"]
+    again = f"capture again: afaspec capture {target.folder} PROMPTS --draft {draft.folder}"
+    if captured_hash != target.sha256:
+        raise UserError(
+            f"was captured from another target (hash {captured_hash[:12]}, "
+            f"{target.folder} has {target.sha256[:12]})",
+            where=store,
+            mend=f"give the target it was captured from, or {again}",
+        )
+    if draft.vocab_size != target.vocab_size:
+        raise UserError(
+            f"is a draft of another target: its vocabulary has {draft.vocab_size} tokens, "
+            f"the target's {target.vocab_size}",
+            where=draft.folder,
+            mend="use a draft that was trained for this target",
+        )
+    if draft.reads != "nothing" and draft.target_hidden_size != target.hidden_size:
+        raise UserError(
+            f"is a draft of another target: it expects hidden size {draft.target_hidden_size}, "
+            f"the target has {target.hidden_size}",
+            where=draft.folder,
+            mend="use a draft that was trained for this target",
+        )
+    wanted = wanted_layer_ids(draft, target)
+    if wanted and tuple(manifest.layer_ids) != wanted:
+        raise UserError(
+            f"holds layers {list(manifest.layer_ids)}, the draft reads {list(wanted)}",
+            where=store,
+            mend=again,
+        )
+    if "embed_tokens.weight" in draft.shared and draft.hidden_size != target.hidden_size:
+        raise UserError(
+            f"has no embedding of its own, and hidden size {draft.hidden_size} differs from "
+            f"the target's {target.hidden_size}",
+            where=draft.folder,
+            mend="use a draft checkpoint that includes embed_tokens.weight",
+        )
+
+
+def check_steps(draft: DraftInfo, draft_steps: int) -> None:
+    """Raise `UserError` for more draft steps than the draft has heads for."""
+    if draft.max_k is not None and draft_steps > draft.max_k:
+        raise UserError(
+            f"draft_steps is {draft_steps}, but the draft drafts at most {draft.max_k} tokens",
+            where=draft.folder,
+            mend=f"give --draft-steps {draft.max_k} or less",
+        )
+
+
+def check_stored(draft: nn.Module, info: DraftInfo, *, lm_head: bool) -> None:
+    """Raise `UserError` unless all that trains is stored by the draft, and once.
+
+    `lm_head`: is the output layer meant to train?
+    """
+    parameters = list(draft.named_parameters())  # a tied one by its first name only
+    trained = {_module(name) for name, parameter in parameters if parameter.requires_grad}
+    first = {name for name, _ in parameters}
+    every = {name for name, _ in draft.named_parameters(remove_duplicate=False)}
+    tied = {_module(name) for name in every - first}
+    wanted = trained | {name for name in tied if lm_head and name.endswith("lm_head")}
+    if both := sorted(wanted & tied):
+        raise UserError(
+            f"ties {both[0]} to its embedding, so that it cannot be trained",
+            where=info.folder,
+            mend=f"leave {both[0]} out (no --lm-head)",
+        )
+    if foreign := sorted(trained & {_module(name) for name in info.shared}):
+        raise UserError(
+            f"shares {foreign[0]} with the target, so that it cannot be trained",
+            where=info.folder,
+            mend=f"leave {foreign[0]} out (no --lm-head)",
+        )
+    stored = {_module(name) for name in module_names(info).values()}
+    if renamed := sorted(trained - stored):
+        raise UserError(
+            f"has no tensor of its own for {renamed[0]} (transformers joins or renames tensors on "
+            "loading, such as the experts of a mixture), so that it cannot be trained",
+            where=info.folder,
+            mend="train an adapter, with --modules that leave it out",
+        )
+
+
+def _module(parameter: str) -> str:
+    """The name of a weight's module, whether an adapter is on it or not; biases keep theirs."""
+    return parameter.split(".lora_")[0].removesuffix(".weight").removesuffix(".base_layer")

@@ -1,0 +1,102 @@
+"""Everything a training run depends on, as one checked configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from afaspec.adapters.annealing import AnnealingSchedule
+from afaspec.embedded.names import ModelFolder
+
+Arm = Literal["afa-lora", "lora", "full"]
+Sigma = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]  # of `afaspec.adapters.annealing`
+OF_AFA = ("activation", "annealing")
+OWN_INITS = ("default", "gradient")  # they leave the frozen weights as they are; others are PEFT's
+DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 2.5e-3, "lora": 2.5e-3, "full": 5e-4}
+# Where each sequence is seen more than so often; both as docs/study.md found them.
+MANY_PASSES = 10
+SMALL_DATA_RATES: dict[str, float] = {"afa-lora": 3e-4, "lora": 3e-4, "full": 1.25e-4}
+
+
+class RunPlace(BaseModel):
+    """Where a run reads and writes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    store: Path = Field(description="feature store that `afaspec capture` wrote")
+    draft: ModelFolder = Field(description="base draft to adapt: a folder, or embedded-draft")
+    out: Path = Field(description="folder of the run")
+    target: ModelFolder | None = Field(None, description="target model (default: the store's)")
+    target_adapter: Path | None = Field(
+        None, description="LoRA adapter (PEFT) that --target is served with; merged once, cached"
+    )
+
+
+class TrainSettings(BaseModel):
+    """How a draft is trained, wherever its data lies. Sizes are in sequences, tokens or steps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arm: Arm = Field("lora", description="lora, afa-lora or full")
+    rank: int = Field(32, gt=0, description="LoRA rank")
+    alpha: float | None = Field(None, gt=0, description="LoRA alpha (default: 2 * rank)")
+    rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
+    init: str = Field(
+        "gradient",
+        description="where adapters begin: gradient (A along the frozen weights' gradients), "
+        "default (A at random), or PEFT's pissa, orthogonal, ...",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
+    modules: list[str] | None = Field(
+        None, min_length=1, description="linear layers that get adapters [default: all but lm_head]"
+    )
+    lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
+    activation: Sigma = Field(
+        "relu", description="AFA's sigma: relu, leaky_relu, silu, gelu or tanh"
+    )
+    annealing: AnnealingSchedule = AnnealingSchedule()
+
+    loss: Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"] = Field(
+        "kl", description="kl, reverse_kl, jsd, tv, lk or ce"
+    )
+    draft_steps: int = Field(3, gt=0, le=16, description="draft steps trained (k at serving)")
+    step_decay: float = Field(0.8, gt=0, le=1, description="weight of each later draft step")
+    chunk: int = Field(2048, gt=0, description="rows of logits held at once")
+    compiled: bool = Field(True, description="compile the loss")
+
+    steps: int = Field(300, gt=0, description="optimizer steps")
+    batch_size: int = Field(8, gt=0, description="sequences per micro-batch")
+    accumulation: int = Field(1, gt=0, description="micro-batches per optimizer step")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak rate (default: by arm, and lower where sequences are few)"
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="warm-up, as a fraction of the steps")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast in bf16, or fp32")
+    seed: int = 0
+
+    validation: float = Field(0.1, gt=0, lt=1, description="fraction of sequences held out")
+    validation_limit: int = Field(64, gt=0, description="held-out sequences at most")
+    eval_every: int = Field(50, gt=0, description="steps between evaluations")
+    checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
+    tensorboard: bool = Field(True, description="write TensorBoard event files")
+
+    def peak_learning_rate(self, sequences: int) -> float:
+        """The given rate, else the arm's default for so many training sequences."""
+        passes = self.steps * self.batch_size * self.accumulation / sequences
+        by_arm = SMALL_DATA_RATES if passes > MANY_PASSES else DEFAULT_LEARNING_RATES
+        return self.learning_rate or by_arm[self.arm]
+
+
+class TrainConfig(TrainSettings, RunPlace):
+    """A run of `afaspec train`. Paths are folders."""
+
+    @model_validator(mode="after")
+    def _annealed_or_not(self) -> TrainConfig:
+        given = [name for name in OF_AFA if name in self.model_fields_set]
+        if given and self.arm != "afa-lora":
+            raise ValueError(f"{given[0]} is of the arm afa-lora; the arm is {self.arm}")
+        return self

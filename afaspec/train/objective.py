@@ -1,0 +1,95 @@
+"""The training objective: k teacher-forced draft steps against the target's distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from afaspec.train.losses import chunked_loss
+from drafts.nn.interface import Draft
+
+
+@dataclass
+class Batch:
+    """Right-padded: ids and mask [batch, n], hidden [batch, n, layers*d], final [batch, n, d]."""
+
+    input_ids: Tensor
+    loss_mask: Tensor
+    hidden: Tensor
+    final: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(t.to(device) for t in vars(self).values()))
+
+
+def collate(sequences: list[Any]) -> Batch:
+    """Pad stored sequences to one batch."""
+    return Batch(
+        input_ids=pad_sequence([s.input_ids.long() for s in sequences], batch_first=True),
+        loss_mask=pad_sequence([s.loss_mask.bool() for s in sequences], batch_first=True),
+        hidden=pad_sequence([s.hidden for s in sequences], batch_first=True),
+        final=pad_sequence([s.final for s in sequences], batch_first=True),
+    )
+
+
+class DraftObjective(nn.Module):
+    """Loss of a draft on a batch; the module that is trained (and wrapped for several devices).
+
+    Only rows count whose token is a response token that the draft can say at all (greedy decoding
+    never accepts the others). Step j weighs `step_decay ** j`.
+    """
+
+    target_head: Tensor
+
+    def __init__(
+        self,
+        draft: Draft,
+        target_head: Tensor,
+        *,
+        loss: str,
+        draft_steps: int,
+        step_decay: float,
+        chunk: int,
+        compiled: bool,
+    ):
+        super().__init__()
+        self.draft = draft
+        self.loss, self.chunk, self.compiled = loss, chunk, compiled
+        steps = 1 if draft.steps_alike else draft_steps
+        self.weights = [step_decay**j for j in range(steps)]
+        rows = target_head[draft.target_ids().to(target_head.device)]
+        self.register_buffer("target_head", rows, persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss per token over the draft steps, weighted; a float32 scalar."""
+        labels = batch.input_ids[:, 1:]
+        counts = batch.loss_mask[:, 1:] & (self.draft.t2d[labels] >= 0)
+        first = max(int(counts.any(dim=0).to(torch.uint8).argmax()) - len(self.weights), 0)
+        features = self.draft.features(batch.hidden, batch.final)
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.draft.dtype)
+        outputs = self.draft(features, batch.input_ids, len(self.weights), first)
+        row, position = counts.nonzero(as_tuple=True)  # final[row, position] predicts the label
+        with torch.no_grad():
+            final = batch.final[row, position].to(self.target_head.dtype)
+            target_logits = final @ self.target_head.T
+        total = outputs[0].new_zeros((), dtype=torch.float32)
+        for j, (weight, normed) in enumerate(zip(self.weights, outputs, strict=True)):
+            inside = position > j
+            picked = normed[row[inside], position[inside] - j - 1 - first]
+            share = picked.new_full((len(picked),), weight, dtype=torch.float32)
+            total = total + chunked_loss(
+                self.loss,
+                partial(self.draft.logits, step=j),
+                picked,
+                target_logits[inside],
+                share / max(len(picked), 1),
+                chunk=self.chunk,
+                compiled=self.compiled,
+            )
+        return total / sum(self.weights)

@@ -1,0 +1,1 @@
+"""Measuring drafts in vLLM engines of this process's own."""

@@ -1,0 +1,170 @@
+"""Measure several arms side by side in vLLM: `run_bench`, from settings to report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.engine.measure import measure, plan_blocks
+from bench.lossless.greedy import Difference, Noise, explain, first_difference, with_texts
+from bench.lossless.sampled import compare_samples
+from bench.prompts.conversation import unit_name, units
+from bench.prompts.load import _new_tokens, later_turns, load_prompts
+from bench.records.acceptance import Acceptance
+from bench.records.config import BenchConfig
+from bench.records.progress import Progress
+from bench.records.run import ArmRun
+from bench.report.build import build_report
+from bench.report.provenance import arm_provenance, common_provenance, settings_of
+from bench.report.schema import Report
+from drafts.target import read_target
+from serving.compatibility import require_compatible
+from serving.engine.engine import EngineProcess, EngineSettings
+
+if TYPE_CHECKING:
+    from bench.prompts.encode import EncodedPrompt
+
+
+def run_bench(
+    config: BenchConfig,
+    progress: Progress = lambda stage, done, total: None,
+    *,
+    prompts: Sequence[EncodedPrompt] | None = None,
+    offline: Mapping[str, Acceptance] | None = None,
+    training: Mapping[str, Any] | None = None,
+    log_folder: Path | None = None,
+) -> Report:
+    """Measure every arm and return the report; nothing is written but the engines' logs.
+
+    `prompts` replaces reading `config.prompts`. `offline` (acceptance by arm name) and `training`
+    (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
+    Raises `UserError` before any engine starts if prompts or drafts do not fit.
+    """
+    read_target(config.target)
+    for arm in config.arms:
+        if isinstance(arm.draft, Path):
+            require_compatible(config.target, arm.draft)
+    encoded = list(prompts) if prompts is not None else load_prompts(config)
+    inputs = [prompt.input_ids for prompt in encoded]
+    turns = later_turns(config, encoded)
+    order = list(units(plan_blocks(config, len(encoded), turns)))
+    ids = _distinct([prompt.id for prompt in encoded])
+    names = [unit_name(ids[conversation], turn) for conversation, turn in order]
+    logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
+    with ExitStack() as stack:
+        longest = turns.longest if turns else max(map(len, inputs))
+        engines = _start(config, longest, logs, stack, progress)
+        runs = measure(config, engines, inputs, progress, turns)
+        differences, noise = compare_outputs(config, engines, names, runs, progress)
+        distribution = compare_samples(config, engines, inputs, progress)
+    if turns:
+        for run in runs:
+            run.engine = {**run.engine, "cut_prompts": run.cut}
+    common = common_provenance(config.target, settings_of(config, inputs, turns=len(order)))
+    return build_report(
+        runs,
+        common=common,
+        provenance={run.arm.name: arm_provenance(run.arm, common, run.engine) for run in runs},
+        prompts=names,
+        k=config.k,
+        differences=differences,
+        distribution={name: found.as_json() for name, found in distribution.items()},
+        not_comparable=count_not_comparable(runs),
+        noise=noise,
+        offline=offline or {},
+        training=training or {},
+        categories=[encoded[conversation].category for conversation, _ in order],
+        conversations=[conversation for conversation, _ in order],
+        seed=config.seed,
+    )
+
+
+def _start(
+    config: BenchConfig,
+    longest: int,
+    logs: Path,
+    stack: ExitStack,
+    progress: Progress,
+) -> dict[str, EngineProcess]:
+    """One engine per arm. They load and compile side by side, each mostly on one core."""
+    engines: dict[str, EngineProcess] = {}
+    for arm in config.arms:
+        settings = EngineSettings(
+            target=config.target,
+            draft=arm.draft,
+            k=config.k,
+            temperature=config.temperature,
+            seed=config.seed,
+            dtype=config.dtype,
+            max_model_len=longest + _new_tokens(config),
+            enforce_eager=config.enforce_eager,
+            batch=config.concurrency,
+            cache_gib=config.cache_gib,
+            draft_sample_method=config.draft_sample_method,
+            sampling_logprobs=config.temperature > 0 and config.samples > 0,
+        )
+        engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=False)
+        engines[arm.name] = stack.enter_context(engine)
+    for done, engine in enumerate(engines.values()):
+        progress("starting engines", done, len(engines))
+        engine.wait_ready()
+    progress("starting engines", len(engines), len(engines))
+    return engines
+
+
+def compare_outputs(
+    config: BenchConfig,
+    engines: Mapping[str, EngineProcess],
+    names: Sequence[str],
+    runs: Sequence[ArmRun],
+    progress: Progress,
+) -> tuple[dict[str, list[Difference]] | None, Noise | None]:
+    """First differences from the `none` arm, explained; None when there is nothing to compare.
+
+    Only prompts that both arms had are compared: later turns may have had other answers before.
+    """
+    none = next((run for run in runs if run.arm.draft is None), None)
+    if none is None or config.temperature > 0:
+        return None, None
+    prompts = dict(zip(names, none.inputs, strict=True))
+    plain = dict(zip(names, none.outputs[0], strict=True))
+    differences = {
+        run.arm.name: [
+            found
+            for name, given, output in zip(names, run.inputs, run.outputs[0], strict=True)
+            if given == prompts[name] and (found := first_difference(name, plain[name], output))
+        ]
+        for run in runs
+        if run is not none
+    }
+    explained, noise = explain(
+        engines[none.arm.name],
+        prompts,
+        plain,
+        differences,
+        lambda done, total: progress("explaining differences", done, total),
+    )
+    return with_texts(explained, config.target), noise
+
+
+def count_not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:
+    """Per arm the prompts that were not those of the `none` arm; 0 without such an arm."""
+    none = next((run for run in runs if run.arm.draft is None), runs[0])
+    return {
+        run.arm.name: sum(a != b for a, b in zip(none.inputs, run.inputs, strict=True))
+        for run in runs
+    }
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number added to those that come again."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return distinct

@@ -1,0 +1,1 @@
+"""Whether drafting changed the output: greedy and sampled."""

@@ -1,0 +1,1 @@
+"""Prompts: every source they come from, and their token ids."""

@@ -1,0 +1,85 @@
+"""Which prompts are taken: sides, samples and hashes, all decided by content and not by place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from bench.prompts.rows import Prompt
+from drafts.errors import UserError
+
+Split = Literal["train", "eval"]
+
+
+def one_side(
+    prompts: list[Prompt], split: Split | None, eval_fraction: float, where: str
+) -> list[Prompt]:
+    """One side of a fixed division, in which near-copies are together; all without `split`."""
+    if split is None:
+        return prompts
+    side = [p for p in prompts if _in_eval(p, eval_fraction) == (split == "eval")]
+    if not side:
+        raise UserError(
+            f"none of its {len(prompts)} prompts falls on the {split} side "
+            f"(eval_fraction {eval_fraction})",
+            where=where,
+            mend="give more prompts or another eval_fraction",
+        )
+    return side
+
+
+def drawn(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+    """A sample of at most `limit` by `seed`, in the order it had."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    return _first(prompts, limit, lambda p: f"{seed}:{_name(p)}:{_content(p)}")
+
+
+def equal_shares(prompts: list[Prompt], share: int) -> list[Prompt]:
+    """`share` prompts of each category (or all it has), chosen by content, in their order."""
+    of_category: dict[str | None, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        of_category[prompt.category].append(prompt)
+    kept = {id(prompt) for group in of_category.values() for prompt in _first(group, share, _said)}
+    return [prompt for prompt in prompts if id(prompt) in kept]
+
+
+def content_sha256(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 over all that is asked, in order; not over where it came from."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(_digest(_said(prompt)).encode())
+    return digest.hexdigest()
+
+
+def _first(prompts: list[Prompt], count: int, key: Callable[[Prompt], str]) -> list[Prompt]:
+    """The `count` whose keys hash lowest, in their order."""
+    chosen = sorted(prompts, key=lambda prompt: _digest(key(prompt)))[:count]
+    kept = {id(prompt) for prompt in chosen}
+    return [prompt for prompt in prompts if id(prompt) in kept]
+
+
+def _said(prompt: Prompt) -> str:
+    said = [prompt.messages, prompt.text, prompt.turns, prompt.head_tokens]
+    return json.dumps(said, ensure_ascii=False)
+
+
+def _in_eval(prompt: Prompt, fraction: float) -> bool:
+    key = " ".join(prompt.split_key.split())
+    return int(_digest(key)[:13], 16) < fraction * 16**13
+
+
+def _name(prompt: Prompt) -> str:
+    """Its place without the folder, so that a sample does not depend on where the file lies."""
+    return prompt.id.rsplit("/", 1)[-1]
+
+
+def _content(prompt: Prompt) -> str:
+    return prompt.text if prompt.text is not None else prompt.split_key
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

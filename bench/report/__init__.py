@@ -1,0 +1,1 @@
+"""A run's report: its schema, its figures, and how it is shown."""

@@ -1,0 +1,173 @@
+"""What one arm's part of report.json says, from what the arm gave: one function a key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from bench.lossless.greedy import Difference
+from bench.records.acceptance import Acceptance
+from bench.records.run import ArmRun
+from bench.stats.resample import Resampler, Samples, figure, ratio, resample_acceptance, spread
+
+Json = dict[str, Any]
+WITHOUT_CATEGORY = "other"
+
+
+def figure_json(samples: Samples, units: int = 2) -> Json:
+    """`{"value", "low", "high"}`; from fewer than two units there is no interval, so null."""
+    found = dict(figure(samples).as_json())
+    return found if units > 1 else {**found, "low": None, "high": None}
+
+
+def acceptance_json(acceptance: Acceptance | None, resampler: Resampler) -> Json:
+    """Acceptance length and rate, per position and conditional; all None without speculation."""
+    if acceptance is None:
+        return dict.fromkeys(
+            ("acceptance_length", "acceptance_rate", "per_position", "conditional"), None
+        )
+    samples = resample_acceptance(acceptance, resampler)
+    return {
+        "acceptance_length": figure_json(samples.length),
+        "acceptance_rate": figure_json(samples.rate),
+        "per_position": [figure_json(position) for position in samples.per_position],
+        "conditional": [figure_json(position) for position in samples.conditional],
+    }
+
+
+def offline_json(acceptance: Acceptance | None, seed: int) -> Json | None:
+    """The offline acceptance length with its interval over the store's blocks."""
+    if acceptance is None:
+        return None
+    resampler = Resampler(len(acceptance.drafts_per_prompt), seed=seed)
+    return figure_json(resample_acceptance(acceptance, resampler).length)
+
+
+def accepted_lengths(acceptance: Acceptance | None) -> Json | None:
+    """How acceptance is spread, over steps and over requests; None without speculation.
+
+    `per_step` [k + 1]: steps that accepted exactly 0, 1 ... k tokens, over all rounds.
+    `per_request` [P]: the acceptance length of each prompt, None where it never drafted.
+    """
+    if acceptance is None:
+        return None
+    at_least = np.column_stack([acceptance.drafts_per_prompt, acceptance.accepted_per_prompt])
+    totals = np.append(at_least.sum(axis=0), 0)
+    per_request = [
+        1 + float(row[1:].sum() / row[0]) if row[0] else None  # a prompt without a single draft
+        for row in at_least
+    ]
+    return {"per_step": [int(n) for n in totals[:-1] - totals[1:]], "per_request": per_request}
+
+
+def latency_json(run: ArmRun, concurrency: int) -> Json | None:
+    """Latencies over all requests in ms, where each ran alone; None where several ran at once.
+
+    TTFT is the prefill (no network, no queue), TPOT the decode time per token after the first,
+    end-to-end both together. An engine in process shows no single tokens, so there is no ITL.
+    """
+    if concurrency != 1:
+        return None
+    ttft = np.array(run.prefill_seconds).ravel()
+    decode, tokens = np.array(run.seconds).ravel(), np.array(run.tokens).ravel()
+    many = tokens > 0
+    return {
+        "ttft_ms": spread(1000 * ttft),
+        "tpot_ms": spread(1000 * decode[many] / tokens[many]),
+        "itl_ms": None,
+        "e2e_ms": spread(1000 * (ttft + decode)),
+        "requests": len(ttft),
+        "failed": 0,
+    }
+
+
+def mean_prefill_ms(run: ArmRun, prompts: int, rounds: int, seed: int) -> Json:
+    """Mean prefill time in ms, with its interval over prompts and rounds."""
+    resampler = Resampler(prompts, rounds, seed=seed)
+    seconds = np.array(run.prefill_seconds)
+    return figure_json(1000 * ratio(resampler.sums(seconds), resampler.sums(np.ones_like(seconds))))
+
+
+def lossless_json(
+    differences: Mapping[str, list[Difference]] | None,
+    name: str,
+    prompts: int,
+    not_comparable: int = 0,
+) -> Json | None:
+    """How many outputs equal those without speculation, and where the others part from them.
+
+    Of `prompts`, those that are `not_comparable` are left out: later turns of conversations in
+    which an earlier answer was another.
+    """
+    if differences is None:
+        return None
+    found = differences.get(name, [])
+    compared = prompts - not_comparable
+    return {
+        "matching": compared - len(found),
+        "prompts": compared,
+        "not_comparable": not_comparable,
+        "near_ties": sum(difference.near_tie is True for difference in found),
+        "differences": [asdict(difference) for difference in found],
+    }
+
+
+def categories_json(
+    runs: Sequence[ArmRun], categories: Sequence[str | None] | None, k: int, seed: int
+) -> dict[str, Json | None]:
+    """By arm name: every category's figures over its own prompts; None without categories.
+
+    Arms are paired within a category as they are over all prompts. Speed needs a time per prompt,
+    so it is None where several requests ran at once. Prompts without a category are `other`.
+    """
+    if categories is None or not any(categories):
+        return {run.arm.name: None for run in runs}
+    names = [category or WITHOUT_CATEGORY for category in categories]
+    result: dict[str, Json] = {run.arm.name: {} for run in runs}
+    for category in dict.fromkeys(names):
+        rows = np.flatnonzero([name == category for name in names])
+        speeds = _category_speeds(runs, rows, len(names), seed)
+        plain = next((speeds[run.arm.name] for run in runs if run.arm.draft is None), None)
+        counts = Resampler(len(rows), seed=seed)
+        for run in runs:
+            acceptance, speed = run.acceptance(k), speeds[run.arm.name]
+            measured: dict[str, Samples | None] = {
+                "acceptance_length": None,
+                "acceptance_rate": None,
+                "tokens_per_second": speed,
+                "speedup": None if speed is None or plain is None else ratio(speed, plain),
+            }
+            if acceptance is not None:
+                drafted = resample_acceptance(_select(acceptance, rows), counts)
+                measured |= {"acceptance_length": drafted.length, "acceptance_rate": drafted.rate}
+            result[run.arm.name][category] = {"prompts": len(rows)} | {
+                key: None if samples is None else figure_json(samples, len(rows))
+                for key, samples in measured.items()
+            }
+    return dict(result)
+
+
+def _category_speeds(
+    runs: Sequence[ArmRun], rows: np.ndarray, prompts: int, seed: int
+) -> dict[str, Samples | None]:
+    rounds, units = np.shape(runs[0].seconds)
+    if units != prompts:
+        return {run.arm.name: None for run in runs}
+    times = Resampler(len(rows), rounds, seed=seed)
+    return {
+        run.arm.name: ratio(
+            times.sums(np.array(run.tokens)[:, rows]), times.sums(np.array(run.seconds)[:, rows])
+        )
+        for run in runs
+    }
+
+
+def _select(acceptance: Acceptance, rows: np.ndarray) -> Acceptance:
+    return Acceptance(
+        acceptance.drafts_per_prompt[rows],
+        acceptance.accepted_per_prompt[rows],
+        acceptance.drafted[rows],
+    )

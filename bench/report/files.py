@@ -1,0 +1,59 @@
+"""A report's files: report.json, measurements, plots, page and CSV."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.report.schema import NEW_IN_2, OLDER_SCHEMA, SCHEMA, Report
+from drafts.errors import UserError
+from drafts.files import atomic_file, read_json, write_json
+
+
+def read_report(path: Path) -> Report:
+    """A report from its JSON file; one of the older schema reads as one that measured less.
+
+    Raises `UserError` for another schema.
+    """
+    content = read_json(path)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema not in (SCHEMA, OLDER_SCHEMA):
+        raise UserError(
+            f"has schema {schema!r}, expected {SCHEMA!r}",
+            where=path,
+            mend="give a report.json that `afaspec bench` wrote",
+        )
+    return Report(
+        [{**dict.fromkeys(NEW_IN_2), **arm} for arm in content["arms"]],
+        content["provenance"],
+        content["numerical_noise"],
+        content["training"],
+        content.get("comparisons", []),
+        content.get("load"),
+    )
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write measurements, plots, page, CSV and report.json, each atomically; returns the page.
+
+    report.json comes last: where it exists, the rest is there too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if report.measurements:
+        with atomic_file(folder / "measurements.json") as temporary:  # too long for an indent
+            temporary.write_text(json.dumps(report.measurements) + "\n", encoding="utf-8")
+    page = render_report(report, folder)
+    write_json(folder / "report.json", report.as_json())
+    return page
+
+
+def render_report(report: Report, folder: Path) -> Path:
+    """Write what can be made from a report alone: plots, page and CSV; returns the page."""
+    from bench.report.csv import write_csv
+    from bench.report.html import write_page
+    from bench.report.plots import write_plots
+
+    write_plots(report, folder)
+    page = write_page(report, folder / "report.html")
+    write_csv(report, folder / "report.csv")
+    return page

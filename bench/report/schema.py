@@ -1,0 +1,49 @@
+"""The result of a run as JSON, in a schema that later tools rely on (docs/bench.md lists it)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = "afaspec-report/2"
+OLDER_SCHEMA = "afaspec-report/1"  # lacks the keys below
+
+NEW_IN_2 = ("categories", "accepted_lengths", "latency", "distribution")  # of every arm
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """A finished comparison. `arms` are JSON objects in the order of the run (see `build_report`).
+
+    `comparisons` are verdicts between arms, `load` the arms at several loads. `measurements` are
+    the raw outputs, times and counts by arm; they go to a file of their own.
+    """
+
+    arms: list[Json]
+    provenance: Json
+    noise: Json | None = None
+    training: Json = field(default_factory=dict)
+    comparisons: list[Json] = field(default_factory=list)
+    load: list[Json] | None = None
+    measurements: Json = field(default_factory=dict)
+
+    def arm(self, name: str) -> Json:
+        """The arm of that name; KeyError if the run had none."""
+        for arm in self.arms:
+            if arm["name"] == name:
+                return arm
+        raise KeyError(name)
+
+    def as_json(self) -> Json:
+        """The content of report.json."""
+        return {
+            "schema": SCHEMA,
+            "arms": self.arms,
+            "comparisons": self.comparisons,
+            "load": self.load,
+            "numerical_noise": self.noise,
+            "training": self.training,
+            "provenance": self.provenance,
+        }

@@ -1,0 +1,1 @@
+"""Measuring servers over HTTP under load."""

@@ -1,0 +1,58 @@
+"""What a reader of a server run's figures should know before he trusts them."""
+
+from __future__ import annotations
+
+from bench.server.measure import LoadRun
+from serving.metrics import sum_counters
+
+LATE_SHARE = 0.02  # of the mean latency: a client later than that measures itself
+BUSY_SHARE = 0.02
+
+
+def warnings_of(run: LoadRun) -> list[str]:
+    """Sentences about failed requests, other traffic and a client that was too slow."""
+    found = [*_failures(run), *_other_traffic(run), *_client(run)]
+    where = f"{run.name} at {run.load.words}"
+    return [f"{where}: {sentence}" for sentence in found]
+
+
+def _failures(run: LoadRun) -> list[str]:
+    errors = [answer.error for answer in run.answers if answer.error]
+    if not errors:
+        return []
+    return [f"{len(errors)} of {len(run.answers)} requests failed; the first: {errors[0]}"]
+
+
+def _other_traffic(run: LoadRun) -> list[str]:
+    """Counters of the server that do not match what we asked of it."""
+    good = run.good
+    ended = sum(spent.requests for spent in run.spent)
+    written = sum(spent.tokens for spent in run.spent)
+    if len(good) < len(run.answers):
+        return []  # failed requests may have been counted
+    if ended != len(good):
+        return [
+            f"the server ended {ended} requests, of which {len(good)} were ours; other traffic "
+            "is in its counters and in the latencies"
+        ]
+    tokens = sum(answer.tokens for answer in good)
+    if written != tokens:
+        return [f"the server counts {written} tokens, its answers had {tokens}"]
+    by_request = [answer.counters for answer in good if answer.counters is not None]
+    ours = sum_counters(by_request)
+    server = sum_counters([spent.spec for spent in run.spent])
+    if run.server.k and len(by_request) == len(good) and ours != server:
+        return [f"the server's counters {server} are not the sum over the answers {ours}"]
+    return []
+
+
+def _client(run: LoadRun) -> list[str]:
+    from bench.stats.latency import client_figures, latencies
+
+    figures, e2e = client_figures(run.turns), latencies(run.answers).e2e
+    found = []
+    if len(e2e) and figures["send_lag_ms"]["p99"] > 1000 * LATE_SHARE * e2e.mean():
+        found.append(f"requests were sent late (p99 {figures['send_lag_ms']['p99']:.1f} ms)")
+    if (share := figures["cpu_share_of_request"]) is not None and share > BUSY_SHARE:
+        found.append(f"this client spent {100 * share:.1f}% of each request's time on computing")
+    return found

@@ -1,0 +1,131 @@
+"""What to measure against servers, and how: the settings of such a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from bench.records.arms import Arm
+from bench.records.config import BenchConfig
+from bench.server.arrivals import Load
+from drafts.errors import UserError
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What to measure and how. Every load is put on every server, `rounds` times, in turns.
+
+    `target` tokenises the prompts as for an engine in process; None sends texts and conversations
+    as they are. `requests` make a round (None: one per prompt; more go through the prompts again).
+    `reuse_prefixes` lets prompts that come again hit the server's prefix cache. `token_ids` asks
+    for the ids of the output, which the check for equal output needs.
+    """
+
+    prompts: str
+    target: Path | None = None
+    loads: tuple[Load, ...] = (Load(concurrency=1),)
+    requests: int | None = None
+    max_tokens: int = 128
+    rounds: int = 3
+    temperature: float = 0.0
+    seed: int = 0
+    limit: int | None = None
+    split: Literal["train", "eval"] | None = None
+    prompt_tokens: int = 128
+    max_prompt_tokens: int | None = None
+    truncate_prompts: bool = False
+    ignore_eos: bool = False
+    warmup: int = 2
+    suite_folder: Path | None = None
+    model: str | None = None
+    reuse_prefixes: bool = False
+    token_ids: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "rounds", "requests", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}", mend="give 1 or more")
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}", mend="give 0 or more")
+        if self.target is None and (self.max_prompt_tokens is not None or self.truncate_prompts):
+            raise UserError(
+                "prompts are cut to a number of tokens by the target's tokenizer only",
+                mend="give TARGET, the folder of the model that the servers serve",
+            )
+
+    def in_process(self, target: Path, k: int) -> BenchConfig:
+        """The same settings for reading the prompts as for an engine in process."""
+        return BenchConfig(
+            target=target,
+            prompts=self.prompts,
+            arms=(),
+            k=max(1, k),
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            limit=self.limit,
+            split=self.split,
+            prompt_tokens=self.prompt_tokens,
+            max_prompt_tokens=self.max_prompt_tokens,
+            truncate_prompts=self.truncate_prompts,
+            suite_folder=self.suite_folder,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that a result must carry, beside those of prompts and servers."""
+        return {
+            "mode": "server",
+            "max_tokens": self.max_tokens,
+            "rounds": self.rounds,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "ignore_eos": self.ignore_eos,
+            "warmup": self.warmup,
+            "reuse_prefixes": self.reuse_prefixes,
+            "prompt_source": self.prompts,
+            "loads": [load.words for load in self.loads],
+            "concurrency": ", ".join(
+                str(load.concurrency) for load in self.loads if load.concurrency
+            ),
+            "dtype": "the servers' own type",
+        }
+
+
+def parse_url(text: str) -> tuple[str, str]:
+    """Name and address from `NAME=URL`; an address alone is named `server`."""
+    name, found, url = text.partition("=")
+    if not found or "://" in name:  # an address may hold a = of its own
+        name, url = "server", text
+    if not name or not urlsplit(url).scheme.startswith("http"):
+        raise UserError(
+            f"cannot read the server {text!r}",
+            mend="write --url NAME=URL, for example --url base=http://127.0.0.1:8001",
+        )
+    return name, url
+
+
+def served_arms(
+    urls: list[str], drafts: tuple[Arm, ...] = ()
+) -> tuple[dict[str, str], dict[str, Arm]]:
+    """Addresses by arm name, and the arms among `drafts` that say what a server drafts with.
+
+    Raises `UserError` for a name that two servers have, and for a draft of no server.
+    """
+    pairs = [parse_url(text) for text in urls]
+    names = [name for name, _ in pairs]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise UserError(
+            f"two servers have the name {doubles[0]!r}",
+            mend="name them apart: --url first=http://... --url second=http://...",
+        )
+    known = {arm.name: arm for arm in drafts}
+    for name in known:
+        if name not in names:
+            raise UserError(
+                f"the draft {name!r} belongs to no server: they are {', '.join(names)}",
+                mend="name it as its server, or --serve it",
+            )
+    return dict(pairs), known

@@ -1,0 +1,180 @@
+"""Put loads on servers in turns and keep what came back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from bench.records.progress import Progress
+from bench.records.run import Answer, Turn
+from bench.server.arrivals import Load, poisson_arrivals
+from bench.server.client import Job, run_closed, run_open
+from bench.server.config import ServerConfig
+from bench.server.requests import Request, make_job
+from drafts.errors import UserError
+from serving.metrics import ServerCounters
+from serving.remote import RemoteServer, api_headers
+
+# After its last request a server may spin for a second on shared memory, in its neighbour's way.
+PAUSE_SECONDS = 1.5
+REQUESTS_PER_WORKER = 4
+# Requests of a turn at concurrency 1, where short turns cost nothing. With more at once a turn ends
+# with fewer and fewer of them, so there it is the whole round.
+BLOCK = 8
+
+
+@dataclass
+class LoadRun:
+    """What one arm gave at one load: by round its turns, and what its counters grew by in each.
+
+    Request i of a round asks prompt i modulo the number of `prompts`.
+    """
+
+    name: str
+    server: RemoteServer
+    load: Load
+    prompts: int
+    rounds: list[list[Turn]] = field(default_factory=list)
+    counters: list[list[ServerCounters]] = field(default_factory=list)
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The turns of all rounds."""
+        return [turn for turns in self.rounds for turn in turns]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The answers of all turns, failed ones among them."""
+        return [answer for turn in self.turns for answer in turn.answers]
+
+    @property
+    def good(self) -> list[Answer]:
+        """Those that did not fail."""
+        return [answer for answer in self.answers if answer.error is None]
+
+    @property
+    def spent(self) -> list[ServerCounters]:
+        """What the counters grew by in every turn."""
+        return [counters for row in self.counters for counters in row]
+
+
+def measure_servers(
+    config: ServerConfig,
+    servers: Mapping[str, RemoteServer],
+    requests: Sequence[Request],
+    progress: Progress = lambda stage, done, total: None,
+) -> list[list[LoadRun]]:
+    """Per load, in the order of `config.loads`, what each arm gave.
+
+    At each load every server is warmed up; then the arms take turns, in an order that rotates from
+    round to round. Raises `UserError` when every request of a turn fails.
+    """
+    sizes = [round_size(config, load, len(requests)) for load in config.loads]
+    meter = _Meter(progress, sum(sizes) * config.rounds * len(servers))
+    results = []
+    for load, size in zip(config.loads, sizes, strict=True):
+        prompts = min(len(requests), size)
+        runs = [LoadRun(name, server, load, prompts) for name, server in servers.items()]
+        for one in runs:
+            _warm_up(config, one, requests)
+        block = block_size(load, size, prompts)
+        for round_index in range(config.rounds):
+            for one in runs:
+                one.rounds.append([])
+                one.counters.append([])
+            for turn_index, start in enumerate(range(0, size, block)):
+                shift = (round_index + turn_index) % len(runs)
+                asked = range(start, min(start + block, size))
+                for one in runs[shift:] + runs[:shift]:
+                    if len(runs) > 1 and is_local(one.server):
+                        time.sleep(PAUSE_SECONDS)
+                    jobs = _jobs(config, one.server, requests, asked)
+                    _take_turn(config, one, jobs, round_index, meter)
+        results.append(runs)
+    return results
+
+
+def round_size(config: ServerConfig, load: Load, prompts: int) -> int:
+    """How many requests make a round. Raises `UserError` for fewer than run at once."""
+    workers = load.concurrency or 1
+    if config.requests is None:
+        return max(prompts, REQUESTS_PER_WORKER * workers)
+    if config.requests < workers:
+        raise UserError(
+            f"{config.requests} requests cannot run {workers} at once",
+            mend=f"give --requests {REQUESTS_PER_WORKER * workers} or more",
+        )
+    return config.requests
+
+
+def block_size(load: Load, size: int, prompts: int) -> int:
+    """How many of a round's `size` requests make a turn."""
+    return BLOCK if load.concurrency == 1 and size <= prompts else size
+
+
+def is_local(server: RemoteServer) -> bool:
+    """Does the server run on this machine?"""
+    host = urlsplit(server.url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@dataclass
+class _Meter:
+    """Counts requests for the progress bar."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self.progress("measuring", 0, self.total)
+
+    def step(self) -> None:
+        self.done += 1
+        self.progress("measuring", self.done, self.total)
+
+
+def _jobs(
+    config: ServerConfig, server: RemoteServer, requests: Sequence[Request], asked: range
+) -> list[Job]:
+    return [make_job(requests[i % len(requests)], config, server.model) for i in asked]
+
+
+def _warm_up(config: ServerConfig, one: LoadRun, requests: Sequence[Request]) -> None:
+    workers = one.load.concurrency or 1
+    size = max(config.warmup, workers)
+    before = one.server.counters()
+    jobs = _jobs(config, one.server, requests, range(size))
+    turn = run_closed(one.server.url, jobs, workers, headers=api_headers())
+    _require_answers(one, turn)
+    one.server.settled_counters(before.requests + size)
+
+
+def _take_turn(
+    config: ServerConfig, one: LoadRun, jobs: Sequence[Job], round_index: int, meter: _Meter
+) -> None:
+    before = one.server.counters()
+    url, headers = one.server.url, api_headers()
+    if one.load.concurrency is not None:
+        turn = run_closed(url, jobs, one.load.concurrency, headers=headers, on_done=meter.step)
+    else:
+        assert one.load.rate is not None
+        times = poisson_arrivals(one.load.rate, len(jobs), config.seed + round_index)
+        turn = run_open(url, jobs, times, headers=headers, on_done=meter.step)
+    _require_answers(one, turn)
+    ended = sum(answer.error is None for answer in turn.answers)
+    after = one.server.settled_counters(before.requests + ended)
+    one.rounds[-1].append(turn)
+    one.counters[-1].append(after - before)
+
+
+def _require_answers(one: LoadRun, turn: Turn) -> None:
+    errors = [answer.error for answer in turn.answers if answer.error]
+    if errors and len(errors) == len(turn.answers):
+        raise UserError(
+            f"every request to {one.name!r} failed; the first: {errors[0]}",
+            where=one.server.url,
+            mend="read the server's log, and try one request by hand",
+        )

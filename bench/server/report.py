@@ -1,0 +1,239 @@
+"""The report of a run against servers: the same keys as in process, with latencies and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.lossless.greedy import Difference, Noise, first_difference
+from bench.records.acceptance import Acceptance
+from bench.records.arms import Arm
+from bench.records.run import ArmRun
+from bench.report.build import build_report
+from bench.report.figures import acceptance_json, accepted_lengths, figure_json
+from bench.report.schema import Report
+from bench.server.checks import warnings_of
+from bench.server.measure import LoadRun, block_size
+from bench.stats.latency import client_figures, latency_figures
+from bench.stats.resample import Resampler, ratio
+from serving.metrics import SpecCounters, sum_counters
+
+Json = dict[str, Any]
+Table = NDArray[np.float64]
+
+# Stands for the draft of a server that speculates with we do not know what; nothing reads it.
+UNKNOWN_DRAFT = Path("the server's own draft")
+EQUAL_OUTPUT_NEEDS = 1  # with more at once, batches differ from run to run, and roundings with them
+
+
+def build_server_report(
+    results: Sequence[Sequence[LoadRun]],
+    *,
+    arms: Mapping[str, Arm],
+    common: Json,
+    provenance: Mapping[str, Json],
+    prompts: Sequence[str],
+    categories: Sequence[str | None] | None,
+    differences: Mapping[str, list[Difference]] | None = None,
+    noise: Noise | None = None,
+    seed: int = 0,
+) -> Report:
+    """Figures of every load; the report's own arms are those of the first.
+
+    `differences` from the output without speculation are those at concurrency 1.
+    """
+    steps = []
+    for runs in results:
+        load, used = runs[0].load, runs[0].prompts
+        size = sum(len(turn.answers) for turn in runs[0].rounds[0])
+        alone = load.concurrency == EQUAL_OUTPUT_NEEDS
+        report = build_report(
+            [as_arm_run(run, arms[run.name]) for run in runs],
+            common={**common, "block": block_size(load, size, used)},
+            provenance=provenance,
+            prompts=prompts[:used],
+            k=max(1, max(run.server.k for run in runs)),
+            differences=differences if alone else None,
+            noise=noise if alone else None,
+            offline={},
+            training={},
+            categories=categories[:used] if categories else None,
+            seed=seed,
+        )
+        for arm, run in zip(report.arms, runs, strict=True):
+            _complete(arm, run, seed)
+        steps.append((load, report))
+    first = steps[0][1]
+    if len(steps) > 1:
+        first.load = [{**load.as_json(), "arms": report.arms} for load, report in steps]
+    first.measurements = {**_measurements(results, prompts), **first.measurements}
+    return first
+
+
+def as_arm_run(run: LoadRun, arm: Arm) -> ArmRun:
+    """What one arm gave, by round and prompt, as an engine in process would have given it.
+
+    Where the arrivals set how much all requests get together, speed is that of decoding as a
+    request sees it; else it is that of all together. A prompt that was asked several times adds
+    up; a failed request adds nothing.
+    """
+    work = _decoding(run) if run.load.is_paced else _throughput(run)
+    result = ArmRun(arm, {"method": None if run.server.k == 0 else "not known"})
+    result.tokens, result.seconds = work[0].tolist(), work[1].tolist()
+    for turns in run.rounds:
+        answers = [answer for turn in turns for answer in turn.answers]
+        rows = [answers[prompt :: run.prompts] for prompt in range(run.prompts)]
+        result.outputs.append([row[0].token_ids or [] for row in rows])
+        result.counters.append([_counters(run, row) for row in rows])
+        result.prefill_seconds.append(
+            [float(np.mean([a.ttft for a in row if a.error is None] or [0.0])) for row in rows]
+        )
+    return result
+
+
+def _throughput(run: LoadRun) -> tuple[Table, Table]:
+    """Tokens and seconds [rounds, prompts] whose sums are all tokens and all wall time.
+
+    The wall time of a turn is shared out over its requests by how long each was under way.
+    """
+    tokens, seconds = _tables(run)
+    for row, turns in enumerate(run.rounds):
+        position = 0
+        for turn in turns:
+            spans = [answer.e2e if answer.error is None else 0.0 for answer in turn.answers]
+            for answer, span in zip(turn.answers, spans, strict=True):
+                tokens[row, position % run.prompts] += answer.tokens if span else 0
+                share = turn.wall_seconds * span / sum(spans)
+                seconds[row, position % run.prompts] += share
+                position += 1
+    return tokens, seconds
+
+
+def _decoding(run: LoadRun) -> tuple[Table, Table]:
+    """Tokens after the first, and seconds from the first piece to the last [rounds, prompts]."""
+    tokens, seconds = _tables(run)
+    for row, turns in enumerate(run.rounds):
+        answers = [answer for turn in turns for answer in turn.answers]
+        for position, answer in enumerate(answers):
+            if answer.error is None:
+                tokens[row, position % run.prompts] += answer.tokens - 1
+                seconds[row, position % run.prompts] += answer.e2e - answer.ttft
+    return tokens, seconds
+
+
+def _tables(run: LoadRun) -> tuple[Table, Table]:
+    shape = len(run.rounds), run.prompts
+    return np.zeros(shape), np.zeros(shape)
+
+
+def _speed(work: tuple[Table, Table], seed: int) -> Json:
+    rounds, prompts = work[0].shape
+    resampler = Resampler(prompts, rounds, seed=seed)
+    return figure_json(ratio(resampler.sums(work[0]), resampler.sums(work[1])))
+
+
+def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
+    """A prompt's counters; None where the server does not report them by request."""
+    if not counts_by_request(run):
+        return None
+    nothing = SpecCounters(0, 0, 0, (0,) * run.server.k)
+    return sum_counters([answer.counters or nothing for answer in answers])
+
+
+def counts_by_request(run: LoadRun) -> bool:
+    """Did every answer that did not fail bring its own counters?"""
+    return run.server.k > 0 and all(answer.counters is not None for answer in run.good)
+
+
+def _complete(arm: Json, run: LoadRun, seed: int) -> None:
+    """Replace what is measured otherwise than in process, and add what only servers have."""
+    arm["latency"] = latency_figures(run.answers)
+    arm["prefill_ms"] = None  # TTFT has the queue and the network in it
+    arm["tokens_per_second"] = _speed(_throughput(run), seed)
+    arm["tokens_per_second_per_request"] = _speed(_decoding(run), seed)
+    arm["requests_per_second"] = len(run.good) / sum(turn.wall_seconds for turn in run.turns)
+    if any(answer.token_ids is None for answer in run.good):
+        arm["lossless"], arm["repeatable"] = None, None
+    if run.server.k and not counts_by_request(run):
+        _acceptance_by_turn(arm, run, seed)
+    if run.server.k and arm["per_position"]:
+        for key in ("per_position", "conditional"):
+            arm[key] = arm[key][: run.server.k]
+        steps = arm["accepted_lengths"]["per_step"]
+        arm["accepted_lengths"]["per_step"] = steps[: run.server.k + 1]
+    arm["server_counters"] = _total(run)
+    arm["client"] = client_figures(run.turns)
+    arm["warnings"] = warnings_of(run)
+
+
+def _acceptance_by_turn(arm: Json, run: LoadRun, seed: int) -> None:
+    """Acceptance from the server's counters alone, whose smallest unit is a turn."""
+    acceptance = Acceptance.from_counters([spent.spec for spent in run.spent], run.server.k)
+    arm |= acceptance_json(acceptance, Resampler(len(run.spent), seed=seed))
+    spread = accepted_lengths(acceptance)
+    arm["accepted_lengths"] = {**spread, "per_request": []} if spread else None
+    if len(run.spent) == 1:
+        for figure in (arm["acceptance_length"], arm["acceptance_rate"]):
+            figure |= {"low": None, "high": None}
+
+
+def _total(run: LoadRun) -> Json:
+    """What the server's counters grew by over all measured turns."""
+    spent = sum_counters([counters.spec for counters in run.spent])
+    return {
+        "requests": sum(counters.requests for counters in run.spent),
+        "tokens": sum(counters.tokens for counters in run.spent),
+        **(asdict(spent) if spent and run.server.k else {}),
+    }
+
+
+def first_differences(
+    runs: Sequence[LoadRun], prompts: Sequence[str]
+) -> dict[str, list[Difference]] | None:
+    """By arm, where outputs part from those without speculation; None without token ids."""
+    plain = next((run for run in runs if run.server.k == 0), None)
+    if plain is None or len(runs) == 1:
+        return None
+    outputs = {run.name: [a.token_ids for a in run.answers[: run.prompts]] for run in runs}
+    if any(ids is None for rows in outputs.values() for ids in rows):
+        return None
+    return {
+        run.name: [
+            found
+            for prompt, none, ids in zip(
+                prompts, outputs[plain.name], outputs[run.name], strict=False
+            )
+            if (found := first_difference(prompt, none or [], ids or []))
+        ]
+        for run in runs
+        if run is not plain
+    }
+
+
+def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) -> Json:
+    def turn_json(turn: Any) -> Json:
+        return {
+            "wall_seconds": turn.wall_seconds,
+            "cpu_seconds": turn.cpu_seconds,
+            "answers": [asdict(answer) for answer in turn.answers],
+        }
+
+    loads = [
+        {
+            **runs[0].load.as_json(),
+            "arms": {
+                run.name: {
+                    "turns": [turn_json(turn) for turn in run.turns],
+                    "counters": [asdict(spent) for spent in run.spent],
+                }
+                for run in runs
+            },
+        }
+        for runs in results
+    ]
+    return {"prompts": list(prompts), "loads": loads}

@@ -1,0 +1,139 @@
+"""Prompts as requests to a server: token ids where a tokenizer is at hand, else text or chat."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.prompts.rows import Prompt
+from bench.server.client import Job
+from bench.server.config import ServerConfig
+from drafts.errors import UserError
+from serving.remote import RemoteServer
+
+PROBE = "def add(a, b):\n    return a + b  # 3.14 żółć 語\n"  # no two tokenizers cut this alike
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask: token ids or text of a `prompt`, or the `messages` of a conversation."""
+
+    id: str
+    prompt: list[int] | str | None = None
+    messages: list[dict[str, str]] | None = None
+    category: str | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Its part of a request's body."""
+        return {"messages": self.messages} if self.messages else {"prompt": self.prompt}
+
+
+def load_requests(config: ServerConfig, server: RemoteServer | None, k: int) -> list[Request]:
+    """The prompts of `config` as requests, named apart. `k` more tokens fit behind each answer.
+
+    `server` cuts passages of plain text to their first tokens where there is no target to do it.
+    Of a conversation only its first turn is asked. Raises `UserError` for what cannot be used.
+    """
+    requests = _load(config, server, k)
+    seen: Counter[str] = Counter()
+    for i, request in enumerate(requests):
+        seen[request.id] += 1
+        if seen[request.id] > 1:
+            requests[i] = replace(request, id=f"{request.id}#{seen[request.id]}")
+    return requests
+
+
+def _load(config: ServerConfig, server: RemoteServer | None, k: int) -> list[Request]:
+    if config.target is not None:
+        from bench.prompts.load import load_prompts
+
+        encoded = load_prompts(config.in_process(config.target, k))
+        return [Request(p.id, p.input_ids, category=p.category) for p in encoded]
+    from bench.prompts.read import read_prompts
+    from bench.prompts.rows import as_conversation
+
+    found = read_prompts(
+        config.prompts,
+        limit=config.limit,
+        seed=config.seed,
+        split=config.split,
+        prompt_tokens=config.prompt_tokens,
+        suite_folder=config.suite_folder,
+    )
+    return [_as_request(as_conversation(prompt), server) for prompt in found]
+
+
+def _as_request(prompt: Prompt, server: RemoteServer | None) -> Request:
+    if prompt.messages is not None:
+        return Request(prompt.id, messages=prompt.messages, category=prompt.category)
+    text = prompt.text or ""
+    if prompt.head_tokens is None:
+        return Request(prompt.id, text, category=prompt.category)
+    ids = server.tokenize(prompt=text) if server else None
+    if ids is None:
+        raise UserError(
+            "is plain text to be cut to its first tokens, and the server does not tokenise",
+            where=prompt.id,
+            mend="give TARGET, the folder of the model that the servers serve",
+        )
+    return Request(prompt.id, ids[: prompt.head_tokens], category=prompt.category)
+
+
+def make_job(request: Request, config: ServerConfig, model: str) -> Job:
+    """The streamed request for a server that serves `model`.
+
+    Unless prefixes are to be reused, a salt of its own keeps it from finding its prompt in the
+    server's prefix cache.
+    """
+    limit = "max_completion_tokens" if request.messages else "max_tokens"
+    body: dict[str, Any] = {
+        "model": model,
+        **request.content,
+        limit: config.max_tokens,
+        "temperature": config.temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if config.ignore_eos:
+        body["ignore_eos"] = True
+    if config.token_ids and config.temperature == 0:
+        body["return_token_ids"] = True
+    if not config.reuse_prefixes:
+        body["cache_salt"] = uuid.uuid4().hex
+    return Job(CHAT if request.messages else COMPLETIONS, json.dumps(body).encode())
+
+
+def content_hash(requests: Sequence[Request]) -> str:
+    """SHA-256 of what is asked, in its order; of token ids the same as for engines in process."""
+    contents = [request.messages or request.prompt for request in requests]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def require_same_model(servers: Mapping[str, RemoteServer], target: Path | None) -> None:
+    """Raise `UserError` where a server tokenises otherwise than `target`, or than the others.
+
+    Servers without /tokenize are taken at their word.
+    """
+    expected, whose = None, str(target)
+    if target is not None:
+        from transformers import AutoTokenizer
+
+        expected = list(AutoTokenizer.from_pretrained(target)(PROBE)["input_ids"])
+    for name, server in servers.items():
+        found = server.tokenize(prompt=PROBE)
+        if expected is None:
+            expected, whose = found, f"the server {name!r}"
+        elif found is not None and found != expected:
+            raise UserError(
+                f"the server {name!r} serves {server.root}, whose tokens are not those of {whose}",
+                where=server.url,
+                mend="give the target that the servers serve; all arms must serve the same one",
+            )

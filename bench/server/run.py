@@ -1,0 +1,189 @@
+"""Measure running servers side by side: `run_server_bench`, from settings to report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.lossless.greedy import Difference, Noise, explain, with_texts
+from bench.prompts.suites import is_suite, read_suite
+from bench.records.arms import Arm
+from bench.records.progress import Progress
+from bench.report.provenance import arm_provenance, common_provenance, git_commit, machine, versions
+from bench.report.schema import Report
+from bench.server.config import ServerConfig
+from bench.server.engine import ServerEngine
+from bench.server.measure import LoadRun, measure_servers, round_size
+from bench.server.report import UNKNOWN_DRAFT, build_server_report, first_differences
+from bench.server.requests import Request, content_hash, load_requests, require_same_model
+from drafts.errors import UserError
+from drafts.target import read_target
+from serving.remote import RemoteServer, connect
+
+Explained = tuple[dict[str, list[Difference]] | None, Noise | None]
+
+
+def run_server_bench(
+    config: ServerConfig,
+    urls: Mapping[str, str],
+    progress: Progress = lambda stage, done, total: None,
+    *,
+    drafts: Mapping[str, Arm] | None = None,
+) -> Report:
+    """Measure the servers at `urls` (by arm name) and return the report.
+
+    `drafts` says, for those arms where the user told us, what their servers draft with.
+    Raises `UserError` before any load if a server, the target or the prompts do not fit.
+    """
+    servers = connect_all(config, urls)
+    requests = prepare(config, list(servers.values()))
+    results = measure_servers(config, servers, requests, progress)
+    plain = next((server for server in servers.values() if server.k == 0), None)
+    explained = explain_differences(config, results, requests, plain, progress)
+    return finish(config, results, servers, requests, drafts or {}, explained)
+
+
+def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, RemoteServer]:
+    """The servers by arm name, all of the same model as far as that shows."""
+    if config.target is not None:
+        read_target(config.target)
+    servers = {name: connect(url, config.model) for name, url in urls.items()}
+    require_same_model(servers, config.target)
+    return servers
+
+
+def prepare(config: ServerConfig, servers: Sequence[RemoteServer]) -> list[Request]:
+    """The prompts as requests. Raises `UserError` where one leaves no room for its answer."""
+    requests = load_requests(config, servers[0], max(server.k for server in servers))
+    for load in config.loads:
+        round_size(config, load, len(requests))
+    for request in requests:
+        ids = request.prompt
+        for server in servers:
+            room = (server.max_model_len or 0) - config.max_tokens
+            if isinstance(ids, list) and server.max_model_len and len(ids) > room:
+                raise UserError(
+                    f"the prompt has {len(ids):,} tokens, and the server at {server.url} has room "
+                    f"for {server.max_model_len:,} with the {config.max_tokens:,} of the answer",
+                    where=request.id,
+                    mend="lower --max-tokens or give --max-prompt-tokens with --truncate-prompts",
+                )
+    return requests
+
+
+def explain_differences(
+    config: ServerConfig,
+    results: Sequence[Sequence[LoadRun]],
+    requests: Sequence[Request],
+    plain: RemoteServer | None,
+    progress: Progress,
+) -> Explained:
+    """Where greedy outputs at concurrency 1 part from those without speculation, explained.
+
+    None when there is nothing to compare: sampled outputs, no such load, or no token ids.
+    """
+    alone = next((runs for runs in results if runs[0].load.concurrency == 1), None)
+    if alone is None or plain is None or config.temperature > 0:
+        return None, None
+    found = first_differences(alone, [request.id for request in requests])
+    ids = {request.id: request.prompt for request in requests[: alone[0].prompts]}
+    if found is None or not any(found.values()):
+        return found, None
+    tokens = {name: prompt for name, prompt in ids.items() if isinstance(prompt, list)}
+    if len(tokens) < len(ids):  # text or chat: its token ids are the server's secret
+        return found, None
+    none = next(run for run in alone if run.server.k == 0)
+    outputs = {
+        request.id: answer.token_ids or []
+        for request, answer in zip(requests, none.answers, strict=False)
+    }
+    differences, noise = explain(
+        ServerEngine(plain),
+        tokens,
+        outputs,
+        found,
+        lambda done, total: progress("explaining differences", done, total),
+    )
+    assert config.target  # whose tokenizer made the ids
+    return with_texts(differences, config.target), noise
+
+
+def finish(
+    config: ServerConfig,
+    results: Sequence[Sequence[LoadRun]],
+    servers: Mapping[str, RemoteServer],
+    requests: Sequence[Request],
+    drafts: Mapping[str, Arm],
+    explained: Explained,
+) -> Report:
+    """The report of all that was measured."""
+    arms = {
+        name: drafts.get(name) or Arm(name, UNKNOWN_DRAFT if server.k else None)
+        for name, server in servers.items()
+    }
+    common = _common(config, servers, requests)
+    return build_server_report(
+        results,
+        arms=arms,
+        common=common,
+        provenance={
+            name: _arm_provenance(arms[name], common, server) for name, server in servers.items()
+        },
+        prompts=[request.id for request in requests],
+        categories=[request.category for request in requests],
+        differences=explained[0],
+        noise=explained[1],
+        seed=config.seed,
+    )
+
+
+def _common(
+    config: ServerConfig, servers: Mapping[str, RemoteServer], requests: Sequence[Request]
+) -> dict[str, Any]:
+    """What all arms share; versions and machine are those of the client."""
+    settings = {
+        **config.settings(),
+        "k": max(server.k for server in servers.values()),
+        "prompts": len(requests),
+        "prompts_sha256": content_hash(requests),
+    }
+    if is_suite(config.prompts):
+        settings["suite"] = read_suite(
+            config.prompts,
+            split=config.split,
+            prompt_tokens=config.prompt_tokens,
+            folder=config.suite_folder,
+        ).record()
+    if config.target is not None:
+        return common_provenance(config.target, settings)
+    return {
+        "target": {"path": next(iter(servers.values())).root, "sha256": None},
+        **settings,
+        "versions": versions(),
+        "machine": machine(),
+        "git": git_commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _arm_provenance(arm: Arm, common: dict[str, Any], server: RemoteServer) -> dict[str, Any]:
+    known = isinstance(arm.draft, Path) and arm.draft != UNKNOWN_DRAFT
+    own = {
+        "method": None if server.k == 0 else "not known",
+        "k": server.k or None,
+        "server": server.url,
+        "model": server.model,
+        "server_vllm": server.version,
+    }
+    if not known:
+        return {**common, **own, "draft": None}
+    found = arm_provenance(arm, common, own)
+    return {**found, "method": _method(arm)}
+
+
+def _method(arm: Arm) -> str | None:
+    from drafts.registry import read_draft_info
+
+    return read_draft_info(arm.draft).method if isinstance(arm.draft, Path) else arm.draft

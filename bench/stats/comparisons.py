@@ -1,0 +1,56 @@
+"""The comparisons of a run: which arms are set side by side, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from bench.records.run import ArmRun
+from bench.stats.intervals import Quotient
+from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, compare, correct
+
+
+def comparisons(
+    runs: Sequence[ArmRun], block: int, conversations: Sequence[int] | None = None
+) -> list[Comparison]:
+    """Every arm against no speculation, every two drafts against each other, Holm-corrected.
+
+    Prompt lookup is set against no speculation only: it is a yardstick, not a candidate. `block`
+    prompts make an arm's turn; `conversations` numbers the conversation of each measured request.
+    """
+    none = next((run for run in runs if run.arm.draft is None), None)
+    drafted = [run for run in runs if run.arm.draft not in (None, "ngram")]
+    pairs = [(later, earlier) for earlier, later in combinations(drafted, 2)]
+    found = []
+    if none is not None:
+        drafting = [run for run in runs if run is not none]
+        found += [_compare(run, none, SPEEDUP, block, conversations) for run in drafting]
+    for metric in (ACCEPTANCE, SPEED):
+        found += [_compare(run, against, metric, block, conversations) for run, against in pairs]
+    return correct([comparison for comparison in found if comparison is not None])
+
+
+def quotient(run: ArmRun, metric: str) -> Quotient | None:
+    """What the metric is a quotient of, [rounds, units]; None if the arm has no such measure."""
+    if metric != ACCEPTANCE:
+        return Quotient(np.array(run.tokens, float), np.array(run.seconds, float))
+    if any(counters is None for row in run.counters for counters in row):
+        return None
+    counts = [[c for c in row if c is not None] for row in run.counters]
+    drafts = np.array([[c.drafts for c in row] for row in counts], float)
+    accepted = np.array([[c.accepted_tokens for c in row] for row in counts], float)
+    return Quotient(drafts + accepted, drafts)
+
+
+def _compare(
+    run: ArmRun, against: ArmRun, metric: str, block: int, conversations: Sequence[int] | None
+) -> Comparison | None:
+    first, second = quotient(run, metric), quotient(against, metric)
+    if first is None or second is None:
+        return None
+    each_alone = first.over.shape[1] == len(run.outputs[0])  # else a unit is a whole turn
+    if not each_alone:
+        return compare(run.arm.name, against.arm.name, metric, first, second)
+    return compare(run.arm.name, against.arm.name, metric, first, second, block, conversations)

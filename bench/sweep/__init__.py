@@ -1,0 +1,1 @@
+"""Sweeps over k, load and temperature, and what-ifs on them."""

@@ -1,0 +1,178 @@
+"""Which k is best at each concurrency, and from which load on speculation no longer pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.records.acceptance import Floats
+from bench.records.run import Series
+from bench.stats.intervals import Accounts, Quotient, clustered, student
+from bench.stats.resample import Figure
+from bench.stats.verdict import NO_DIFFERENCE, SPEEDUP, contrast, correct
+from bench.sweep.cells import CellResult
+
+PAYS, COSTS, UNCLEAR = "pays", "costs time", "is not shown to pay"
+
+
+@dataclass(frozen=True, eq=False)
+class Speedup:
+    """A cell's speedup, and how much each wave [rounds, waves] moved it (relative influence)."""
+
+    k: int
+    value: float
+    influence: Floats
+
+    @property
+    def figure(self) -> Figure:
+        """With its interval, over waves of prompts."""
+        log = student(float(np.log(self.value)), accounts(self.influence))
+        return Figure(*(float(np.exp(end)) for end in (log.value, log.low, log.high)))
+
+
+@dataclass(frozen=True)
+class Best:
+    """The k of the highest speedup, and those that cannot be told apart from it."""
+
+    concurrency: int
+    k: int
+    figure: Figure
+    tied: tuple[int, ...]
+    pays: str
+    words: str
+
+    def as_json(self) -> dict[str, Any]:
+        """By name, as sweep.json has it."""
+        return {**vars(self), "figure": self.figure.as_json(), "tied": list(self.tied)}
+
+
+def speed(series: Series, concurrency: int) -> Quotient:
+    """Tokens/s of one request while all of a wave run: decoded tokens by the requests' own time."""
+    return Quotient(wave_sums(series.tokens, concurrency), wave_sums(series.seconds, concurrency))
+
+
+def speedup(cell: CellResult) -> Speedup:
+    """Speed with the draft by speed without, measured beside it."""
+    assert cell.series is not None
+    assert cell.none is not None
+    fast, plain = speed(cell.series, cell.concurrency), speed(cell.none, cell.concurrency)
+    influence = fast.influence / fast.value - plain.influence / plain.value
+    return Speedup(cell.k, fast.value / plain.value, influence)
+
+
+def accounts(influence: Floats) -> Accounts:
+    """What moves a speedup: prompts (a wave with all rounds), or turns where those vary more."""
+    rounds, waves = influence.shape
+    by_wave = clustered(influence, np.arange(waves))
+    by_turn = clustered(influence, np.arange(rounds * waves).reshape(rounds, waves))
+    return [[source] for source in (by_wave, by_turn) if source is not None and by_wave]
+
+
+def best_k(concurrency: int, candidates: Sequence[Speedup]) -> Best:
+    """The best of several k at one concurrency, all measured on the same prompts.
+
+    Each is compared with the best one, paired by wave; a k is ruled out where the difference is
+    shown (95%, Holm's correction for their number).
+    """
+    best = max(candidates, key=lambda candidate: candidate.value)
+    others = [candidate for candidate in candidates if candidate is not best]
+    comparisons = correct(
+        [
+            contrast(
+                f"k={best.k}",
+                f"k={other.k}",
+                SPEEDUP,
+                best.value,
+                other.value,
+                lambda u, v, other=other: accounts(  # type: ignore[misc]
+                    u * best.value * best.influence - v * other.value * other.influence
+                ),
+            )
+            for other in others
+        ]
+    )
+    tied = {
+        other.k
+        for other, found in zip(others, comparisons, strict=True)
+        if found.verdict == NO_DIFFERENCE
+    }
+    figure = best.figure
+    below = all(candidate.figure.high < 1 for candidate in candidates)
+    pays = PAYS if figure.low > 1 else COSTS if below else UNCLEAR
+    close = sorted((c for c in candidates if c.k in tied or c is best), key=lambda c: c.k)
+    return Best(
+        concurrency, best.k, figure, tuple(sorted(tied)), pays, _words(concurrency, close, others)
+    )
+
+
+def load_advice(bests: Sequence[Best]) -> str:
+    """Whether to draft at each measured load, lowest first, in a sentence."""
+    groups = {
+        kind: [b.concurrency for b in bests if b.pays == kind] for kind in (PAYS, UNCLEAR, COSTS)
+    }
+    said = [f"{kind} at concurrency {_list(loads)}" for kind, loads in groups.items() if loads]
+    text = f"Speculation {', '.join(said)}."
+    off = _off_from(bests)
+    if off == 0:
+        return f"{text} It should be off at every load measured."
+    if off is not None:
+        return f"{text} It should be off above concurrency {bests[off - 1].concurrency}."
+    if groups[PAYS] == [b.concurrency for b in bests]:
+        return f"{text} No load was measured at which it should be off."
+    return text
+
+
+def schedule(bests: Sequence[Best]) -> list[list[int]]:
+    """`[from, to, k]` for vLLM's num_speculative_tokens_per_batch_size; k is 0 where it costs.
+
+    Between two measured loads the higher one decides; the last entry holds beyond it too.
+    """
+    entries: list[list[int]] = []
+    low = 1
+    for best in sorted(bests, key=lambda b: b.concurrency):
+        k = 0 if best.pays == COSTS else best.k
+        if entries and entries[-1][2] == k:
+            entries[-1][1] = best.concurrency
+        else:
+            entries.append([low, best.concurrency, k])
+        low = best.concurrency + 1
+    return entries
+
+
+def _off_from(bests: Sequence[Best]) -> int | None:
+    """Index of the first load from which on speculation costs time at every one measured."""
+    for index in range(len(bests)):
+        if all(best.pays == COSTS for best in bests[index:]):
+            return index
+    return None
+
+
+def _words(concurrency: int, close: Sequence[Speedup], others: Sequence[Speedup]) -> str:
+    at = f"at concurrency {concurrency}"
+    if len(close) > 1:
+        names = _list([f"k={c.k}" for c in close])
+        values = _list([f"{c.value:.2f}×" for c in close])
+        return f"{names} cannot be told apart {at} ({values})"
+    figure = close[0].figure
+    said = f"{figure.value:.2f}×, {figure.low:.2f} to {figure.high:.2f}"
+    if not others:
+        return f"k={close[0].k} is the only one measured {at} ({said})"
+    following = max(others, key=lambda c: c.value)
+    return (
+        f"k={close[0].k} is best {at} ({said}); next comes k={following.k}, {following.value:.2f}×"
+    )
+
+
+def wave_sums(rows: Sequence[Sequence[float]], concurrency: int) -> Floats:
+    """[rounds, prompts] summed to [rounds, waves]."""
+    table = np.asarray(rows, dtype=np.float64)
+    return table.reshape(len(table), -1, concurrency).sum(axis=2)
+
+
+def _list(values: Sequence[object]) -> str:
+    """`1, 2 and 3`."""
+    texts = [str(value) for value in values]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -1,0 +1,1 @@
+"""Draft checkpoints on disk: what they say, and filling modules from them."""

@@ -1,0 +1,66 @@
+"""What a draft checkpoint is, read from its config and tensor headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drafts.checkpoint.source import Source
+from drafts.files import hash_model
+from drafts.target import SHARED, rope_of
+
+if TYPE_CHECKING:
+    from drafts.nn.interface import Reads
+
+
+@dataclass(frozen=True)
+class DraftInfo:
+    """A draft's shape and identity.
+
+    `format` is the layout on disk. `layer_ids` are the target's hidden states that it reads: ()
+    for none but the final one, None where the config does not name them. `shared` are the tensors
+    that it takes from the target. `max_k` is the most tokens that it drafts in a step, None for any
+    number. `speculation` are further settings that vLLM needs. `config` is the checkpoint's, flat.
+    """
+
+    folder: Path
+    family: str
+    format: str
+    method: str
+    hidden_size: int
+    target_hidden_size: int
+    vocab_size: int
+    draft_vocab_size: int
+    layer_ids: tuple[int, ...] | None
+    max_positions: int | None
+    rope: dict[str, Any] | None
+    dtype: str
+    shared: tuple[str, ...]
+    config: dict[str, Any]
+    sha256: str
+    reads: Reads = "layers"
+    max_k: int | None = None
+    speculation: dict[str, Any] | None = None
+
+
+def make_info(
+    source: Source, flat: dict[str, Any], names: Iterable[str], **particular: Any
+) -> DraftInfo:
+    """A `DraftInfo` of a Llama-like `flat` config; `names` are the tensors' module names."""
+    names = set(names)
+    fields: dict[str, Any] = {
+        "folder": source.folder,
+        "hidden_size": flat["hidden_size"],
+        "target_hidden_size": flat["target_hidden_size"],
+        "vocab_size": flat["vocab_size"],
+        "draft_vocab_size": flat["draft_vocab_size"],
+        "max_positions": flat.get("max_position_embeddings", 2048),
+        "rope": rope_of(flat),
+        "dtype": next(iter(source.headers.values())).dtype,
+        "shared": tuple(name for name in SHARED if name not in names),
+        "config": flat,
+        "sha256": hash_model(source.folder),
+    }
+    return DraftInfo(**fields | particular)

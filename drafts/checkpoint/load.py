@@ -1,0 +1,62 @@
+"""Filling a draft module from a checkpoint: stored tensors, shared ones, and the vocabulary map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drafts.checkpoint.shared import shared_tensor
+from drafts.checkpoint.source import FETCH
+from drafts.errors import UserError
+from drafts.target import SHARED
+from drafts.tensors import open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.checkpoint.info import DraftInfo
+    from drafts.nn.interface import Draft
+
+
+def fill(
+    draft: Draft, info: DraftInfo, module_name: Callable[[str], str], target: Path | None
+) -> Draft:
+    """Load `draft`'s weights in float32. What the checkpoint shares comes from the target."""
+    stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
+    d2t = stored.pop("d2t", None)
+    wanted = dict(draft.state_dict())
+    wanted.pop("d2t")
+    for name in SHARED:
+        if name in wanted and name not in stored:
+            stored[name] = shared_tensor(name, tuple(wanted[name].shape), info, target)
+    if lacking := sorted(wanted.keys() - stored.keys()):
+        raise UserError(f"lacks {', '.join(lacking[:4])}", where=info.folder, mend=FETCH)
+    for name, value in wanted.items():
+        if stored[name].shape != value.shape:
+            raise UserError(
+                f"{name} is {list(stored[name].shape)}, the config says {list(value.shape)}",
+                where=info.folder,
+                mend=FETCH,
+            )
+    draft.load_state_dict({name: stored[name].float() for name in wanted}, strict=False)
+    draft.set_vocabulary_map(vocabulary_map(d2t, info))
+    return draft
+
+
+def vocabulary_map(d2t: Tensor | None, info: DraftInfo) -> Tensor:
+    """d2t [draft_vocab] as int64, checked; zeros for a full vocabulary."""
+    import torch
+
+    if info.draft_vocab_size == info.vocab_size:
+        return torch.zeros(info.vocab_size, dtype=torch.long)
+    if d2t is None:
+        raise UserError(
+            "has a reduced vocabulary but no d2t tensor that maps it", where=info.folder, mend=FETCH
+        )
+    ids = torch.arange(info.draft_vocab_size) + d2t.long()
+    if d2t.shape != (info.draft_vocab_size,) or ids.min() < 0 or ids.max() >= info.vocab_size:
+        raise UserError("d2t points outside the vocabulary", where=info.folder, mend=FETCH)
+    if len(ids.unique()) != len(ids):
+        raise UserError("d2t maps two draft ids to one token", where=info.folder, mend=FETCH)
+    return d2t.long()

@@ -1,0 +1,57 @@
+"""Tensors that a draft takes from its target: the embedding and the output matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drafts.errors import UserError
+from drafts.target import SHARED, load_embedding, load_lm_head
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.checkpoint.info import DraftInfo
+    from drafts.nn.interface import Draft
+
+
+def take_from_target(draft: Draft, target: Path, kept: Tensor | None) -> None:
+    """Map the vocabulary to `kept`, and copy the target's embedding and output rows.
+
+    They go where the draft has `embed_tokens` and `lm_head` of the same shape.
+    """
+    import torch
+
+    parameters = dict(draft.named_parameters())
+    head = load_lm_head(target)
+    sources = {
+        "embed_tokens.weight": load_embedding(target),
+        "lm_head.weight": head if kept is None else head[kept],
+    }
+    with torch.no_grad():
+        for name, tensor in sources.items():
+            if name in parameters and parameters[name].shape == tensor.shape:
+                parameters[name].copy_(tensor.float())
+    if kept is not None:
+        draft.set_vocabulary_map(kept - torch.arange(len(kept)))
+
+
+def shared_tensor(
+    name: str, shape: tuple[int, ...], info: DraftInfo, target: Path | None
+) -> Tensor:
+    """The target's embedding or output matrix, for a draft that has none of its own."""
+    if target is None:
+        raise UserError(
+            f"has no {name}, so it shares the target's",
+            where=info.folder,
+            mend="give the target's folder as well",
+        )
+    tensor = SHARED[name](target)
+    if tuple(tensor.shape) != shape:
+        what = "embedding" if name.startswith("embed") else "lm_head"
+        raise UserError(
+            f"shares the target's {what}, which is {list(tensor.shape)}, but needs {list(shape)}",
+            where=info.folder,
+            mend="use the draft with the target it was trained for",
+        )
+    return tensor

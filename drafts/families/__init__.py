@@ -1,0 +1,1 @@
+"""Draft families: a module and its checkpoint layouts each."""

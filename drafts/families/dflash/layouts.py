@@ -1,0 +1,259 @@
+"""DFlash checkpoints: z-lab's layout and that of speculators.
+
+z-lab's has Qwen3's config with a `dflash_config`, whose `target_layer_ids` count layers from 0, so
+that id i is the hidden state after i + 1 layers. speculators' names the hidden states themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drafts.checkpoint.family import Family, InitOptions, Layout
+from drafts.checkpoint.info import DraftInfo, make_info
+from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
+from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
+from drafts.checkpoint.load import fill
+from drafts.checkpoint.mask_token import check_mask_token, fresh_mask_token
+from drafts.checkpoint.shapes import check_shapes, down_projections
+from drafts.checkpoint.shared import take_from_target
+from drafts.checkpoint.source import FETCH, Source, flatten, is_speculators
+from drafts.checkpoint.speculators import from_speculators, to_speculators
+from drafts.errors import UserError
+from drafts.nn.layers import init_linears
+from drafts.target import read_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.families.dflash.module import DFlashDraft
+
+
+ARCHITECTURE = "DFlashDraftModel"
+MASK_EMBEDDING = "mask_embedding.pt"
+# Of a fresh draft. With more, vLLM's CPU build computes something else: it norms the context keys
+# of all layers with the first one's k_norm (as its XPU build did: vllm-project/vllm pull 56431).
+USUAL_LAYERS = 1
+USUAL_K = 3  # what a speculators config names where the draft has no block size
+
+
+def matches(source: Source) -> bool:
+    if is_speculators(source):
+        return bool(source.raw["speculators_model_type"] == "dflash")
+    return ARCHITECTURE in (source.raw.get("architectures") or [])
+
+
+def describe(source: Source) -> DraftInfo:
+    """`max_k` is one less than the block that the draft was trained with, whose first slot is the
+    token already known: masks beyond it would stand at distances that it never saw."""
+    flat = flatten(source)
+    settings = read_settings(flat, source.config_path)
+    refuse_unsupported(flat, source)
+    names = {module_name(name): header for name, header in source.headers.items()}
+    check_tensors(source, names, flat, len(settings.layer_ids))
+    return make_info(
+        source,
+        flat,
+        names,
+        family="dflash",
+        method="dflash",
+        format="speculators" if is_speculators(source) else "dflash",
+        layer_ids=settings.layer_ids,
+        dtype=names["fc.weight"].dtype,
+        max_k=settings.block_size - 1 if settings.block_size else None,
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the two layouts say in different places."""
+
+    layer_ids: tuple[int, ...]
+    mask_token_id: int
+    block_size: int | None
+    causal: bool
+
+
+def read_settings(flat: dict[str, Any], path: Path) -> Settings:
+    """The draft's own settings, as vLLM reads them. Raises `UserError` for missing or odd ones."""
+    nested = flat.get("dflash_config") or {}
+    if "speculators_model_type" in flat:
+        field, token_field = "aux_hidden_state_layer_ids", "mask_token_id"
+        ids, token = flat.get(field), flat.get(token_field)
+        causal = not flat.get("sliding_window_non_causal", True)
+    else:
+        field, token_field = "dflash_config.target_layer_ids", "dflash_config.mask_token_id"
+        numbers = nested.get("target_layer_ids") or []
+        ids = flat.get("eagle_aux_hidden_state_layer_ids") or [i + 1 for i in numbers]
+        token = nested.get("mask_token_id", flat.get("mask_token_id"))
+        causal = bool(nested.get("causal", False))
+    if flat.get("is_causal") is not None:
+        causal = bool(flat["is_causal"])
+    layer_ids = check_layer_ids(ids, path, field)
+    if layer_ids is None:
+        raise UserError(
+            f"names no {field}",
+            where=path,
+            mend="write the layers of the target that the draft was trained on",
+        )
+    token = check_mask_token(token, flat["vocab_size"], path, token_field)
+    return Settings(layer_ids, token, flat.get("block_size"), causal)
+
+
+def refuse_unsupported(flat: dict[str, Any], source: Source) -> None:
+    """Raise `UserError` for variants of DFlash whose forward is not the one computed here."""
+    nested = flat.get("dflash_config") or {}
+    layer_types = set(flat.get("layer_types") or ())
+    variants = {
+        "sliding-window attention": "sliding_attention" in layer_types or nested.get("use_swa"),
+        "attention sinks": nested.get(
+            "attention_sink_bias", flat.get("add_swa_attention_sink_bias")
+        ),
+        "scaled attention values": nested.get("attention_value_scale") is not None,
+        "interleaved rotary embeddings": flat.get("is_neox_style") is False,
+        "drafting from the anchor": flat.get("sample_from_anchor")
+        or nested.get("sample_from_anchor"),
+        "a draft of the last hidden state alone": nested.get("use_aux_hidden_state") is False,
+    }
+    if found := [name for name, present in variants.items() if present]:
+        raise UserError(
+            f"uses {', '.join(found)}, which afaspec does not know for DFlash",
+            where=source.config_path,
+            mend="serve it with vLLM as it is, or adapt a DFlash draft without",
+        )
+    if (source.folder / MASK_EMBEDDING).exists():
+        raise UserError(
+            f"keeps the mask token's embedding in {MASK_EMBEDDING}; afaspec does not load pickles",
+            where=source.folder,
+            mend="write that row into an embed_tokens.weight of the safetensors file, at the mask "
+            f"token's id, and remove {MASK_EMBEDDING}",
+        )
+
+
+def check_tensors(
+    source: Source, names: dict[str, Any], flat: dict[str, Any], layers_read: int
+) -> None:
+    """Raise `UserError` unless the stored tensors have the sizes of the config."""
+    size, reduced = flat["hidden_size"], flat["draft_vocab_size"] != flat["vocab_size"]
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "fc.weight": (size, layers_read * flat["target_hidden_size"]),
+        "hidden_norm.weight": (size,),
+        **down_projections(flat),
+        "norm.weight": (size,),
+        "lm_head.weight": (flat["draft_vocab_size"], size),
+        "embed_tokens.weight": (flat["vocab_size"], size),
+    }
+    optional = ["embed_tokens.weight", *([] if reduced else ["lm_head.weight"])]
+    check_shapes(source, names, shapes, optional)
+    if reduced and "d2t" not in names:
+        raise UserError(
+            "has a reduced vocabulary but no d2t tensor that maps it",
+            where=source.folder,
+            mend=FETCH,
+        )
+
+
+def module_name(stored: str) -> str:
+    return stored.removeprefix("model.")
+
+
+def load(info: DraftInfo, target: Path | None) -> DFlashDraft:
+    from drafts.families.dflash.module import DFlashConfig, DFlashDraft
+
+    settings = read_settings(info.config, info.folder / "config.json")
+    draft = DFlashDraft(
+        DFlashConfig(
+            **layer_fields(info.config),
+            **vars(settings),
+            target_hidden_size=info.target_hidden_size,
+            vocab_size=info.vocab_size,
+            draft_vocab_size=info.draft_vocab_size,
+            logit_scale=float(info.config.get("logit_scale", 1.0)),
+        )
+    )
+    fill(draft, info, module_name, target)
+    return draft
+
+
+def dump(draft: DFlashDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    c = draft.config
+    config: dict[str, Any] = {
+        "architectures": [ARCHITECTURE],
+        "model_type": "qwen3",
+        **layer_config(c, dtype),
+        "vocab_size": c.vocab_size,
+        "draft_vocab_size": c.draft_vocab_size,
+        "target_hidden_size": c.target_hidden_size,
+        "logit_scale": c.logit_scale,
+        "dflash_config": {
+            "mask_token_id": c.mask_token_id,
+            "target_layer_ids": [i - 1 for i in c.layer_ids],
+            "causal": c.causal,
+        },
+    }
+    if c.block_size is not None:
+        config["block_size"] = c.block_size
+    state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
+    del state["embed_tokens.weight"]
+    if c.draft_vocab_size != c.vocab_size:
+        state["d2t"] = draft.d2t.contiguous()
+    return config, state
+
+
+def fresh(target: Path, options: InitOptions) -> DFlashDraft:
+    from drafts.families.dflash.module import DFlashConfig, DFlashDraft
+
+    info = read_target(target)
+    draft = DFlashDraft(
+        DFlashConfig(
+            **layer_sizes(info, options.num_layers or USUAL_LAYERS),
+            target_hidden_size=info.hidden_size,
+            vocab_size=info.vocab_size,
+            draft_vocab_size=info.vocab_size if options.kept is None else len(options.kept),
+            layer_ids=options.layer_ids or spread_layer_ids(info.num_layers),
+            mask_token_id=fresh_mask_token(info),
+            block_size=options.max_k + 1,
+        )
+    )
+    init_linears(draft)
+    take_from_target(draft, target, options.kept)
+    return draft
+
+
+def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+    settings = read_settings(info.config, info.folder / "config.json")
+    own: dict[str, Any] = {"draft_vocab_size": info.draft_vocab_size}
+    if info.target_hidden_size != info.hidden_size:
+        own["target_hidden_size"] = info.target_hidden_size
+    if settings.block_size is not None:
+        own["block_size"] = settings.block_size
+    if layout == "dflash":
+        own["dflash_config"] = {
+            "mask_token_id": settings.mask_token_id,
+            "target_layer_ids": [i - 1 for i in settings.layer_ids],
+            "causal": settings.causal,
+        }
+        return Layout(from_speculators(raw, ARCHITECTURE, own), str)
+    own |= {
+        "aux_hidden_state_layer_ids": list(settings.layer_ids),
+        "mask_token_id": settings.mask_token_id,
+        "sliding_window_non_causal": not settings.causal,
+    }
+    flat = {key: value for key, value in raw.items() if key != "dflash_config"}
+    k = settings.block_size - 1 if settings.block_size else USUAL_K
+    return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k), str)
+
+
+FAMILY = Family(
+    name="dflash",
+    title="DFlash",
+    formats=("dflash", "speculators"),
+    matches=matches,
+    describe=describe,
+    module_name=module_name,
+    load=load,
+    dump=dump,
+    fresh=fresh,
+    to_layout=to_layout,
+)

@@ -1,0 +1,148 @@
+"""DFlash: one forward pass over a block of slots that attend to the target's fused features.
+
+The features of all known tokens are the context: they give keys and values, never queries. The
+queries are a block of the token just sampled (the anchor) and k mask tokens; each slot attends to
+the context and to the whole block, or to the block's earlier slots where the draft is causal. The
+forward is what vLLM computes when it serves the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drafts.nn.interface import Draft
+from drafts.nn.layers import Attention, DecoderLayer, KeysValues, LayerConfig, RMSNorm, rotary
+
+Rotation = tuple[Tensor, Tensor]  # cos and sin, [1, rows, head_dim]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFlashConfig(LayerConfig):
+    """Sizes and switches of a DFlash draft. `block_size` is the anchor's slot and the masks'."""
+
+    target_hidden_size: int
+    vocab_size: int
+    draft_vocab_size: int
+    layer_ids: tuple[int, ...]
+    mask_token_id: int
+    block_size: int | None = None
+    causal: bool = False
+    logit_scale: float = 1.0
+    qk_norm: bool = True
+
+
+class BlockAttention(Attention):
+    """Attention of one block of slots a row, over the row's context and the block itself."""
+
+    def __init__(self, config: DFlashConfig):
+        super().__init__(config, config.hidden_size)
+        self.causal = config.causal
+
+    def attend_blocks(
+        self, q: Tensor, context: KeysValues, block: KeysValues, first_row: int
+    ) -> Tensor:
+        """Row t's slots attend to the context of rows 0..t and to each other.
+
+        q and the block's keys and values: [batch, heads, rows, slots, head_dim], of the rows from
+        `first_row` on; those of the context: [batch, heads, n, head_dim].
+        Returns [batch, rows, slots, heads * head_dim].
+        """
+        (keys, values), (own_keys, own_values) = context, block
+        count, rows, slots = keys.shape[2], q.shape[2], q.shape[3]
+        scale = self.head_dim**-0.5
+        row = torch.arange(first_row, first_row + rows, device=q.device)
+        future = torch.arange(count, device=q.device) > row.unsqueeze(1)
+        known = (q.flatten(2, 3) @ keys.transpose(2, 3)).unflatten(2, (rows, slots)) * scale
+        known = known.masked_fill(future.unsqueeze(1), float("-inf"))
+        own = q @ own_keys.transpose(3, 4) * scale
+        if self.causal:
+            later = torch.ones(slots, slots, dtype=torch.bool, device=q.device).triu(1)
+            own = own.masked_fill(later, float("-inf"))
+        weights = torch.cat([known, own], dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
+        mixed = (weights[..., :count].flatten(2, 3) @ values).unflatten(2, (rows, slots))
+        mixed = mixed + weights[..., count:] @ own_values
+        return mixed.permute(0, 2, 3, 1, 4).flatten(3)
+
+
+class BlockLayer(DecoderLayer):
+    """A decoder layer whose rows are blocks of slots; the context only gives it keys."""
+
+    self_attn: BlockAttention
+
+    def __init__(self, config: DFlashConfig):
+        super().__init__(config)
+        self.self_attn = BlockAttention(config)
+
+    def forward(  # type: ignore[override]
+        self, block: Tensor, context: Tensor, at: Rotation, context_at: Rotation, first_row: int
+    ) -> Tensor:
+        """The residual stream of `block` [batch, rows, slots, d] after the layer.
+
+        context: [batch, n, d]; `at` are the rotations of all slots, `context_at` of the context.
+        """
+        assert self.input_layernorm is not None
+        attention, split = self.self_attn, block.shape[1:3]
+        normed = self.input_layernorm(block).flatten(1, 2)
+        q = attention.queries(normed, *at).unflatten(2, split)
+        k, v = (t.unflatten(2, split) for t in attention.keys_values(normed, *at))
+        known = attention.keys_values(context, *context_at)
+        block = block + attention.o_proj(attention.attend_blocks(q, known, (k, v), first_row))
+        return block + self.mlp(self.post_attention_layernorm(block))
+
+
+class DFlashDraft(Draft):
+    """The draft. Parameter names are those of the checkpoints.
+
+    Unless it is causal, what any slot says depends on how many there are: it drafts best with the
+    k that it was trained for.
+    """
+
+    reads = "layers"
+
+    def __init__(self, config: DFlashConfig):
+        super().__init__(config.vocab_size, config.draft_vocab_size)
+        self.config = config
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.embed_tokens = nn.Embedding(config.vocab_size, size)
+        self.fc = nn.Linear(self.feature_size, size, bias=False)
+        self.hidden_norm = RMSNorm(size, eps)
+        self.layers = nn.ModuleList(BlockLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(size, eps)
+        self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False)
+        self.rotary = rotary(config)
+
+    @property
+    def feature_size(self) -> int:
+        return len(self.config.layer_ids) * self.config.target_hidden_size
+
+    def forward(
+        self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
+    ) -> list[Tensor]:
+        """As `Draft.forward`: row t's slots are x[t+1] and `steps` masks, from position t+1 on.
+
+        The slot at position t+2+j predicts x[t+2+j]; the anchor's predicts nothing.
+        """
+        context = self.hidden_norm(self.fc(features[:, :-1]))
+        anchors = input_ids[:, first_row + 1 :].unsqueeze(-1)
+        tokens = F.pad(anchors, (0, steps), value=self.config.mask_token_id)
+        block = self.embed_tokens(tokens)
+        rows = torch.arange(context.shape[1], device=context.device)
+        slots = torch.arange(1, steps + 2, device=context.device)
+        context_at = self.rotary(context, rows.unsqueeze(0))
+        at = self.rotary(context, (rows[first_row:].unsqueeze(1) + slots).view(1, -1))
+        for layer in self.layers:
+            block = layer(block, context, at, context_at, first_row)
+        return list(self.norm(block)[:, :, 1:].unbind(2))
+
+    def logits(self, output: Tensor, step: int) -> Tensor:
+        return self.lm_head(output) * self.config.logit_scale
+
+    @torch.no_grad()
+    def propose(self, features: Tensor, input_ids: Tensor, k: int) -> list[int]:
+        known = F.pad(features, (0, 0, 0, 1)).unsqueeze(0)  # the anchor's features are not known
+        outputs = self(known, input_ids.unsqueeze(0), k, len(features) - 1)
+        return [self.best(output[:, -1], j) for j, output in enumerate(outputs)]

@@ -1,0 +1,196 @@
+"""EAGLE checkpoints: `fc`, decoder layers of which the first lacks its input norm, no more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drafts.checkpoint.family import Family, InitOptions
+from drafts.checkpoint.info import DraftInfo, make_info
+from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
+from drafts.checkpoint.load import fill
+from drafts.checkpoint.shapes import check_shapes
+from drafts.checkpoint.shared import take_from_target
+from drafts.checkpoint.source import Source, flatten, is_speculators
+from drafts.errors import UserError
+from drafts.nn.layers import init_linears
+from drafts.target import read_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.families.eagle.module import EagleConfig, EagleDraft
+
+
+ARCHITECTURES = ("LlamaForCausalLM", "EagleLlamaForCausalLM")
+TARGETS_OWN = ("embed_tokens.weight", "lm_head.weight")
+OTHER = "use an EAGLE draft that vLLM serves, or train one: afaspec has the same layers"
+
+
+def matches(source: Source) -> bool:
+    """By the tensors: the config is that of any Llama."""
+    fc = source.headers.get("fc.weight")
+    if fc is None or len(fc.shape) != 2 or fc.shape[1] != 2 * fc.shape[0]:
+        return False
+    others = any("hidden_norm" in name or name == "d2t" for name in source.headers)
+    return not is_speculators(source) and not others
+
+
+def describe(source: Source) -> DraftInfo:
+    source = unnested(source)
+    flat = flatten(source)
+    flat["target_hidden_size"] = flat["hidden_size"]
+    flat["draft_vocab_size"] = flat["vocab_size"]  # vLLM knows no other here
+    flat["attention_bias"] = bool(flat.get("attention_bias") or flat.get("bias"))
+    check_served(source, flat)
+    check_tensors(source, flat)
+    return make_info(
+        source,
+        flat,
+        source.headers,
+        family="eagle",
+        method="eagle",
+        format="eagle",
+        layer_ids=(),
+        reads="final",
+        dtype=source.headers["fc.weight"].dtype,
+    )
+
+
+def unnested(source: Source) -> Source:
+    """With the decoder layer's config, which model type "eagle" nests, on the outer level."""
+    inner = source.raw.get("model")
+    if not isinstance(inner, dict):
+        return source
+    outer = {k: v for k, v in source.raw.items() if k not in ("model", "architectures")}
+    return replace(source, raw={**inner, **outer})
+
+
+def check_served(source: Source, flat: dict[str, Any]) -> None:
+    """Raise `UserError` for what vLLM does not load as an EAGLE draft of Llama layers."""
+    named = flat.get("architectures") or []
+    if not set(ARCHITECTURES) & set(named):
+        raise UserError(
+            f"is an EAGLE draft of the architecture {named}, expected {' or '.join(ARCHITECTURES)}",
+            where=source.config_path,
+            mend=OTHER,
+        )
+    if flat.get("hidden_act", "silu") != "silu":
+        raise UserError(
+            f"hidden_act is {flat['hidden_act']}, but vLLM has only silu in Llama layers",
+            where=source.config_path,
+            mend=OTHER,
+        )
+    if flat.get("qkv_bias", flat["attention_bias"]) != flat["attention_bias"]:
+        raise UserError(
+            "has biases in some of its attention layers only", where=source.config_path, mend=OTHER
+        )
+
+
+def check_tensors(source: Source, flat: dict[str, Any]) -> None:
+    """Raise `UserError` unless the tensors are exactly those that vLLM takes, of these sizes."""
+    size = flat["hidden_size"]
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "fc.weight": (size, 2 * size),
+        "embed_tokens.weight": (flat["vocab_size"], size),
+    }
+    for i in range(flat.get("num_hidden_layers", 1)):
+        shapes |= {f"layers.{i}.{name}": s for name, s in layer_shapes(flat, i).items()}
+    check_shapes(source, source.headers, shapes, optional=["embed_tokens.weight"])
+    for name in source.headers:
+        if name in shapes or name.endswith("rotary_emb.inv_freq"):
+            continue
+        does = "leaves it out" if name.endswith(".bias") else "refuses it"
+        raise UserError(
+            f"has the tensor {name}, which an EAGLE draft by this config has not: vLLM {does}",
+            where=source.folder,
+            mend=OTHER,
+        )
+
+
+def layer_shapes(flat: dict[str, Any], number: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of one decoder layer's tensors."""
+    fields = layer_fields(flat)
+    size, inner = fields["hidden_size"], fields["intermediate_size"]
+    rows = {
+        "q": fields["num_attention_heads"] * fields["head_dim"],
+        "k": fields["num_key_value_heads"] * fields["head_dim"],
+        "v": fields["num_key_value_heads"] * fields["head_dim"],
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        f"self_attn.{name}_proj.weight": (count, size) for name, count in rows.items()
+    }
+    shapes["self_attn.o_proj.weight"] = (size, rows["q"])
+    if fields["attention_bias"]:
+        shapes |= {f"self_attn.{n}_proj.bias": (c,) for n, c in {**rows, "o": size}.items()}
+    shapes |= {f"mlp.{name}_proj.weight": (inner, size) for name in ("gate", "up")}
+    shapes |= {"mlp.down_proj.weight": (size, inner), "post_attention_layernorm.weight": (size,)}
+    if number > 0:
+        shapes["input_layernorm.weight"] = (size,)
+    return shapes
+
+
+def module_name(stored: str) -> str:
+    return stored
+
+
+def config_of(flat: dict[str, Any]) -> EagleConfig:
+    from drafts.families.eagle.module import EagleConfig
+
+    return EagleConfig(
+        **layer_fields(flat),
+        vocab_size=flat["vocab_size"],
+        logit_scale=float(flat.get("logit_scale", 1.0)),
+    )
+
+
+def load(info: DraftInfo, target: Path | None) -> EagleDraft:
+    from drafts.families.eagle.module import EagleDraft
+
+    draft = EagleDraft(config_of(info.config))
+    fill(draft, info, module_name, target)
+    return draft
+
+
+def dump(draft: EagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All but the embedding and the output layer, which are the target's."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **layer_config(draft.config, dtype),
+        "vocab_size": draft.config.vocab_size,
+        "logit_scale": draft.config.logit_scale,
+    }
+    own = {n: p for n, p in draft.named_parameters() if n not in TARGETS_OWN}
+    return config, {n: p.detach().to(dtype).contiguous() for n, p in own.items()}
+
+
+def fresh(target: Path, options: InitOptions) -> EagleDraft:
+    """A random draft. Its vocabulary is always full."""
+    from drafts.families.eagle.module import EagleConfig, EagleDraft
+
+    if options.kept is not None:
+        raise UserError(
+            "vLLM has no vocabulary map for EAGLE drafts, so that none can be reduced",
+            mend="leave the vocabulary full, or choose the family eagle3",
+        )
+    info = read_target(target)
+    sizes = layer_sizes(info, options.num_layers or 1)
+    draft = EagleDraft(EagleConfig(**sizes, vocab_size=info.vocab_size))
+    init_linears(draft)
+    take_from_target(draft, target, None)
+    return draft
+
+
+FAMILY = Family(
+    name="eagle",
+    title="EAGLE",
+    formats=("eagle",),
+    matches=matches,
+    describe=describe,
+    module_name=module_name,
+    load=load,
+    dump=dump,
+    fresh=fresh,
+)

@@ -1,0 +1,63 @@
+"""EAGLE: decoder layers that draft from the target's final hidden state.
+
+Paper: arXiv 2401.15077. The forward is what vLLM computes when it serves the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from drafts.nn.chain import ChainDraft, rows_to_draft
+from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagleConfig(LayerConfig):
+    """Sizes of an EAGLE draft, whose vocabulary and width are the target's."""
+
+    vocab_size: int
+    logit_scale: float = 1.0
+
+
+class EagleDraft(ChainDraft):
+    """The draft. Parameter names are those of the checkpoints; lm_head is always the target's."""
+
+    reads = "final"
+
+    def __init__(self, config: EagleConfig):
+        super().__init__(config, config.vocab_size, config.vocab_size)
+        self.config = config
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, input_norm=i > 0) for i in range(config.num_layers)
+        )
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def feature_size(self) -> int:
+        return self.config.hidden_size
+
+    def start(self, features: Tensor) -> Tensor:
+        """The features themselves: `fc` fuses them, and what is fed back, with the embedding."""
+        return features
+
+    def decode(
+        self,
+        hidden: Tensor,
+        embeds: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        caches: list[list[KeysValues]],
+        first_row: int,
+    ) -> tuple[Tensor, Tensor]:
+        out = self.fc(torch.cat([embeds, hidden], dim=-1))
+        rows = rows_to_draft(caches, first_row)
+        for layer, cache, start in zip(self.layers, caches, rows, strict=True):
+            out = layer(out, cos, sin, cache, start)
+        return out, out  # there is no final norm
+
+    def logits(self, output: Tensor, step: int) -> Tensor:
+        return self.lm_head(output) * self.config.logit_scale

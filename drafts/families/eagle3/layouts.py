@@ -1,0 +1,226 @@
+"""EAGLE-3 checkpoints: the layout of EAGLE and SpecForge, and that of speculators.
+
+They differ in where the config keeps its fields and in the name of the first decoder layer
+(`midlayer.` or `layers.0.`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drafts.checkpoint.family import Family, InitOptions, Layout
+from drafts.checkpoint.info import DraftInfo, make_info
+from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
+from drafts.checkpoint.layer_ids import check_layer_ids, default_layer_ids, spread_layer_ids
+from drafts.checkpoint.load import fill
+from drafts.checkpoint.shapes import check_shapes, down_projections
+from drafts.checkpoint.shared import take_from_target
+from drafts.checkpoint.source import FETCH, Source, flatten, is_speculators
+from drafts.checkpoint.speculators import from_speculators, to_speculators
+from drafts.errors import UserError
+from drafts.nn.layers import init_linears
+from drafts.target import read_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
+
+
+ARCHITECTURES = {
+    "LlamaForCausalLMEagle3",
+    "Eagle3LlamaForCausalLM",
+    "Eagle3Qwen3ForCausalLM",
+    "Eagle3Speculator",
+    "Eagle3DraftModel",
+}
+LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+USUAL_K = 3  # what a speculators config names for servers that ask for no number
+SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+
+
+def matches(source: Source) -> bool:
+    if is_speculators(source):
+        return bool(source.raw["speculators_model_type"] == "eagle3")
+    return bool(ARCHITECTURES & set(source.raw.get("architectures") or []))
+
+
+def describe(source: Source) -> DraftInfo:
+    flat = flatten(source)
+    if is_speculators(source):
+        flat.setdefault("norm_before_residual", True)  # vLLM's default for this layout
+    nested = flat.get("eagle_config") or {}
+    ids = check_layer_ids(
+        flat.get(LAYER_IDS) or nested.get(LAYER_IDS), source.config_path, LAYER_IDS
+    )
+    names = {module_name(name): header for name, header in source.headers.items()}
+    check_tensors(source, names, flat)
+    return make_info(
+        source,
+        flat,
+        names,
+        family="eagle3",
+        method="eagle3",
+        format="speculators" if is_speculators(source) else "eagle",
+        layer_ids=ids,
+        dtype=names["fc.weight"].dtype,
+    )
+
+
+def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -> None:
+    """Raise `UserError` unless the stored tensors have the sizes of the config."""
+    size = flat["hidden_size"]
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "fc.weight": (size, None),
+        **down_projections(flat),
+        "norm.weight": (size,),
+        "lm_head.weight": (flat["draft_vocab_size"], size),
+        "embed_tokens.weight": (flat["vocab_size"], size),
+    }
+    reduced = flat["draft_vocab_size"] != flat["vocab_size"]
+    optional = ["embed_tokens.weight", *([] if reduced else ["lm_head.weight"])]
+    check_shapes(source, names, shapes, optional)
+    if reduced and "d2t" not in names:
+        raise UserError(
+            "has a reduced vocabulary but no d2t tensor that maps it",
+            where=source.folder,
+            mend=FETCH,
+        )
+
+
+def module_name(stored: str) -> str:
+    return stored.removeprefix("model.").replace("midlayer.", "layers.0.", 1)
+
+
+def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
+    """The module's configuration, layer ids filled in from the target where the draft has none."""
+    from drafts.families.eagle3.module import Eagle3Config
+
+    layer_ids = info.layer_ids
+    if layer_ids is None:
+        if target is None:
+            raise UserError(
+                f"names no {LAYER_IDS}",
+                where=info.folder / "config.json",
+                mend="add them, or give the target's folder as well",
+            )
+        layer_ids = default_layer_ids(read_target(target).num_layers)
+    flat = info.config
+    own: dict[str, Any] = switches(flat)
+    return Eagle3Config(
+        **layer_fields(flat),
+        qk_norm=is_qwen3(flat),
+        target_hidden_size=info.target_hidden_size,
+        vocab_size=info.vocab_size,
+        draft_vocab_size=info.draft_vocab_size,
+        layer_ids=layer_ids,
+        logit_scale=float(flat.get("logit_scale", 1.0)),
+        **own,
+    )
+
+
+def switches(flat: dict[str, Any]) -> dict[str, bool]:
+    """The switches as vLLM reads them: in `eagle_config` it looks for `norm_before_fc` alone."""
+    nested = flat.get("eagle_config") or {}
+    found = {key: bool(flat.get(key, False)) for key in SWITCHES}
+    return {**found, "norm_before_fc": bool(nested.get("norm_before_fc", found["norm_before_fc"]))}
+
+
+def is_qwen3(flat: dict[str, Any]) -> bool:
+    """Are the layers Qwen3's, which norm queries and keys? So vLLM decides: by architecture in
+    EAGLE's layout, by model type in speculators'."""
+    if "speculators_model_type" in flat:
+        return bool(flat.get("model_type") == "qwen3")
+    return any("Qwen3ForCausalLM" in name for name in flat.get("architectures") or [])
+
+
+def load(info: DraftInfo, target: Path | None) -> Eagle3Draft:
+    from drafts.families.eagle3.module import Eagle3Draft
+
+    draft = Eagle3Draft(config_of(info, target))
+    fill(draft, info, module_name, target)
+    return draft
+
+
+def dump(draft: Eagle3Draft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    c = draft.config
+    own = {f.name for f in fields(c)} - {"max_positions", "num_layers", "rope", "layer_ids"}
+    config = {
+        "architectures": ["Eagle3Qwen3ForCausalLM" if c.qk_norm else "LlamaForCausalLMEagle3"],
+        "model_type": "qwen3" if c.qk_norm else "llama",
+        **layer_config(c, dtype),
+        **{name: getattr(c, name) for name in sorted(own) if name != "qk_norm"},
+        LAYER_IDS: list(c.layer_ids),
+        "num_aux_hidden_states": len(c.layer_ids),
+    }
+    return config, stored_tensors(draft, dtype)
+
+
+def stored_tensors(draft: Any, dtype: Any) -> dict[str, Tensor]:
+    """All tensors by their names in EAGLE's layout, but the embedding where it is the target's.
+
+    A draft of another width than the target's can only have one of its own.
+    """
+    state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
+    if draft.config.hidden_size == draft.config.target_hidden_size:
+        del state["embed_tokens.weight"]
+    if draft.config.draft_vocab_size != draft.config.vocab_size:
+        state["d2t"] = draft.d2t.contiguous()
+    if draft.config.num_layers == 1:
+        state = {first_layer_name(n): t for n, t in state.items()}
+    return state
+
+
+def fresh(target: Path, options: InitOptions) -> Eagle3Draft:
+    from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
+
+    info = read_target(target)
+    draft = Eagle3Draft(
+        Eagle3Config(
+            **layer_sizes(info, options.num_layers or 1),
+            target_hidden_size=info.hidden_size,
+            vocab_size=info.vocab_size,
+            draft_vocab_size=info.vocab_size if options.kept is None else len(options.kept),
+            layer_ids=options.layer_ids or spread_layer_ids(info.num_layers),
+        )
+    )
+    init_linears(draft)
+    take_from_target(draft, target, options.kept)
+    return draft
+
+
+def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+    flat = info.config
+    own: dict[str, Any] = dict(switches(flat))
+    own["draft_vocab_size"] = info.draft_vocab_size
+    if info.target_hidden_size != info.hidden_size:
+        own["target_hidden_size"] = info.target_hidden_size
+    if info.layer_ids is not None:
+        own[LAYER_IDS] = list(info.layer_ids)
+    if layout == "speculators":
+        config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K)
+        return Layout(config, lambda name: name.replace("midlayer.", "layers.0.", 1))
+    architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
+    config = from_speculators(raw, architecture, own)
+    return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
+
+
+def first_layer_name(name: str) -> str:
+    """EAGLE's name for a tensor of a draft with one decoder layer."""
+    return name.replace("layers.0.", "midlayer.", 1)
+
+
+FAMILY = Family(
+    name="eagle3",
+    title="EAGLE-3",
+    formats=("eagle", "speculators"),
+    matches=matches,
+    describe=describe,
+    module_name=module_name,
+    load=load,
+    dump=dump,
+    fresh=fresh,
+    to_layout=to_layout,
+)

@@ -1,0 +1,108 @@
+"""EAGLE-3: decoder layers that draft from the target's fused low, mid and high hidden states.
+
+Paper: arXiv 2503.01840. The forward is what vLLM computes when it serves the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from drafts.nn.chain import ChainDraft, rows_to_draft
+from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Config(LayerConfig):
+    """Sizes and switches of an EAGLE-3 draft; the last five are the ones vLLM reads (EAGLE-3.1)."""
+
+    target_hidden_size: int
+    vocab_size: int
+    draft_vocab_size: int
+    layer_ids: tuple[int, ...]
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    logit_scale: float = 1.0
+
+
+class FirstLayer(DecoderLayer):
+    """The layer that takes embedding and hidden state side by side, 2d wide."""
+
+    def __init__(self, config: Eagle3Config):
+        super().__init__(config, input_size=2 * config.hidden_size)
+        self.norm_before_residual = config.norm_before_residual
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Tensor,
+        embeds: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        steps: list[KeysValues],
+        first_row: int,
+    ) -> Tensor:
+        """As a decoder layer's; embeds: [batch, rows, d]."""
+        assert self.input_layernorm is not None
+        normed = self.hidden_norm(hidden)
+        residual = normed if self.norm_before_residual else hidden
+        wide = torch.cat([self.input_layernorm(embeds), normed], dim=-1)
+        return self.mix(wide, residual, cos, sin, steps, first_row)
+
+
+class Eagle3Draft(ChainDraft):
+    """The draft. Parameter names are those of the checkpoints, the first layer's `layers.0`."""
+
+    reads = "layers"
+
+    def __init__(self, config: Eagle3Config):
+        super().__init__(config, config.vocab_size, config.draft_vocab_size)
+        self.config = config
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_norm = RMSNorm(self.feature_size, eps) if config.norm_before_fc else None
+        self.fc_norm = (
+            nn.ModuleList(RMSNorm(config.target_hidden_size, eps) for _ in config.layer_ids)
+            if config.fc_norm
+            else None
+        )
+        self.fc = nn.Linear(self.feature_size, size, bias=False)
+        later = [DecoderLayer(config) for _ in range(config.num_layers - 1)]
+        self.layers = nn.ModuleList([FirstLayer(config), *later])
+        self.norm = RMSNorm(size, eps)
+        self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False)
+
+    @property
+    def feature_size(self) -> int:
+        return len(self.config.layer_ids) * self.config.target_hidden_size
+
+    def start(self, features: Tensor) -> Tensor:
+        if self.input_norm is not None:
+            features = self.input_norm(features)
+        if self.fc_norm is not None:
+            chunks = features.chunk(len(self.fc_norm), dim=-1)
+            pairs = zip(self.fc_norm, chunks, strict=True)
+            features = torch.cat([norm(chunk) for norm, chunk in pairs], dim=-1)
+        return self.fc(features)
+
+    def decode(
+        self,
+        hidden: Tensor,
+        embeds: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        caches: list[list[KeysValues]],
+        first_row: int,
+    ) -> tuple[Tensor, Tensor]:
+        rows = rows_to_draft(caches, first_row)
+        out = self.layers[0](hidden, embeds, cos, sin, caches[0], rows[0])
+        for layer, cache, start in zip(self.layers[1:], caches[1:], rows[1:], strict=True):
+            out = layer(out, cos, sin, cache, start)
+        normed = self.norm(out)
+        return normed, normed if self.config.norm_output else out
+
+    def logits(self, output: Tensor, step: int) -> Tensor:
+        return self.lm_head(output) * self.config.logit_scale

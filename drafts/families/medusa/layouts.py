@@ -1,0 +1,269 @@
+"""Medusa checkpoints: vLLM's layout, and FasterDecoding's of bare head and layer numbers.
+
+Which tensors count, and which sizes a config that leaves them out means, is what vLLM makes of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drafts.checkpoint.family import Family, InitOptions, Layout
+from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.shapes import check_shapes
+from drafts.checkpoint.source import FETCH, Source
+from drafts.errors import UserError
+from drafts.files import hash_model
+from drafts.target import load_lm_head, read_target
+from drafts.tensors import open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from drafts.families.medusa.module import MedusaConfig, MedusaDraft
+
+
+ARCHITECTURE = "MedusaModel"
+DEFAULTS = {"hidden_size": 4096, "num_hidden_layers": 1}
+SHARED_HEAD = "lm_head.weight"
+FIRST_HEAD = "lm_heads.0.head.weight"
+
+
+def matches(source: Source) -> bool:
+    raw = source.raw
+    named = raw.get("model_type") == "medusa" or ARCHITECTURE in (raw.get("architectures") or [])
+    return named or "medusa_num_heads" in raw
+
+
+def describe(source: Source) -> DraftInfo:
+    names = {module_name(stored): header for stored, header in source.headers.items()}
+    flat = flatten(source, names)
+    check_tensors(source, names, flat)
+    return DraftInfo(
+        folder=source.folder,
+        family="medusa",
+        format="medusa-heads" if any(map(is_numbered, source.headers)) else "medusa",
+        method="medusa",
+        hidden_size=flat["hidden_size"],
+        target_hidden_size=flat["hidden_size"],
+        vocab_size=flat["vocab_size"],
+        draft_vocab_size=flat["vocab_size"],
+        layer_ids=(),
+        max_positions=None,
+        rope=None,
+        dtype=names["blocks.0.0.linear.weight"].dtype,
+        shared=(SHARED_HEAD,) if flat["original_lm_head"] else (),
+        config=flat,
+        sha256=hash_model(source.folder),
+        reads="final",
+        max_k=flat["num_heads"],
+    )
+
+
+def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
+    """The config under the names that vLLM gives its fields, whatever they are called in it.
+
+    A config without `vocab_size` has that of its first head (vLLM takes the target's), one without
+    a number of heads has those that are stored (vLLM takes as many as it is to draft tokens).
+    """
+    flat: dict[str, Any] = dict(DEFAULTS)
+    for key, value in source.raw.items():
+        if "num" in key and "heads" in key:
+            flat["num_heads"] = value
+        elif "num" in key and "layers" in key:
+            flat["num_hidden_layers"] = value
+        else:
+            flat[key] = value
+    named = flat.setdefault("architectures", [ARCHITECTURE])
+    if ARCHITECTURE not in named:
+        raise UserError(
+            f"names the architecture {named}, which vLLM does not load as Medusa heads",
+            where=source.config_path,
+            mend=f'write "architectures": ["{ARCHITECTURE}"]',
+        )
+    head = names.get(FIRST_HEAD) or names.get(SHARED_HEAD)
+    if head is None:
+        raise UserError(f"lacks the tensor {FIRST_HEAD}", where=source.folder, mend=FETCH)
+    flat.setdefault("num_heads", len({n.split(".")[1] for n in names if n.startswith("blocks.")}))
+    flat["vocab_size"] = flat.get("vocab_size") or head.shape[0]
+    if flat.get("truncated_vocab_size", flat["vocab_size"]) not in (None, flat["vocab_size"]):
+        raise UserError(
+            "has a reduced vocabulary (truncated_vocab_size), which vLLM fails to load: it reads "
+            "token_map and then misses it",
+            where=source.config_path,
+            mend="use a draft of the full vocabulary",
+        )
+    flat["original_lm_head"] = bool(flat.get("original_lm_head", False))
+    flat["medusa_fc_bias"] = bool(flat.get("medusa_fc_bias", False))
+    return flat
+
+
+def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -> None:
+    """Raise `UserError` unless vLLM computes with all stored tensors, of the config's sizes."""
+    size, count = flat["hidden_size"], flat["num_heads"]
+    block = names.get("blocks.0.0.linear.weight")
+    if "hidden_size" not in source.raw and block is not None and block.shape != (size, size):
+        raise UserError(
+            f"names no hidden_size; vLLM takes {size}, but the heads have {block.shape[0]}",
+            where=source.config_path,
+            mend=f'write "hidden_size": {block.shape[0]} into it',
+        )
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for i in range(count):
+        for j in range(flat["num_hidden_layers"]):
+            shapes[f"blocks.{i}.{j}.linear.weight"] = (size, size)
+            if flat["medusa_fc_bias"]:
+                shapes[f"blocks.{i}.{j}.linear.bias"] = (size,)
+        if not flat["original_lm_head"]:
+            shapes[f"lm_heads.{i}.head.weight"] = (flat["vocab_size"], size)
+    if flat["original_lm_head"]:
+        head = SHARED_HEAD if SHARED_HEAD in names else FIRST_HEAD
+        shapes[head] = (flat["vocab_size"], size)
+    check_shapes(source, names, shapes, optional=())
+    for name in names.keys() - shapes.keys():
+        group, number, *_ = [*name.split("."), ""]
+        if group not in ("blocks", "lm_heads") or int(number) >= count:
+            continue  # further heads than the config counts are no part of the draft
+        bias = name.startswith("blocks.") and name.endswith(".bias")
+        raise UserError(
+            f"has {name}, which vLLM leaves out by this config: the draft would be another",
+            where=source.folder,
+            mend='write "medusa_fc_bias": true into config.json' if bias else FETCH,
+        )
+
+
+def is_numbered(stored: str) -> bool:
+    """Is this a tensor name of FasterDecoding's layout: head number, layer number, the rest?"""
+    parts = stored.replace("medusa_heads.", "").split(".")
+    return len(parts) > 2 and parts[0].isdigit() and parts[1].isdigit()
+
+
+def module_name(stored: str) -> str:
+    parts = stored.replace("medusa_heads.", "").split(".")
+    if is_numbered(stored) and "linear" in parts:
+        return ".".join(["blocks", *parts])
+    if is_numbered(stored):
+        return f"lm_heads.{parts[0]}.head.{parts[-1]}"
+    if parts[0] == "blocks" and len(parts) == 5:
+        return f"blocks.{parts[1]}.{parts[3]}.linear.{parts[4]}"
+    if parts[0] == "lm_heads" and len(parts) == 3:
+        return f"lm_heads.{parts[1]}.head.{parts[2]}"
+    return ".".join(parts)
+
+
+def stored_name(own: str) -> str:
+    """The name in vLLM's layout of a module's parameter."""
+    parts = own.split(".")
+    if parts[0] == "blocks":
+        return f"blocks.{parts[1]}.layers.{parts[2]}.{parts[4]}"
+    return own.replace(".head.", ".", 1)
+
+
+def numbered_name(own: str, num_layers: int) -> str:
+    """The name in FasterDecoding's layout of a module's parameter."""
+    parts = own.split(".")
+    if parts[0] == "blocks":
+        return ".".join(parts[1:])
+    return f"{parts[1]}.{num_layers}.{parts[3]}" if parts[0] == "lm_heads" else own
+
+
+def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+    counts = {key for key in raw if "num" in key and ("heads" in key or "layers" in key)}
+    own = {k: v for k, v in raw.items() if k not in counts | {"architectures", "model_type"}}
+    own |= {"hidden_size": info.hidden_size, "vocab_size": info.vocab_size}
+    heads, layers = info.config["num_heads"], info.config["num_hidden_layers"]
+    if layout == "medusa":
+        named = {"architectures": [ARCHITECTURE], "model_type": "medusa"}
+        config = {**named, "num_heads": heads, "num_hidden_layers": layers, **own}
+        return Layout(config, lambda name: stored_name(module_name(name)))
+    config = {"medusa_num_heads": heads, "medusa_num_layers": layers, **own}
+    return Layout(config, lambda name: numbered_name(module_name(name), layers))
+
+
+def config_of(flat: dict[str, Any]) -> MedusaConfig:
+    from drafts.families.medusa.module import MedusaConfig
+
+    return MedusaConfig(
+        hidden_size=flat["hidden_size"],
+        vocab_size=flat["vocab_size"],
+        num_heads=flat["num_heads"],
+        num_layers=flat["num_hidden_layers"],
+        bias=flat["medusa_fc_bias"],
+        shared_head=flat["original_lm_head"],
+        logit_scale=float(flat.get("logit_scale", 1.0)),
+    )
+
+
+def load(info: DraftInfo, target: Path | None) -> MedusaDraft:
+    import torch
+
+    from drafts.families.medusa.module import MedusaDraft
+
+    draft = MedusaDraft(config_of(info.config))
+    stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
+    if draft.config.shared_head:
+        stored.setdefault(SHARED_HEAD, stored.get(FIRST_HEAD))
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            parameter.copy_(stored[name])
+    return draft
+
+
+def dump(draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    c = draft.config
+    config = {
+        "architectures": [ARCHITECTURE],
+        "model_type": "medusa",
+        "hidden_size": c.hidden_size,
+        "vocab_size": c.vocab_size,
+        "num_heads": c.num_heads,
+        "num_hidden_layers": c.num_layers,
+        "medusa_fc_bias": c.bias,
+        "original_lm_head": c.shared_head,
+        "logit_scale": c.logit_scale,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    tensors = {
+        stored_name(own): p.detach().to(dtype).contiguous() for own, p in draft.named_parameters()
+    }
+    return config, tensors
+
+
+def fresh(target: Path, options: InitOptions) -> MedusaDraft:
+    """Heads that each start as the target's own output layer, as in the paper: all blocks add 0."""
+    import torch
+
+    from drafts.families.medusa.module import MedusaConfig, MedusaDraft
+
+    if options.kept is not None:
+        raise UserError(
+            "vLLM loads no Medusa draft of a reduced vocabulary",
+            mend="leave the vocabulary full, or choose the family eagle3",
+        )
+    info, head = read_target(target), load_lm_head(target)
+    draft = MedusaDraft(
+        MedusaConfig(
+            hidden_size=info.hidden_size,
+            vocab_size=info.vocab_size,
+            num_heads=options.max_k,
+            num_layers=options.num_layers or 1,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            parameter.copy_(head) if name.startswith("lm_heads") else parameter.zero_()
+    return draft
+
+
+FAMILY = Family(
+    name="medusa",
+    title="Medusa",
+    formats=("medusa", "medusa-heads"),
+    matches=matches,
+    describe=describe,
+    module_name=module_name,
+    load=load,
+    dump=dump,
+    fresh=fresh,
+    to_layout=to_layout,
+)

@@ -1,0 +1,1 @@
+"""P-EAGLE: EAGLE-3 that drafts all tokens in one forward."""

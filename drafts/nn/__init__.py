@@ -1,0 +1,1 @@
+"""What draft modules are made of."""

@@ -1,0 +1,1 @@
+"""vLLM's engine in a child process."""

@@ -1,0 +1,275 @@
+"""One vLLM engine in a child process: several can live at once, and none outlives its parent.
+
+The child runs `serving.engine.worker`. Requests and replies are JSON lines over two pipes; all
+that vLLM prints goes to a log file. An idle engine waits in a blocking read and burns no CPU,
+because its engine core and model run in the child's one process (vLLM's multi-process executor
+would keep spinning on shared memory for a second after each request, in its neighbour's way).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from drafts.errors import UserError
+from serving.metrics import SpecCounters, counters_from_histogram, sum_counters
+from serving.runtime import require_vllm, runtime_environment, usable_cores
+
+LOG_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What one vLLM engine serves. `batch` is the number of requests that may run at once.
+
+    `sampling_logprobs`: log-probabilities are those by which tokens are drawn, temperature and all,
+    instead of the model's own; at temperature > 0 this costs a softmax per step.
+    """
+
+    target: Path
+    draft: Path | Literal["ngram"] | None = None
+    k: int = 3
+    temperature: float = 0.0
+    seed: int = 0
+    dtype: str = "bfloat16"
+    max_model_len: int | None = None
+    enforce_eager: bool = False
+    batch: int = 1
+    cache_gib: float = 1.0
+    draft_sample_method: str | None = None
+    sampling_logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One finished request. Times are in seconds; the decode phase starts at the first token.
+
+    `counters` is None without speculation. `logprobs` (when asked for) holds, per output
+    position, the most probable tokens and their log-probabilities, best first.
+    """
+
+    output_ids: list[int]
+    prefill_seconds: float
+    decode_seconds: float
+    counters: SpecCounters | None
+    logprobs: list[list[tuple[int, float]]] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The requests of one call, in order. `wall_seconds` covers the whole call.
+
+    `decode_seconds` is the time from the first request's first token to the last token of all;
+    `counters` is the sum over requests.
+    """
+
+    requests: list[Request]
+    wall_seconds: float
+    decode_seconds: float
+    counters: SpecCounters | None
+
+
+class EngineProcess:
+    """A running engine. Use it as a context manager, or call `close`.
+
+    Start it from the main thread: Linux ends the child with the *thread* that made it.
+    """
+
+    def __init__(self, settings: EngineSettings, log: Path | None = None, *, wait: bool = True):
+        """Start the child; with `wait=False` return at once and let `wait_ready` wait for it."""
+        require_vllm()
+        self.settings = settings
+        self.temperature = settings.temperature  # of the next calls of `generate`; may be changed
+        self.log = log or Path(tempfile.mkdtemp(prefix="afaspec-engine-")) / "engine.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.description: dict[str, Any] = {}
+        with self.log.open("wb") as log_file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "serving.engine.worker", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env=_child_environment(settings),
+                start_new_session=True,  # its own process group, so that `close` ends it whole
+                text=True,
+            )
+        try:
+            self._send(_as_json(settings))
+            if wait:
+                self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def start(cls, settings: EngineSettings, log: Path | None = None) -> EngineProcess:
+        """A child that has loaded its models and answers. Raises `UserError` with the log's end."""
+        return cls(settings, log)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child, which is also its process group."""
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until the models are loaded. Raises `UserError` with the log's end on failure."""
+        if not self.description:
+            try:
+                self.description = self._receive()
+            except BaseException:
+                self.close()
+                raise
+
+    def generate(
+        self,
+        prompt_token_ids: list[list[int]],
+        max_tokens: int,
+        *,
+        ignore_eos: bool = False,
+        logprobs: int | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Generation:
+        """Run all prompts, `settings.batch` of them at a time, and return them in order.
+
+        At temperature > 0 each prompt draws by a seed of its own: that of `seeds`, else one made
+        from `settings.seed` and its tokens, so that no two prompts share their luck and a
+        repetition gives the same again.
+        """
+        reply = self._ask(
+            op="generate",
+            prompts=prompt_token_ids,
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
+            seeds=None if seeds is None else list(seeds),
+        )
+        counters = [_counters(row["histogram"], row["draft_tokens"]) for row in reply["requests"]]
+        requests = [
+            Request(
+                output_ids=row["output_ids"],
+                prefill_seconds=row["first"] - row["scheduled"],
+                decode_seconds=row["last"] - row["first"],
+                counters=spec,
+                logprobs=row["logprobs"],
+            )
+            for row, spec in zip(reply["requests"], counters, strict=True)
+        ]
+        return Generation(
+            requests=requests,
+            wall_seconds=reply["wall_seconds"],
+            decode_seconds=max(row["last"] for row in reply["requests"])
+            - min(row["first"] for row in reply["requests"]),
+            counters=sum_counters([spec for spec in counters if spec is not None]),
+        )
+
+    def score(
+        self, prompt_token_ids: list[int], output_ids: list[int], top: int
+    ) -> list[list[tuple[int, float]]]:
+        """Log-probabilities at every output position from one prefill over the whole text.
+
+        Per position the `top` most probable tokens and the given one, best first.
+        """
+        reply = self._ask(op="score", prompt=prompt_token_ids, output=output_ids, top=top)
+        return [[(token, value) for token, value in row] for row in reply["logprobs"]]
+
+    def engine_counters(self) -> SpecCounters:
+        """vLLM's own counters since the start, as `/metrics` would report them."""
+        reply = self._ask(op="counters")
+        return SpecCounters(
+            reply["drafts"],
+            reply["draft_tokens"],
+            reply["accepted_tokens"],
+            tuple(reply["accepted_per_position"]),
+        )
+
+    def close(self) -> None:
+        """End the child and everything it started. Safe to call twice."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it holds nothing that needs a goodbye
+        self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        self.wait_ready()
+        self._send(request)
+        return self._receive()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        pipe: IO[str] | None = self._process.stdin
+        assert pipe is not None
+        try:
+            pipe.write(json.dumps(message) + "\n")
+            pipe.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._failure("the vLLM engine has ended") from None
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._failure("the vLLM engine ended unexpectedly")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise self._failure(f"the vLLM engine failed: {reply['error']}")
+        return reply
+
+    def _failure(self, problem: str) -> UserError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=2)
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        tail = "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
+        draft = self.settings.draft or "no draft"
+        return UserError(
+            f"{problem} (target {self.settings.target}, {draft})\nthe end of its log:\n{tail}",
+            where=self.log,
+            mend="read the log, and run `afaspec doctor` to check the installation",
+        )
+
+
+def _counters(histogram: list[int] | None, draft_tokens: int) -> SpecCounters | None:
+    """Counters from vLLM's histogram: entry j counts the steps that accepted exactly j tokens."""
+    if histogram is None:
+        return None
+    return counters_from_histogram(histogram, draft_tokens)
+
+
+def _child_environment(settings: EngineSettings) -> dict[str, str]:
+    """The child's environment; what the user has set counts more than our defaults."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        "OMP_NUM_THREADS": str(usable_cores()),  # all: vLLM would keep one back for a scheduler
+        "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
+        "NUMBA_NUM_THREADS": "1",  # what vLLM's n-gram drafter uses; more only wait for each other
+        **os.environ,
+        **runtime_environment(settings.cache_gib),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+
+
+def _as_json(settings: EngineSettings) -> dict[str, Any]:
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(settings).items()
+    }

@@ -1,0 +1,259 @@
+"""The child of `serving.engine.engine`: one vLLM `LLM`, JSON lines in, JSON lines out.
+
+Run as `python -m serving.engine.worker PARENT_PID`. The first line holds the engine's settings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+import zlib
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import IO, Any
+
+PR_SET_PDEATHSIG = 1
+PER_REQUEST = "per_request_spec_decode_metrics"  # an option of newer versions
+IDLE_MEMORY_SHARE = 0.01  # of a GPU: vLLM wants this share free, the cache has its own size
+
+
+def main() -> None:
+    """Answer requests until the parent closes its end or dies."""
+    _die_with(int(sys.argv[1]))
+    replies = _claim_stdout()
+    requests = _read_requests()
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    try:
+        settings = requests.get()
+        llm = load(settings)
+        reply(describe(llm))
+        while True:
+            reply(answer(llm, settings, requests.get()))
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        reply({"error": f"{type(error).__name__}: {error}"[:500]})
+        os._exit(1)  # threads of vLLM must not keep a failed engine alive
+
+
+def load(settings: dict[str, Any]) -> Any:
+    """The vLLM engine that the settings (of `EngineSettings`) describe."""
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    from serving.engine.sampler import repair_cpu_sampler
+    from serving.speculation import engine_options, speculative_config
+
+    draft = settings["draft"]
+    speculative = speculative_config(
+        Path(draft) if draft not in (None, "ngram") else draft,
+        settings["k"],
+        draft_sample_method=settings["draft_sample_method"],
+    )
+    options: dict[str, Any] = {}
+    if settings["sampling_logprobs"]:
+        options["logprobs_mode"] = "processed_logprobs"
+    if speculative is not None:
+        options["speculative_config"] = speculative
+        options |= engine_options(Path(settings["target"]), draft)
+        if PER_REQUEST in {field.name for field in fields(EngineArgs)}:
+            options[PER_REQUEST] = "summary"
+        elif settings["batch"] > 1:
+            raise RuntimeError("this vLLM counts no acceptance per request; use concurrency 1")
+    llm = LLM(
+        model=settings["target"],
+        dtype=settings["dtype"],
+        seed=settings["seed"],
+        max_model_len=settings["max_model_len"],
+        max_num_seqs=settings["batch"],
+        enforce_eager=settings["enforce_eager"],
+        kv_cache_memory_bytes=int(settings["cache_gib"] * 2**30),
+        gpu_memory_utilization=IDLE_MEMORY_SHARE,
+        enable_prefix_caching=False,  # a prompt comes once per round, and must cost the same
+        disable_log_stats=False,  # request times and counters come from the statistics
+        **options,
+    )
+    if speculative is not None:
+        repair_cpu_sampler()
+    return llm
+
+
+def describe(llm: Any) -> dict[str, Any]:
+    """What the engine settled on, for the provenance of its results."""
+    from importlib.metadata import version
+
+    config = llm.llm_engine.vllm_config
+    speculative = config.speculative_config
+    return {
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "max_model_len": config.model_config.max_model_len,
+        "method": speculative.method if speculative else None,
+        "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
+        "draft_sample_method": getattr(speculative, "draft_sample_method", None),
+        "compilation_mode": str(config.compilation_config.mode),
+        "threads": _threads(),
+        "torch": version("torch"),
+    }
+
+
+def answer(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to one request."""
+    if request["op"] == "generate":
+        return generate(llm, settings, request)
+    if request["op"] == "score":
+        return score(llm, request)
+    if request["op"] == "counters":
+        from serving.metrics import counters_from_engine
+
+        return asdict(counters_from_engine(llm))
+    raise ValueError(f"unknown request {request['op']!r}")
+
+
+def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Complete the prompts; times are the engine core's own, on one monotonic clock."""
+    from vllm import SamplingParams
+
+    seeds: list[int | None] = [None] * len(request["prompts"])
+    if request["temperature"] > 0:
+        seeds = request["seeds"] or [seed_of(settings["seed"], ids) for ids in request["prompts"]]
+    sampling = [
+        SamplingParams(
+            temperature=request["temperature"],
+            seed=seed,
+            max_tokens=request["max_tokens"],
+            ignore_eos=request["ignore_eos"],
+            logprobs=request["logprobs"],
+            detokenize=False,
+        )
+        for seed in seeds
+    ]
+    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    start = time.perf_counter()
+    outputs, counted = complete(llm, prompts, sampling, one_by_one=settings["batch"] == 1)
+    wall = time.perf_counter() - start
+    rows = []
+    for output, (histogram, draft_tokens) in zip(outputs, counted, strict=True):
+        completion, times = output.outputs[0], output.metrics
+        logprobs = completion.logprobs if request["logprobs"] is not None else None
+        rows.append(
+            {
+                "output_ids": list(completion.token_ids),
+                "scheduled": times.scheduled_ts,
+                "first": times.first_token_ts,
+                "last": times.last_token_ts,
+                "histogram": histogram,
+                "draft_tokens": draft_tokens,
+                "logprobs": None if logprobs is None else [_ranked(entry) for entry in logprobs],
+            }
+        )
+    return {"requests": rows, "wall_seconds": wall}
+
+
+def seed_of(seed: int, prompt: list[int]) -> int:
+    """A seed for a prompt, the same whenever it comes."""
+    return zlib.crc32(json.dumps([seed, *prompt]).encode())
+
+
+def complete(
+    llm: Any, prompts: list[Any], sampling: list[Any], one_by_one: bool
+) -> tuple[list[Any], list[tuple[list[int] | None, int]]]:
+    """vLLM's outputs, and per request its histogram of accepted lengths and its drafted tokens.
+
+    A vLLM that does not count per request is asked one by one, and its counters are subtracted.
+    """
+    if llm.llm_engine.vllm_config.speculative_config is None:
+        return llm.generate(prompts, sampling, use_tqdm=False), [(None, 0)] * len(prompts)
+    if hasattr(llm.llm_engine.vllm_config.observability_config, PER_REQUEST):
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        metrics = [output.outputs[0].spec_decode_metrics for output in outputs]
+        return outputs, [_counted(metric) for metric in metrics]
+    assert one_by_one
+    return _complete_one_by_one(llm, prompts, sampling)
+
+
+def _counted(metrics: Any) -> tuple[list[int] | None, int]:
+    return (list(metrics.histogram), metrics.num_draft_tokens) if metrics else (None, 0)
+
+
+def _complete_one_by_one(
+    llm: Any, prompts: list[Any], sampling: list[Any]
+) -> tuple[list[Any], list[tuple[list[int] | None, int]]]:
+    from serving.metrics import counters_from_engine
+
+    outputs, counted = [], []
+    for prompt, parameters in zip(prompts, sampling, strict=True):
+        before = counters_from_engine(llm)
+        outputs += llm.generate([prompt], parameters, use_tqdm=False)
+        spent = counters_from_engine(llm) - before
+        reached = [spent.drafts, *spent.accepted_per_position, 0]
+        histogram = [a - b for a, b in itertools.pairwise(reached)]
+        counted.append((histogram if spent.drafts else None, spent.draft_tokens))
+    return outputs, counted
+
+
+def score(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Log-probabilities of the output's positions, from one prefill."""
+    from vllm import SamplingParams
+
+    prompt, output = request["prompt"], request["output"]
+    sampling = SamplingParams(
+        temperature=0.0, max_tokens=1, prompt_logprobs=request["top"], detokenize=False
+    )
+    text = {"prompt_token_ids": prompt + output}
+    result = llm.generate([text], sampling, use_tqdm=False)[0]
+    return {"logprobs": [_ranked(entry) for entry in result.prompt_logprobs[len(prompt) :]]}
+
+
+def _ranked(entry: Any) -> list[tuple[int, float]]:
+    pairs = [(int(token), float(value.logprob)) for token, value in entry.items()]
+    return sorted(pairs, key=lambda pair: -pair[1])
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux for SIGKILL when the parent dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def _claim_stdout() -> IO[str]:
+    """Keep the real stdout for replies; whatever else prints there goes to the log."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
+def _read_requests() -> queue.Queue[dict[str, Any]]:
+    """Read lines in a thread of its own, so that the pipe's end is noticed while vLLM works."""
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            requests.put(json.loads(line))
+        os.killpg(os.getpid(), signal.SIGKILL)  # the group that the parent made for us
+
+    threading.Thread(target=read, daemon=True).start()
+    return requests
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Serve a target with a draft: check that they fit, start vLLM, and look after it until it ends."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from serving.compatibility import require_compatible, table
+from serving.server.process import ServerProcess, ServerSettings, api_key
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+PLAIN_PROGRESS_SECONDS = 10.0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled on the same path as Ctrl-C."""
+
+
+def serve(
+    target: Path,
+    draft: Path | Literal["ngram"] | None,
+    k: int = 3,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    extra_args: Sequence[str] = (),
+    *,
+    cache_gib: float = 1.0,
+    log: Path | None = None,
+    prompt: str = "def main():",
+    console: Console | None = None,
+) -> int:
+    """Serve until Ctrl-C or SIGTERM; the exit status (130 and 143 for these two).
+
+    Raises `UserError` when the draft does not fit, the port is taken, or the server dies.
+    """
+    from rich.console import Console
+
+    console = console or Console(stderr=True)
+    if isinstance(draft, Path):
+        console.print(table(require_compatible(target, draft)))
+    settings = ServerSettings(target, draft, k, host, port, tuple(extra_args), cache_gib, log)
+    try:
+        with _sigterm_as_exception(), ServerProcess(settings) as server:
+            _wait_with_progress(server, console)
+            _greet(server, prompt, console)
+            try:
+                server.wait()
+            except KeyboardInterrupt:
+                _summary(server, console)
+                raise
+            raise server.failure("the vLLM server ended by itself")
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait_with_progress(server: ServerProcess, console: Console) -> None:
+    """A status line on a terminal; elsewhere a plain line every few seconds."""
+    console.print(f"Starting vLLM; its output goes to {server.log}", soft_wrap=True)
+    if console.is_terminal:
+        with console.status("starting") as status:
+
+            def show(seconds: float, line: str) -> None:
+                room = max(20, console.width - 20)
+                status.update(_plain(f"{seconds:4.0f} s  {line[:room]}"))
+
+            server.wait_ready(on_wait=show)
+        return
+    shown = time.monotonic()
+
+    def report(seconds: float, line: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= PLAIN_PROGRESS_SECONDS:
+            shown = time.monotonic()
+            console.print(_plain(f"{seconds:4.0f} s  {line}"), soft_wrap=True, highlight=False)
+
+    server.wait_ready(on_wait=report)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _greet(server: ServerProcess, prompt: str, console: Console) -> None:
+    seconds = time.monotonic() - server.started
+    console.print(f"Ready after {seconds:.0f} s at {server.url} (OpenAI API). Try it:\n")
+    print(curl_line(server, prompt), file=sys.stdout, flush=True)
+    console.print("\nCtrl-C ends the server.")
+
+
+def curl_line(server: ServerProcess, prompt: str) -> str:
+    """A command that completes `prompt` through the running server."""
+    body = {"model": server.model_name(), "prompt": prompt, "max_tokens": 64, "temperature": 0}
+    parts = ["curl", "-s", f"{server.url}/v1/completions", "-H", "Content-Type: application/json"]
+    command = shlex.join([*parts, "-d", json.dumps(body)])
+    if api_key(server.settings.extra_args):
+        command += ' -H "Authorization: Bearer $VLLM_API_KEY"'
+    return command
+
+
+def _summary(server: ServerProcess, console: Console) -> None:
+    counters = server.counters()
+    if counters and counters.drafts:
+        length = 1 + counters.accepted_tokens / counters.drafts
+        console.print(
+            f"Served {counters.drafts:,} speculative steps, acceptance length {length:.2f}."
+        )
+    console.print("Stopping vLLM.")

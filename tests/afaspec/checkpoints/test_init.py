@@ -1,0 +1,173 @@
+"""`afaspec init`: a random draft of each family, and the way from it to one that is accepted."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from afaspec.checkpoints.init import StartConfig, frequent_tokens, next_commands, start_draft
+from afaspec.store.read import FeatureStore
+from bench.stats.offline import offline_acceptance
+from drafts.errors import UserError
+from drafts.registry import FAMILIES, load_draft, read_draft_info
+from drafts.target import load_lm_head, read_target
+from serving.compatibility import require_compatible
+from tests.command import run_command
+from tests.tiny_models import write_target
+from tests.tiny_store import write_store
+
+K = 3
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path) -> Path:
+    """A store with layers 1, 2 and 3."""
+    return write_store(tmp_path_factory.mktemp("init") / "store", tiny_target, tiny_draft)
+
+
+def acceptance(draft: Path, target: Path, store: Path) -> float:
+    """Offline acceptance length on all of the store's sequences, in float32."""
+    sequences = FeatureStore.open(store)
+    module = load_draft(draft, target).eval()
+    every = (sequences[i] for i in range(len(sequences)))
+    return offline_acceptance(module, every, K, amp=False).acceptance_length
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_scratch_to_a_draft_that_is_accepted(
+    family: str, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands that init prints, with prompts of ours and a few short steps."""
+    monkeypatch.chdir(tmp_path)
+    code, said = run_command("init", family, "--target", tiny_target, "--out", "start")
+    assert code == 0, said
+    commands = [shlex.split(line)[1:] for line in said.splitlines() if line.startswith("  afaspec")]
+    assert [command[0] for command in commands] == ["capture", "train", "merge"]
+    capture, train, merge = commands
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(f'{{"prompt": "def f{i}(x, y): return x[{i}]"}}\n' for i in range(16))
+    )
+    capture = [part.replace("PROMPTS", "prompts.jsonl") for part in capture]
+    short = ["--steps", "60", "--eval-every", "60", "--learning-rate", "3e-3", "--no-compiled"]
+    train = [*train, *short, "--no-tensorboard", "--batch-size", "8", "--precision", "fp32"]
+    for command in ([*capture, "--max-new-tokens", "24", "--device", "cpu"], train, merge):
+        code, said = run_command(*command)
+        assert code == 0, said
+    before = acceptance(Path("start"), tiny_target, Path("runs/store"))
+    after = acceptance(Path("runs/base-merged"), tiny_target, Path("runs/store"))
+    assert after > before + 0.5
+    require_compatible(tiny_target, Path("runs/base-merged"))
+
+
+def start(family: str, target: Path, out: Path, **settings: object) -> Path:
+    start_draft(StartConfig(family, target, out, **settings), lambda text: None)  # type: ignore[arg-type]
+    return out
+
+
+def test_the_vocabulary_is_what_the_responses_say(
+    store: Path, tiny_target: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    config = StartConfig("eagle3", tiny_target, tmp_path / "draft", vocab=100, store=store)
+    info = start_draft(config, said.append)
+    assert (info.draft_vocab_size, info.layer_ids) == (100, (1, 2, 3))
+    sequences = FeatureStore.open(store)
+    counts = torch.zeros(512, dtype=torch.long)
+    for i in range(len(sequences)):
+        for token, mask in zip(sequences[i].input_ids, sequences[i].loss_mask, strict=True):
+            counts[token] += int(mask)
+    draft = load_draft(config.out, tiny_target)
+    kept = draft.target_ids()
+    left = torch.ones(512, dtype=torch.bool)
+    left[kept] = False
+    assert counts[kept].min() >= counts[left].max()
+    assert "100 of 512 tokens kept" in said[0]
+    assert torch.equal(draft.lm_head.weight, load_lm_head(tiny_target)[kept].float())
+    assert [command.split()[1] for command in next_commands(config, info, "T")] == [
+        "train",
+        "merge",
+    ]
+
+
+def test_too_few_different_tokens_are_filled_up(
+    store: Path, tiny_target: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    config = StartConfig("eagle3", tiny_target, tmp_path / "draft", vocab=511, store=store)
+    kept = frequent_tokens(config, read_target(tiny_target), FeatureStore.open(store), said.append)
+    assert len(kept.unique()) == 511
+    assert "different tokens" in said[1]
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_target: Path, tmp_path: Path) -> None:
+    one = start("eagle3", tiny_target, tmp_path / "one", seed=5)
+    two = start("eagle3", tiny_target, tmp_path / "two", seed=5)
+    other = start("eagle3", tiny_target, tmp_path / "other", seed=6)
+    data = [(folder / "model.safetensors").read_bytes() for folder in (one, two, other)]
+    assert data[0] == data[1] != data[2]
+
+
+def test_sizes_and_dtype_are_those_asked_for(tiny_target: Path, tmp_path: Path) -> None:
+    draft = start(
+        "eagle3", tiny_target, tmp_path / "d", layers=2, layer_ids="0,2,4", dtype="float16"
+    )
+    info = read_draft_info(draft)
+    assert (info.dtype, info.layer_ids) == ("float16", (0, 2, 4))
+    assert info.config["num_hidden_layers"] == 2
+
+    config = StartConfig("medusa", tiny_target, tmp_path / "m", heads=2)
+    heads = start_draft(config)
+    assert heads.max_k == 2
+    assert "--draft-steps 2 " in next_commands(config, heads, "T")[1]
+
+
+def test_a_draft_model_has_the_tokenizer_beside_it(tiny_target: Path, tmp_path: Path) -> None:
+    draft = start("draft_model", tiny_target, tmp_path / "draft")
+    name = "tokenizer.json"
+    assert (draft / name).read_bytes() == (tiny_target / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "complaint"),
+    [
+        ("eagle9", {}, "'eagle9' is unknown"),
+        ("eagle3", {"vocab": 100}, "--vocab needs a feature store"),
+        ("eagle3", {"vocab": 512, "store": "store"}, "the target has 512 tokens"),
+        ("eagle", {"vocab": 100, "store": "store"}, "vocabulary"),
+        ("draft_model", {"vocab": 100, "store": "store"}, "vocabulary"),
+        ("eagle3", {"layer_ids": "1,x"}, "--layer-ids is '1,x'"),
+        ("eagle3", {"layer_ids": "3,2,1"}, "--layer-ids is '3,2,1'"),
+        ("eagle3", {"layer_ids": "1,2,9"}, r"layer ids: the target has 0 to 4, .* \[1, 2, 9\]"),
+        ("eagle", {"layer_ids": "1,2,3"}, "reads no hidden states of inner layers"),
+        ("eagle3", {"heads": 3}, "drafts any number of tokens"),
+        ("eagle3", {"dtype": "int8"}, "--dtype is 'int8'"),
+    ],
+)
+def test_settings_that_do_not_fit(
+    family: str,
+    settings: dict[str, object],
+    complaint: str,
+    store: Path,
+    tiny_target: Path,
+    tmp_path: Path,
+) -> None:
+    settings = {**settings, **({"store": store} if "store" in settings else {})}
+    with pytest.raises(UserError, match=complaint):
+        start(family, tiny_target, tmp_path / "out", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_of_another_target_is_refused(store: Path, tmp_path: Path) -> None:
+    other = write_target(tmp_path / "other", seed=9)
+    with pytest.raises(UserError, match="captured from another target"):
+        start("eagle3", other, tmp_path / "out", vocab=100, store=store)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tiny_target: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(UserError, match="is there already"):
+        start("eagle3", tiny_target, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]

@@ -1,0 +1,51 @@
+"""The arms of a run from the command line's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.records.arms import choose_arms
+from bench.records.config import BenchConfig, as_split
+from drafts.errors import UserError
+
+
+def test_order_and_labels(tmp_path: Path) -> None:
+    arms = choose_arms([f"base={tmp_path}", f"mine={tmp_path}"], ngram=True)
+    assert [arm.name for arm in arms] == ["none", "ngram", "base", "mine"]
+    assert [arm.label for arm in arms][2:] == ["Base draft", "mine"]
+    assert [arm.name for arm in choose_arms([str(tmp_path)], none=False)] == [tmp_path.name]
+
+
+@pytest.mark.parametrize(
+    ("drafts", "said"),
+    [
+        (["base=/nowhere/at/all"], "no such folder"),
+        (["={tmp}"], "cannot read the draft"),
+        (["base="], "cannot read the draft"),
+        (["none={tmp}"], "belongs to the arm"),
+        (["a={tmp}", "a={tmp}"], "two drafts have the name"),
+    ],
+)
+def test_bad_drafts(tmp_path: Path, drafts: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        choose_arms([text.replace("{tmp}", str(tmp_path)) for text in drafts])
+
+
+def test_nothing_to_measure() -> None:
+    with pytest.raises(UserError, match="nothing to measure"):
+        choose_arms([], none=False)
+
+
+@pytest.mark.parametrize("setting", ["k", "max_tokens", "rounds", "concurrency"])
+def test_settings_below_one(setting: str) -> None:
+    with pytest.raises(UserError, match=f"{setting} is 0"):
+        BenchConfig(target=Path("t"), prompts="p", arms=(), **{setting: 0})
+
+
+def test_other_bad_settings() -> None:
+    with pytest.raises(UserError, match="temperature"):
+        BenchConfig(target=Path("t"), prompts="p", arms=(), temperature=-1)
+    with pytest.raises(UserError, match="unknown split"):
+        as_split("test")

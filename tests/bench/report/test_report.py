@@ -1,0 +1,221 @@
+"""The report's schema, its page and its plots, and that a kill leaves whole files only."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bench.report.console import render_table
+from bench.report.files import read_report, write_report
+from bench.report.html import render_page
+from bench.report.schema import Report
+from bench.report.words import headline, table_rows
+from drafts.errors import UserError
+from tests.bench.synthetic import ARMS, PROMPTS, K, report
+
+FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
+PLOTS = (
+    "acceptance_length",
+    "per_position",
+    "conditional",
+    "accepted_per_step",
+    "per_request",
+    "tokens_per_second",
+    "speedup",
+    "latency",
+    "training",
+)
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """A report of made-up arms, and the folder it was written to."""
+    folder = tmp_path_factory.mktemp("bench") / "run"
+    made = report("<script>alert('prompts & more')</script>")
+    write_report(made, folder)
+    return made, folder
+
+
+def is_figure(value: object) -> bool:
+    return isinstance(value, dict) and set(value) == {"value", "low", "high"}
+
+
+def test_schema(written: tuple[Report, Path]) -> None:
+    content = json.loads((written[1] / "report.json").read_text())
+    assert content["schema"] == "afaspec-report/2"
+    assert [arm["name"] for arm in content["arms"]] == list(ARMS)
+    for arm in content["arms"]:
+        drafted = arm["name"] != "none"
+        for name in FIGURES:
+            assert is_figure(arm[name]) == (drafted or "acceptance" not in name)
+            if arm[name]:
+                assert arm[name]["low"] <= arm[name]["value"] <= arm[name]["high"]
+        for name in ("per_position", "conditional"):
+            assert arm[name] is None if not drafted else len(arm[name]) == K
+        assert arm["lossless"]["prompts"] == PROMPTS
+        assert {"k", "temperature", "target", "draft", "method"} <= set(arm["provenance"])
+    base = content["arms"][2]
+    assert is_figure(base["offline_acceptance_length"])
+    assert base["offline_acceptance_length"]["value"] == base["acceptance_length"]["value"]
+    assert base["lossless"]["matching"] == PROMPTS - 1
+    assert base["lossless"]["differences"][0]["gap"] == 0.01
+
+
+def test_figures_follow_from_the_data(written: tuple[Report, Path]) -> None:
+    """Time is one step per draft here, so speedup must equal acceptance length."""
+    made, _ = written
+    assert made.arm("none")["speedup"]["value"] == 1.0
+    for name in ("ngram", "base", "afa-lora"):
+        arm = made.arm(name)
+        measured = sum(arm["per_position"][i]["value"] for i in range(K))
+        assert arm["acceptance_length"]["value"] == pytest.approx(1 + measured)
+        assert arm["acceptance_rate"]["value"] == pytest.approx(measured / K)
+        speed = arm["speedup"]["value"] * made.arm("none")["tokens_per_second"]["value"]
+        assert arm["tokens_per_second"]["value"] == pytest.approx(speed)
+    gain = made.arm("afa-lora")["acceptance_length_gain_over_base"]
+    lengths = [made.arm(name)["acceptance_length"]["value"] for name in ("afa-lora", "base")]
+    assert gain["value"] == pytest.approx(lengths[0] - lengths[1])
+    assert gain["low"] > 0
+
+
+def test_reading_back(written: tuple[Report, Path], tmp_path: Path) -> None:
+    made, folder = written
+    again = read_report(folder / "report.json")
+    assert again.as_json() == made.as_json()
+    (tmp_path / "other.json").write_text('{"schema": "other/2"}')
+    with pytest.raises(UserError, match="expected 'afaspec-report/2'"):
+        read_report(tmp_path / "other.json")
+
+
+class Page(HTMLParser):
+    """Collects whatever a browser might fetch, and checks that elements close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "iframe", "object", "embed")
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+                self.fetched.append(value or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_self_contained(written: tuple[Report, Path]) -> None:
+    text = (written[1] / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert all(link.startswith(("#", "data:")) for link in page.fetched)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!['\"]?(#|data:))", text)
+    assert text.count("<svg ") == text.count("</title>") - 1 == len(PLOTS)
+    assert "prefers-color-scheme: dark" in text
+    assert "&lt;script&gt;" in text  # what users hand over is text, never markup
+
+
+def test_page_says_the_main_things_first(written: tuple[Report, Path]) -> None:
+    text = render_page(written[0])
+    order = ["AFA-LoRA yields", "<table", "<svg", "Where outputs differ", "How it was measured"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+
+
+def test_words_and_table(written: tuple[Report, Path]) -> None:
+    arms = written[0].arms
+    assert "1 differs from the one without speculation, at a measured near-tie" in headline(arms)
+    rows = table_rows(arms)
+    assert [row[0].text for row in rows] == [
+        "No speculation",
+        "N-gram",
+        "Base draft",
+        "AFA-LoRA",
+    ]
+    assert rows[2][5].text == f"{PROMPTS - 1} of {PROMPTS}"
+    assert rows[2][5].detail == "1 near-tie"
+    assert [row[1].best for row in rows] == [False, False, False, True]
+    assert render_table(written[0]).row_count == len(ARMS)
+
+
+def test_an_unexplained_difference_is_said_plainly() -> None:
+    from dataclasses import replace
+
+    from bench.lossless.greedy import Difference
+
+    wrong = replace(Difference("prompt 1", 3, 5, 6, 2.5), near_tie=False)
+    made = report(differences={"ngram": [], "base": [wrong], "afa-lora": []})
+    assert "not at a near-tie" in headline(made.arms)
+    assert table_rows(made.arms)[2][5].detail == "1 unexplained"
+
+
+def test_sampled_runs_have_no_losslessness() -> None:
+    made = report(differences=None, noise=None, training={}, offline={})
+    assert all(arm["lossless"] is None for arm in made.arms)
+    assert "Where outputs differ" not in render_page(made)
+
+
+def test_plots_are_pictures(written: tuple[Report, Path]) -> None:
+    pictures = sorted(path.name for path in written[1].glob("*.png"))
+    assert pictures == sorted(f"{stem}.png" for stem in PLOTS)
+    for name in pictures:
+        data = (written[1] / name).read_bytes()
+        assert data.startswith(b"\x89PNG")
+        assert data.endswith(b"IEND\xaeB`\x82")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from bench.report import write_report
+from tests.bench.synthetic import report
+made = [report("first"), report("second")]
+print("ready", flush=True)
+while True:
+    for one in made:
+        write_report(one, Path(sys.argv[1]))
+"""
+
+
+def test_a_kill_leaves_whole_files_only(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    root = Path(__file__).parents[3]
+    seen = 0
+    for _ in range(6):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=root
+        )
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(chance.uniform(0.5, 3))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        for path in [*tmp_path.glob("*.json")]:
+            json.loads(path.read_text(encoding="utf-8"))
+            seen += 1
+        for path in tmp_path.glob("*.html"):
+            assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+        for path in tmp_path.glob("*.png"):
+            if not path.name.startswith("."):
+                assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert seen > 0

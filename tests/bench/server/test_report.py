@@ -1,0 +1,165 @@
+"""Reports of made-up server runs, whose truth is known: speeds, failures, counters by turn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.records.arms import Arm
+from bench.records.run import Answer, Turn
+from bench.report.console import render_loads, warnings
+from bench.report.html import render_page
+from bench.report.schema import Report
+from bench.server.arrivals import Load
+from bench.server.measure import LoadRun
+from bench.server.report import build_server_report, first_differences
+from serving.metrics import ServerCounters, SpecCounters
+from serving.remote import RemoteServer
+
+TOKENS, PROMPTS = 11, 2
+SPEC = SpecCounters(4, 8, 6, (4, 2))
+
+
+def answer(start: float, step: float, counters: SpecCounters | None, **changes: Any) -> Answer:
+    """TTFT 0.5 s, then 10 tokens in 5 pieces, `step` seconds apart."""
+    chunks = [start + 0.5 + step * i for i in range(6)]
+    ids = list(range(TOKENS))
+    return Answer(
+        start, start, chunks, changes.get("tokens", TOKENS), token_ids=ids, counters=counters,
+        error=changes.get("error"),
+    )  # fmt: skip
+
+
+def run_of(
+    name: str, load: Load, step: float, k: int, *, by_request: bool = True, failed: bool = False
+) -> LoadRun:
+    """Two rounds; in each the two prompts are asked twice, all four at once."""
+    server = RemoteServer(f"http://{name}:1", "m", "m", 512, "0.32.0", k)
+    run = LoadRun(name, server, load, PROMPTS)
+    for _ in range(2):
+        spec = SPEC if k and by_request else None
+        answers = [answer(0.0, step, spec) for _ in range(4)]
+        if failed:
+            answers[1] = Answer(0.0, 0.0, error="HTTP 500: no")
+        total = SpecCounters(16, 32, 24, (16, 8)) if k else SpecCounters(0, 0, 0, ())
+        run.rounds.append([Turn(answers, 0.5 + 5 * step, 0.004)])
+        run.counters.append([ServerCounters(4, 4 * TOKENS, total)])
+    return run
+
+
+def report_of(runs: list[LoadRun], *more: list[LoadRun]) -> Report:
+    arms = {run.name: Arm(run.name, Path("draft") if run.server.k else None) for run in runs}
+    common = {
+        "k": 2, "temperature": 0.0, "max_tokens": TOKENS, "rounds": 2, "concurrency": "",
+        "prompts": PROMPTS, "dtype": "bfloat16", "mode": "server",
+        "loads": [part[0].load.words for part in (runs, *more)],
+        "time": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    return build_server_report(
+        [runs, *more],
+        arms=arms,
+        common=common,
+        provenance={
+            name: {**common, "method": arm.draft and "eagle3"} for name, arm in arms.items()
+        },
+        prompts=["p:1", "p:2"],
+        categories=["a", "b"],
+    )
+
+
+def pair(load: Load, **changes: Any) -> list[LoadRun]:
+    return [run_of("none", load, 0.2, 0), run_of("base", load, 0.1, 2, **changes)]
+
+
+def test_throughput_is_all_tokens_over_the_wall_time() -> None:
+    report = report_of(pair(Load(concurrency=4)))
+    none, base = report.arms
+    assert none["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.5)
+    assert base["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.0)
+    assert base["speedup"]["value"] == pytest.approx(1.5)
+    assert base["tokens_per_second_per_request"]["value"] == pytest.approx(10 / 0.5)
+    assert base["requests_per_second"] == pytest.approx(4.0)
+    assert base["client"]["cpu_ms_per_request"] == pytest.approx(1.0)
+    assert base["acceptance_length"]["value"] == pytest.approx(2.5)
+    assert base["accepted_lengths"] == {"per_step": [0, 16, 16], "per_request": [2.5, 2.5]}
+    assert base["latency"]["tpot_ms"]["mean"] == pytest.approx(50)
+    assert base["latency"]["itl_ms"]["mean"] == pytest.approx(100)
+    assert base["lossless"] is None  # batches of several are no ground to compare outputs on
+    assert report.load is None
+
+
+def test_at_a_fixed_rate_the_speedup_is_that_of_a_request() -> None:
+    report = report_of(pair(Load(rate=2.0)), pair(Load(rate=math.inf)))
+    assert report.load is not None
+    assert [step["request_rate"] for step in report.load] == [2.0, "inf"]
+    paced, burst = (step["arms"][1] for step in report.load)
+    assert paced["speedup"]["value"] == pytest.approx(2.0)
+    assert burst["speedup"]["value"] == pytest.approx(1.5)
+    for arm in (paced, burst):
+        assert arm["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.0)
+    assert "all at once" in render_page(report)
+    first, _, speedup, _, _, tpot, _ = (list(c.cells) for c in render_loads(report).columns)
+    arms = ["  No speculation", "  Base draft"]
+    assert first == ["2 requests/s", *arms, "all at once", *arms]
+    assert speedup == ["", "1.00×", "2.00×", "", "1.00×", "1.50×"]
+    assert tpot == ["", "100.0\n(100.0)", "50.0\n(50.0)"] * 2
+
+
+def test_failed_requests_are_left_out_and_said() -> None:
+    report = report_of(pair(Load(concurrency=4), failed=True))
+    base = report.arms[1]
+    assert (base["latency"]["requests"], base["latency"]["failed"]) == (8, 2)
+    assert base["tokens_per_second"]["value"] == pytest.approx(3 * TOKENS / 1.0)
+    assert base["acceptance_length"]["value"] == pytest.approx(2.5)
+    (warning,) = [line for line in warnings(report) if "failed" in line]
+    assert "2 of 8 requests failed; the first: HTTP 500: no" in warning
+
+
+def test_without_counters_by_request_those_of_the_server_are_used() -> None:
+    report = report_of(pair(Load(concurrency=4), by_request=False))
+    base = report.arms[1]
+    assert base["acceptance_length"]["value"] == pytest.approx(2.5)
+    assert [figure["value"] for figure in base["per_position"]] == [1.0, 0.5]
+    assert base["accepted_lengths"] == {"per_step": [0, 16, 16], "per_request": []}
+    assert base["categories"]["a"]["acceptance_length"] is None
+    assert base["categories"]["a"]["speedup"]["value"] == pytest.approx(1.5)
+    assert not base["warnings"]
+
+
+def test_counters_that_do_not_add_up_are_said() -> None:
+    runs = pair(Load(concurrency=4))
+    runs[0].counters[0][0] = ServerCounters(9, 99, SpecCounters(0, 0, 0, ()))
+    runs[1].counters[0][0] = ServerCounters(4, 44, SpecCounters(20, 40, 30, (20, 10)))
+    none, base = report_of(runs).arms
+    assert any("ended 13 requests, of which 8 were ours" in line for line in none["warnings"])
+    assert any("are not the sum over the answers" in line for line in base["warnings"])
+
+
+def test_drafts_of_different_k_keep_their_own_positions() -> None:
+    load = Load(concurrency=4)
+    longer = run_of("longer", load, 0.1, 3, by_request=False)
+    longer.counters = [
+        [ServerCounters(4, 44, SpecCounters(8, 24, 9, (6, 2, 1)))] for _ in longer.counters
+    ]
+    report = report_of([*pair(load), longer])
+    assert [len(arm["per_position"] or []) for arm in report.arms] == [0, 2, 3]
+    assert [len((arm["accepted_lengths"] or {}).get("per_step", [])) for arm in report.arms] == [
+        0, 3, 4,
+    ]  # fmt: skip
+
+
+def test_outputs_are_compared_with_those_without_speculation() -> None:
+    runs = pair(Load(concurrency=1))
+    assert first_differences(runs, ["p:1", "p:2"]) == {"base": []}
+    changed = runs[1].rounds[0][0].answers
+    changed[1] = Answer(0.0, 0.0, [0.1], 2, token_ids=[0, 5])
+    found = first_differences(runs, ["p:1", "p:2"])
+    assert found is not None
+    (difference,) = found["base"]
+    assert (difference.prompt, difference.position) == ("p:2", 1)
+    assert (difference.token_none, difference.token_arm) == (1, 5)
+    changed[0] = Answer(0.0, 0.0, [0.1], 2, token_ids=None)
+    assert first_differences(runs, ["p:1", "p:2"]) is None
