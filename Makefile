@@ -22,7 +22,7 @@ lint: install ## Check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 install: ## Build the virtual environment (some 3 minutes; instant when it is there)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; give one: make PYTHON=..."; exit 1; }

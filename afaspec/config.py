@@ -33,9 +33,9 @@ def read_yaml_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError("no such file", where=file, mend="check the path after --config") from None
+        raise UserError("no such file", where=file, hint="check the path after --config") from None
     except (UnicodeDecodeError, IsADirectoryError):
-        raise UserError("is not a text file", where=file, mend="give a YAML file") from None
+        raise UserError("is not a text file", where=file, hint="give a YAML file") from None
 
 
 def parse_yaml(text: str, file: Path | None) -> dict[str, Any]:
@@ -46,11 +46,11 @@ def parse_yaml(text: str, file: Path | None) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(
-            f"is not valid YAML: {error.problem}", where=f"{file}:{line}", mend="correct the line"
+            f"is not valid YAML: {error.problem}", where=f"{file}:{line}", hint="correct the line"
         ) from None
     if not isinstance(values, dict):
         raise UserError(
-            "holds no `name: value` lines", where=file, mend="write one setting per line"
+            "holds no `name: value` lines", where=file, hint="write one setting per line"
         )
     return values
 
@@ -78,19 +78,19 @@ def describe(
         known = field_names(inner, prefix)
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-        return UserError(f"unknown setting {name}", where=where, mend=hint)
+        return UserError(f"unknown setting {name}", where=where, hint=hint)
     if first["type"] == "missing":
         return UserError(
             f"the setting {name} is missing",
             where=where,
-            mend=f"give it in the file or as --{name.replace('_', '-').replace('.', '-')}",
+            hint=f"give it in the file or as --{name.replace('_', '-').replace('.', '-')}",
         )
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # do not go together
         inside = f"{name}: " if path else ""
-        return UserError(f"{inside}{message}", where=where, mend="change one of these settings")
+        return UserError(f"{inside}{message}", where=where, hint="change one of these settings")
     return UserError(
-        f"{name} is {first['input']!r}: {message}", where=where, mend=f"correct {name}"
+        f"{name} is {first['input']!r}: {message}", where=where, hint=f"correct {name}"
     )
 
 

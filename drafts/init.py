@@ -20,7 +20,7 @@ def init_draft(family: str, target: Path, options: InitOptions | None = None) ->
 
     if family not in FAMILIES:
         raise UserError(
-            f"family {family!r} is unknown", mend=f"choose one of {', '.join(sorted(FAMILIES))}"
+            f"family {family!r} is unknown", hint=f"choose one of {', '.join(sorted(FAMILIES))}"
         )
     options = options or InitOptions()
     with torch.random.fork_rng():

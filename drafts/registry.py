@@ -47,7 +47,7 @@ def read_draft_info(folder: Path) -> DraftInfo:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            "no such folder", where=folder, mend="give the folder of a draft checkpoint"
+            "no such folder", where=folder, hint="give the folder of a draft checkpoint"
         )
     source = Source(folder, read_json(folder / "config.json"), open_tensors(folder).headers)
     family = family_of(source)
@@ -56,7 +56,7 @@ def read_draft_info(folder: Path) -> DraftInfo:
         raise UserError(
             f"is no draft that afaspec knows: its config says {named}",
             where=folder / "config.json",
-            mend=f"give a draft of one of {', '.join(f.title for f in FAMILIES.values())}",
+            hint=f"give a draft of one of {', '.join(f.title for f in FAMILIES.values())}",
         )
     return family.describe(source)
 
@@ -100,7 +100,7 @@ def write_like(base: Path, folder: Path, changed: dict[str, Tensor]) -> None:
                 tensors[name] = left.pop(names[name]).to(old.dtype).contiguous()
         save_file(tensors, folder / path.name, metadata=metadata)
     if left:
-        raise UserError(f"has no tensor for {', '.join(sorted(left))}", where=base, mend=FETCH)
+        raise UserError(f"has no tensor for {', '.join(sorted(left))}", where=base, hint=FETCH)
     for path in base.iterdir():
         if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja"):
             shutil.copyfile(path, folder / path.name)

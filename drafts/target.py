@@ -41,7 +41,7 @@ def read_target(folder: Path) -> TargetInfo:
     """Describe the target in `folder`. Raises `UserError` for missing or damaged files."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError("no such folder", where=folder, mend="give the folder of a saved model")
+        raise UserError("no such folder", where=folder, hint="give the folder of a saved model")
     config = read_json(folder / "config.json")
     text = config.get("text_config", config)  # multimodal wrappers keep the language model inside
     missing = [key for key in ("hidden_size", "vocab_size", "num_hidden_layers") if key not in text]
@@ -49,7 +49,7 @@ def read_target(folder: Path) -> TargetInfo:
         raise UserError(
             f"lacks {', '.join(missing)}, which a causal language model's config has",
             where=folder / "config.json",
-            mend="give the target model's folder, not the draft's or the adapter's",
+            hint="give the target model's folder, not the draft's or the adapter's",
         )
     tensors = open_tensors(folder)
     first = next(iter(tensors.headers.values()))
@@ -94,7 +94,7 @@ def _first_of(tensors: TensorFile, names: tuple[str, ...]) -> Tensor:
     raise UserError(
         f"has none of the tensors {', '.join(names)}",
         where=tensors.folder,
-        mend="afaspec knows targets with transformers' usual tensor names; save it with them",
+        hint="afaspec knows targets with transformers' usual tensor names; save it with them",
     )
 
 

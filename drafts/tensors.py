@@ -56,7 +56,7 @@ def open_tensors(folder: Path) -> TensorFile:
         raise UserError(
             f"has no .safetensors file{f' (only {pickled[0]}, a pickle)' if pickled else ''}",
             where=folder,
-            mend="save the model with safetensors; afaspec does not load pickles",
+            hint="save the model with safetensors; afaspec does not load pickles",
         )
     headers: dict[str, Header] = {}
     for path in paths:
@@ -72,25 +72,25 @@ def read_header(path: Path) -> dict[str, Header]:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
-            raise UserError("is truncated: its header is not whole", where=path, mend=damaged)
+            raise UserError("is truncated: its header is not whole", where=path, hint=damaged)
         try:
             entries: dict[str, Any] = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError):
-            raise UserError("is not a safetensors file", where=path, mend=damaged) from None
+            raise UserError("is not a safetensors file", where=path, hint=damaged) from None
     entries.pop("__metadata__", None)
     end = max((e["data_offsets"][1] for e in entries.values()), default=0)
     if size != 8 + length + end:
         raise UserError(
             f"is truncated or damaged: {size:,} bytes, its header promises {8 + length + end:,}",
             where=path,
-            mend=damaged,
+            hint=damaged,
         )
     headers = {}
     for name, entry in entries.items():
         start, stop = entry["data_offsets"]
         expected = prod(entry["shape"]) * BYTES.get(entry["dtype"], 0)
         if entry["dtype"] in BYTES and expected != stop - start:
-            raise UserError(f"tensor {name} has a wrong size", where=path, mend=damaged)
+            raise UserError(f"tensor {name} has a wrong size", where=path, hint=damaged)
         headers[name] = Header(
             path, NAMES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
         )

@@ -32,7 +32,7 @@ class Check:
     target: str
     draft: str
     ok: bool
-    mend: str = ""
+    hint: str = ""
     note: str = ""
 
 
@@ -62,7 +62,7 @@ def require_compatible(target: Path, draft: Path) -> list[Check]:
         raise UserError(
             "\n".join([f"does not fit the target {target}:", *rows]),
             where=draft,
-            mend="; ".join(dict.fromkeys(check.mend for check in wrong)),
+            hint="; ".join(dict.fromkeys(check.hint for check in wrong)),
         )
     return checks
 
@@ -76,7 +76,7 @@ def table(checks: list[Check]) -> Table:
         result.add_column(column)
     for check in checks:
         fits = "[green]yes[/]" if check.ok else "[bold red]no[/]"
-        note = check.note if check.ok else check.mend
+        note = check.note if check.ok else check.hint
         result.add_row(check.name, check.target, check.draft, fits, note)
     return result
 
@@ -159,12 +159,12 @@ def _tokenizer(t: TargetInfo, d: DraftInfo) -> list[Check]:
         return []
     counts = (f"{len(ours):,} tokens", f"{len(theirs):,} tokens")
     found = counts[1] + (", others" if ours != theirs and counts[0] == counts[1] else "")
-    mend = "use a draft model with the target's own tokenizer"
-    return [Check("tokenizer", counts[0], found, ours == theirs, mend)]
+    hint = "use a draft model with the target's own tokenizer"
+    return [Check("tokenizer", counts[0], found, ours == theirs, hint)]
 
 
 def _dtype(t: TargetInfo, d: DraftInfo) -> Check:
     fits = d.dtype in FLOATS
     note = f"vLLM runs the draft in {t.dtype}" if fits and d.dtype != t.dtype else ""
-    mend = f"save the draft as one of {', '.join(FLOATS)}"
-    return Check("dtype", t.dtype, d.dtype, fits, mend, note)
+    hint = f"save the draft as one of {', '.join(FLOATS)}"
+    return Check("dtype", t.dtype, d.dtype, fits, hint, note)

@@ -70,7 +70,7 @@ def connect(url: str, model: str | None = None) -> RemoteServer:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
-            f"{url!r} is no address of a server", mend="write it whole: http://127.0.0.1:8000"
+            f"{url!r} is no address of a server", hint="write it whole: http://127.0.0.1:8000"
         )
     url = url.rstrip("/").removesuffix("/v1")
     listed = json.loads(_ask(url, "/v1/models"))["data"]
@@ -79,7 +79,7 @@ def connect(url: str, model: str | None = None) -> RemoteServer:
         raise UserError(
             f"serves no model {model!r}; it has {', '.join(names) or 'none'}",
             where=url,
-            mend="give --model one of these names, or the address of another server",
+            hint="give --model one of these names, or the address of another server",
         )
     entry = next(entry for entry in listed if model in (None, entry["id"]))
     return RemoteServer(
@@ -104,7 +104,7 @@ def _counters(url: str) -> ServerCounters:
         raise UserError(
             "its /metrics page has none of vLLM's counters",
             where=url,
-            mend="measure a vLLM server that runs without --disable-log-stats",
+            hint="measure a vLLM server that runs without --disable-log-stats",
         )
     return found
 
@@ -128,18 +128,18 @@ def _ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> str:
         raise UserError(
             f"{path} answered {error.code}: {error.read().decode(errors='replace')[:300]}",
             where=url,
-            mend=_mend(error.code, path),
+            hint=_hint(error.code, path),
         ) from None
     except (OSError, HTTPException, ValueError) as error:
         raise UserError(
             f"no server answers here ({error})",
             where=url,
-            mend="start one with `afaspec serve`, or check the address and port",
+            hint="start one with `afaspec serve`, or check the address and port",
         ) from None
     return text
 
 
-def _mend(status: int, path: str) -> str:
+def _hint(status: int, path: str) -> str:
     if status == 401:
         return "put the server's key into the environment as OPENAI_API_KEY"
     if status == 404 and path == "/metrics":

@@ -64,7 +64,7 @@ def require_vllm() -> None:
     if vllm_package() is None:
         raise UserError(
             "vLLM is not installed; serving and benchmarking need it",
-            mend=f"`{install_command()}` (or `make install` in a clone), then `afaspec doctor`",
+            hint=f"`{install_command()}` (or `make install` in a clone), then `afaspec doctor`",
         )
 
 

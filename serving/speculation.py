@@ -25,7 +25,7 @@ def speculative_config(
     if draft is None:
         return None
     if k < 1:
-        raise UserError(f"k is {k}, expected at least 1", mend="give --k 1 or more (3 is usual)")
+        raise UserError(f"k is {k}, expected at least 1", hint="give --k 1 or more (3 is usual)")
     if draft == "ngram":
         return {"method": "ngram", "num_speculative_tokens": k, **NGRAM_LOOKUP}
     info = read_draft_info(Path(draft))
@@ -33,7 +33,7 @@ def speculative_config(
         raise UserError(
             f"drafts at most {info.max_k} tokens a step, not {k}",
             where=info.folder,
-            mend=f"give --k {info.max_k} or less",
+            hint=f"give --k {info.max_k} or less",
         )
     config: dict[str, Any] = {
         "method": info.method,

@@ -37,7 +37,7 @@ def adapt(model: nn.Module, config: LoraConfig, sigma: str | None) -> PeftModel:
         if sigma not in ACTIVATION_NAMES:
             raise UserError(
                 f"activation {sigma!r} is unknown",
-                mend=f"choose one of {', '.join(ACTIVATION_NAMES)}",
+                hint=f"choose one of {', '.join(ACTIVATION_NAMES)}",
             )
         config._register_custom_module(dict.fromkeys((nn.Linear, Conv1D), _annealed_linear(sigma)))
     return get_peft_model(model, config)
@@ -93,5 +93,5 @@ def read_record(folder: Path) -> AnnealingRecord:
         if not isinstance(record.beta, int | float):
             raise TypeError
     except TypeError:
-        raise UserError("is not an annealing record", where=path, mend="train again") from None
+        raise UserError("is not an annealing record", where=path, hint="train again") from None
     return record

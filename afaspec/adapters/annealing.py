@@ -185,7 +185,7 @@ def _annealed_linear(name: str) -> type[LoraLinear]:
                 raise UserError(
                     f"the adapter cannot be annealed: it is another variant of LoRA already "
                     f"({type(other).__name__})",
-                    mend="leave that variant (DoRA, for one) out of its LoraConfig",
+                    hint="leave that variant (DoRA, for one) out of its LoraConfig",
                 )
             return AnnealedLora(name)
 
@@ -209,5 +209,5 @@ def refuse_non_linear(beta: float, where: Path | None = None) -> None:
         raise UserError(
             f"the adapter is still non-linear (beta = {beta:.4g}); only beta = 0 merges",
             where=where,
-            mend="finish its training, or use a checkpoint from after the annealing's end",
+            hint="finish its training, or use a checkpoint from after the annealing's end",
         )

@@ -64,7 +64,7 @@ class AnnealingCallback(TrainerCallback):
         """Set beta to what belongs to the step at which training begins or goes on."""
         if state.is_hyper_param_search:
             raise UserError(
-                "hyper-parameter search is not annealed", mend="train each trial with a Trainer"
+                "hyper-parameter search is not annealed", hint="train each trial with a Trainer"
             )
         refuse_vllm(args)
         layers = trained_layers(model)
@@ -131,7 +131,7 @@ class AnnealingCallback(TrainerCallback):
                 f"training stopped at step {state.global_step} of {state.max_steps}, where the "
                 f"adapter is still non-linear (beta = {self.annealer.beta:.4g})",
                 where=args.output_dir,
-                mend="go on from its last checkpoint: trainer.train(resume_from_checkpoint=True)",
+                hint="go on from its last checkpoint: trainer.train(resume_from_checkpoint=True)",
             )
         self._record(model, Path(args.output_dir), state)
 
@@ -151,7 +151,7 @@ def trained_layers(model: Any) -> list[AnnealedLora]:
     if not layers:
         raise UserError(
             "the model has no annealed layers, so that there is nothing to anneal",
-            mend="wrap it with afaspec.adapters.afa.adapt(model, LoraConfig(...), 'silu') and give "
+            hint="wrap it with afaspec.adapters.afa.adapt(model, LoraConfig(...), 'silu') and give "
             "the trainer that, without peft_config; for plain LoRA leave the callback out",
         )
     return layers
@@ -173,7 +173,7 @@ def refuse_vllm(args: TrainingArguments) -> None:
     if getattr(args, "use_vllm", False):
         raise UserError(
             "use_vllm generates from merged weights, and an adapter with beta > 0 cannot be merged",
-            mend="set use_vllm=False, so that the model in training generates",
+            hint="set use_vllm=False, so that the model in training generates",
         )
 
 
@@ -188,5 +188,5 @@ def refuse_another_schedule(annealer: Annealer, state: TrainerState) -> None:
         raise UserError(
             f"the checkpoint was annealed otherwise: at step {step} its beta was {beta:.4g}, here "
             f"it is {annealer.beta:.4g}",
-            mend="resume with the schedule and the number of steps that it began with",
+            hint="resume with the schedule and the number of steps that it began with",
         )

@@ -18,7 +18,7 @@ ITERATIONS = 4  # of the randomised SVD; it looks for twice the rank
 
 
 @torch.no_grad()
-def point_along(A: Tensor, gradient: Tensor) -> None:
+def init_lora_a(A: Tensor, gradient: Tensor) -> None:
     """Set the rows of A [r, in] to the leading right singular vectors of `gradient` [out, in].
 
     Where there are fewer than r of them the other rows stay as they are.

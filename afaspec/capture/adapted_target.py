@@ -63,7 +63,7 @@ def resolve_optional(
         raise UserError(
             "adapts a target that is not given",
             where=adapter,
-            mend="give --target as well, or neither: a store and a run name their target",
+            hint="give --target as well, or neither: a store and a run name their target",
         )
     return None
 
@@ -83,27 +83,27 @@ def check_adapter(adapter: Path, target: TargetInfo) -> None:
         raise UserError(
             f"is no PEFT adapter: it has no {CONFIG}",
             where=adapter,
-            mend="give the folder that PEFT's save_pretrained wrote",
+            hint="give the folder that PEFT's save_pretrained wrote",
         )
     config = read_json(adapter / CONFIG)
     if (kind := config.get("peft_type")) != "LORA":
         raise UserError(
             f"is an adapter of type {kind}; only LoRA is merged here",
             where=adapter / CONFIG,
-            mend="merge it into the target yourself, and give that as the target",
+            hint="merge it into the target yourself, and give that as the target",
         )
     for key, reason in UNMERGEABLE.items():
         if config.get(key):
             raise UserError(
                 f"cannot be merged: {key} is set, so that it {reason}",
                 where=adapter / CONFIG,
-                mend="use a plain LoRA adapter, or give a fine-tuned target without adapter",
+                hint="use a plain LoRA adapter, or give a fine-tuned target without adapter",
             )
     if "quantization_config" in read_json(target.folder / "config.json"):
         raise UserError(
             "is quantized, so that an adapter cannot be merged into it",
             where=target.folder,
-            mend="give the target as it was before quantization",
+            hint="give the target as it was before quantization",
         )
     refuse_non_linear(read_record(adapter).beta, where=adapter)
     check_named_base(config, adapter, target)
@@ -121,7 +121,7 @@ def check_named_base(config: dict[str, Any], adapter: Path, target: TargetInfo) 
             f"adapts another model: {named} (hash {found[:12]}, "
             f"{target.folder} has {target.sha256[:12]})",
             where=adapter / CONFIG,
-            mend=TRAINED_FOR,
+            hint=TRAINED_FOR,
         )
 
 
@@ -131,7 +131,7 @@ def check_sizes(adapter: Path, target: TargetInfo) -> None:
         raise UserError(
             f"has no {WEIGHTS}",
             where=adapter,
-            mend="save the adapter with safetensors; afaspec does not load pickles",
+            hint="save the adapter with safetensors; afaspec does not load pickles",
         )
     own = open_tensors(target.folder).headers
     for name, header in read_header(adapter / WEIGHTS).items():
@@ -145,7 +145,7 @@ def check_sizes(adapter: Path, target: TargetInfo) -> None:
                 f"cannot be merged: it changes {ends}, which the target uses as embedding and as "
                 "output layer",
                 where=adapter / WEIGHTS,
-                mend="train the adapter without lm_head and embed_tokens",
+                hint="train the adapter without lm_head and embed_tokens",
             )
         weight = own.get(module) or own.get(f"{module}.weight")
         if weight is None or not fits(plain.removeprefix(module), header, weight):
@@ -153,7 +153,7 @@ def check_sizes(adapter: Path, target: TargetInfo) -> None:
             raise UserError(
                 f"adapts another model: {name} is {list(header.shape)}, {module} {size}",
                 where=adapter / WEIGHTS,
-                mend=TRAINED_FOR,
+                hint=TRAINED_FOR,
             )
 
 
@@ -183,7 +183,7 @@ def merge_target(target: TargetInfo, adapter: Path, folder: Path) -> None:
         raise UserError(
             f"PEFT cannot merge this adapter ({type(error).__name__}: {reason})",
             where=adapter,
-            mend="check that it was trained for this target, and that it holds no NaN",
+            hint="check that it was trained for this target, and that it holds no NaN",
         ) from error
     with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)

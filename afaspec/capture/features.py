@@ -71,7 +71,7 @@ def decoder_layers(model: Any) -> Any:
         raise UserError(
             f"{type(model).__name__} does not keep its {expected} decoder layers where afaspec "
             "looks for them (`layers`)",
-            mend="use a target of a usual decoder-only architecture such as Llama or Qwen",
+            hint="use a target of a usual decoder-only architecture such as Llama or Qwen",
         )
     return layers
 

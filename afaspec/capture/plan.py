@@ -121,7 +121,7 @@ def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CaptureP
                 raise UserError(
                     "has no response to take",
                     where=prompt.id,
-                    mend='give every row a "response", or let the target write: no --use-responses',
+                    hint='give every row a "response", or let the target write: no --use-responses',
                 )
         encoded = [prompt for prompt in encoded if prompt.response_ids]
     _check_vocabulary(encoded, target)
@@ -142,7 +142,7 @@ def choose_layer_ids(config: CaptureConfig, target: TargetInfo) -> tuple[int, ..
     """From the config, else from the draft, else vLLM's default for this depth; checked."""
     layers = target.num_layers
     usual = (1, max(2, layers // 2), layers - 1)
-    mend = f"give --layer-ids {','.join(map(str, usual))}" if layers >= 4 else "see --layer-ids"
+    hint = f"give --layer-ids {','.join(map(str, usual))}" if layers >= 4 else "see --layer-ids"
     ids, origin = config.chosen_layer_ids(), "--layer-ids"
     if ids is None and config.draft is not None:
         info = read_draft_info(config.draft)
@@ -155,14 +155,14 @@ def choose_layer_ids(config: CaptureConfig, target: TargetInfo) -> tuple[int, ..
             f"layer ids {list(ids)} from {origin}: {wrong[0]} is out of range, the target has "
             f"layers 0 to {layers}",
             where=target.folder,
-            mend=mend,
+            hint=hint,
         )
     if len(set(ids)) != len(ids):
         raise UserError(
             f"layer ids {list(ids)} from {origin} are not distinct "
             f"(the target has {layers} layers)",
             where=target.folder,
-            mend=mend,
+            hint=hint,
         )
     return tuple(ids)
 
@@ -171,7 +171,7 @@ def choose_device(wanted: str) -> str:
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device can be used here", mend="give --device cpu or auto")
+        raise UserError("no CUDA device can be used here", hint="give --device cpu or auto")
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
@@ -205,7 +205,7 @@ def choose_batch_size(plan: CapturePlan) -> int:
         raise UserError(
             f"its weights take {weights / GIB:.1f} GiB, {free / GIB:.1f} GiB of memory are free",
             where=plan.target.folder,
-            mend="free some memory, or capture on a larger machine",
+            hint="free some memory, or capture on a larger machine",
         )
     fits = max(1, int(MEMORY_SHARE * (free - weights) / row))
     largest: int = min(fits, LARGEST_BATCH[plan.device], max(1, len(plan.prompts)))
@@ -223,7 +223,7 @@ def check_space(plan: CapturePlan, done_bytes: int) -> int:
         raise UserError(
             f"the store may need {size(most)} more, the disk has {size(free)} free",
             where=plan.config.out,
-            mend="choose another disk with --out, or fewer or shorter responses with --limit or "
+            hint="choose another disk with --out, or fewer or shorter responses with --limit or "
             "--max-new-tokens",
         )
     return most
@@ -245,7 +245,7 @@ def _check_vocabulary(prompts: list[EncodedPrompt], target: TargetInfo) -> None:
             raise UserError(
                 f"token id {largest} is outside the target's vocabulary of {target.vocab_size}",
                 where=prompt.id,
-                mend="the tokenizer in the target's folder belongs to another model; replace it",
+                hint="the tokenizer in the target's folder belongs to another model; replace it",
             )
 
 

@@ -128,7 +128,7 @@ def _resume(plan: CapturePlan) -> Manifest | None:
             raise UserError(
                 "is a folder with other files in it, not a feature store",
                 where=out,
-                mend="choose a new or empty folder for --out",
+                hint="choose a new or empty folder for --out",
             )
         return None
     found = read_manifest(out)
@@ -155,7 +155,7 @@ def _compare(found: Manifest, plan: CapturePlan) -> None:
             raise UserError(
                 f"this store was captured with other settings: {what} was {old}, now it is {new}",
                 where=plan.config.out,
-                mend="choose another --out, the old settings, or --overwrite to replace it",
+                hint="choose another --out, the old settings, or --overwrite to replace it",
             )
 
 

@@ -16,7 +16,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(
             f"has no tokenizer (none of {', '.join(TOKENIZER_FILES)})",
             where=folder,
-            mend="copy the target's tokenizer files into it",
+            hint="copy the target's tokenizer files into it",
         )
     from transformers import AutoTokenizer
 
@@ -26,7 +26,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(
             f"its tokenizer cannot be loaded ({type(error).__name__}: {_first_line(error)})",
             where=folder,
-            mend="fetch the target's tokenizer files again",
+            hint="fetch the target's tokenizer files again",
         ) from error
 
 
@@ -40,7 +40,7 @@ def read_model_config(folder: Path) -> Any:
         raise UserError(
             f"transformers cannot read this model's config ({_first_line(error)})",
             where=folder / "config.json",
-            mend="use a model whose code is part of transformers",
+            hint="use a model whose code is part of transformers",
         ) from error
 
 
@@ -73,7 +73,7 @@ def load_model(folder: Path, dtype: str) -> Any:
         raise UserError(
             f"transformers cannot load this target ({type(error).__name__}: {_first_line(error)})",
             where=folder,
-            mend="check that transformers knows this architecture and that its files are whole",
+            hint="check that transformers knows this architecture and that its files are whole",
         ) from error
     wrong = sorted(loaded["missing_keys"]) + [str(k[0]) for k in loaded["mismatched_keys"]]
     if wrong:
@@ -81,7 +81,7 @@ def load_model(folder: Path, dtype: str) -> Any:
             f"its weights lack or misshape {len(wrong)} tensors that its config asks for, such as "
             f"{wrong[0]}",
             where=folder,
-            mend="fetch the model again: config and weights do not belong together",
+            hint="fetch the model again: config and weights do not belong together",
         )
     return model
 

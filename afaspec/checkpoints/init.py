@@ -62,7 +62,7 @@ def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> Dra
     if config.layer_ids is not None and draft.reads != "layers":
         raise UserError(
             f"a draft of the family {config.family} reads no hidden states of inner layers",
-            mend="leave --layer-ids out",
+            hint="leave --layer-ids out",
         )
     with atomic_folder(config.out) as folder:
         save_draft(draft, config.family, folder, dtype=getattr(torch, choose_dtype(config, target)))
@@ -72,7 +72,7 @@ def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> Dra
         if config.heads is not None and read_draft_info(folder).max_k is None:
             raise UserError(
                 f"a draft of the family {config.family} drafts any number of tokens",
-                mend="leave --heads out",
+                hint="leave --heads out",
             )
     return read_draft_info(config.out)
 
@@ -82,10 +82,10 @@ def read_layer_ids(text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() for part in parts):
-        raise UserError(f"--layer-ids is {text!r}", mend=DISTINCT)
+        raise UserError(f"--layer-ids is {text!r}", hint=DISTINCT)
     ids = tuple(map(int, parts))
     if list(ids) != sorted(set(ids)):
-        raise UserError(f"--layer-ids is {text!r}", mend=DISTINCT)
+        raise UserError(f"--layer-ids is {text!r}", hint=DISTINCT)
     return ids
 
 
@@ -93,7 +93,7 @@ def choose_dtype(config: StartConfig, target: TargetInfo) -> str:
     """The one asked for, else the target's; bfloat16 for a target that is not stored in floats."""
     dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
     if dtype not in FLOATS:
-        raise UserError(f"--dtype is {dtype!r}", mend=f"give one of {', '.join(FLOATS)}")
+        raise UserError(f"--dtype is {dtype!r}", hint=f"give one of {', '.join(FLOATS)}")
     return dtype
 
 
@@ -108,7 +108,7 @@ def open_store(config: StartConfig, target: TargetInfo) -> FeatureStore | None:
         raise UserError(
             f"was captured from another target than {config.target}",
             where=config.store,
-            mend="give a store of this target",
+            hint="give a store of this target",
         )
     return store
 
@@ -128,12 +128,12 @@ def frequent_tokens(
     assert config.vocab is not None
     if store is None:
         raise UserError(
-            "--vocab needs a feature store to count tokens in", mend="give --store DIR as well"
+            "--vocab needs a feature store to count tokens in", hint="give --store DIR as well"
         )
     if not 0 < config.vocab < target.vocab_size:
         raise UserError(
             f"--vocab is {config.vocab}, the target has {target.vocab_size} tokens",
-            mend="give fewer, or leave --vocab out for the full vocabulary",
+            hint="give fewer, or leave --vocab out for the full vocabulary",
         )
     counts = torch.zeros(target.vocab_size, dtype=torch.long)
     for i in range(len(store)):

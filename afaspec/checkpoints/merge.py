@@ -60,7 +60,7 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
     refuse_non_linear(record.beta, where=result)
     check_base(base, run, result)
     if out.resolve() == base.resolve():
-        raise UserError("is the base draft itself", where=out, mend="choose another --out")
+        raise UserError("is the base draft itself", where=out, hint="choose another --out")
     remove_leftovers(out)
     check_replaceable(out)
 
@@ -80,7 +80,7 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
                 f"the merged draft differs from the adapter by {parity.float32:.2e} relative "
                 f"in float32, more than {tolerance:.0e}",
                 where=result,
-                mend="check the adapter for very large or non-finite weights",
+                hint="check the adapter for very large or non-finite weights",
             )
         write_json(
             folder / "afaspec.json",
@@ -123,7 +123,7 @@ def find_result(trained: Path) -> tuple[Path, Path | None]:
     raise UserError(
         "holds neither an adapter nor trained weights",
         where=trained,
-        mend="give the --out folder of `afaspec train`, after its annealing has ended",
+        hint="give the --out folder of `afaspec train`, after its annealing has ended",
     )
 
 
@@ -134,7 +134,7 @@ def recorded(run: Path | None, result: Path, key: str) -> Path:
     config = result / "adapter_config.json"
     named = read_json(config).get("base_model_name_or_path") if config.exists() else None
     if not named:
-        raise UserError("does not say which draft it adapts", where=result, mend="give --draft DIR")
+        raise UserError("does not say which draft it adapts", where=result, hint="give --draft DIR")
     return Path(named)
 
 
@@ -158,7 +158,7 @@ def check_base(base: Path, run: Path | None, result: Path) -> None:
             raise UserError(
                 "is not the draft that was adapted (its hash differs)",
                 where=base,
-                mend="give the base draft of the run, unchanged",
+                hint="give the base draft of the run, unchanged",
             )
     names, headers = module_names(read_draft_info(base)), open_tensors(base).headers
     shapes = {names[stored]: header.shape for stored, header in headers.items()}
@@ -173,7 +173,7 @@ def check_base(base: Path, run: Path | None, result: Path) -> None:
             raise UserError(
                 f"was trained for another draft: {name} {list(header.shape)} does not fit {base}",
                 where=result,
-                mend="give the base draft of the run",
+                hint="give the base draft of the run",
             )
 
 

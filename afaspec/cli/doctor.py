@@ -50,9 +50,9 @@ def _print_table(findings: list[Finding]) -> None:
     console = Console()
     console.print(table)
     for finding in findings:
-        if finding.mend:
+        if finding.hint:
             console.print(
-                f"[{colours[finding.status]}]{finding.name}[/]: {escape(finding.mend)}",
+                f"[{colours[finding.status]}]{finding.name}[/]: {escape(finding.hint)}",
                 soft_wrap=True,
                 highlight=False,
             )

@@ -187,7 +187,7 @@ def part(config: CompareConfig, names: Sequence[str]) -> CompareConfig:
     """
     if unknown := [name for name in names if name not in config.arms.keys() | config.domains]:
         known = ", ".join([*config.arms, *config.domains])
-        raise UserError(f"{unknown[0]!r} is no arm and no domain", mend=f"choose from {known}")
+        raise UserError(f"{unknown[0]!r} is no arm and no domain", hint=f"choose from {known}")
     arms = [name for name in config.arms if name in names] or list(config.arms)
     domains = [name for name in config.domains if name in names] or list(config.domains)
     kept = {}

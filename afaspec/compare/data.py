@@ -53,7 +53,7 @@ class Facts:
         """Those of the study in `folder`. Raises `UserError` where none was begun."""
         if not (folder / FACTS).exists():
             raise UserError(
-                "holds no study yet", where=folder, mend="run afaspec compare without --report-only"
+                "holds no study yet", where=folder, hint="run afaspec compare without --report-only"
             )
         return cls(**read_json(folder / FACTS))
 
@@ -62,7 +62,7 @@ class Facts:
         for name in ("target", "draft"):
             if getattr(self, f"{name}_sha256") != getattr(known, f"{name}_sha256"):
                 raise UserError(
-                    f"was made with another {name}", where=where, mend="give another --out"
+                    f"was made with another {name}", where=where, hint="give another --out"
                 )
         return replace(known, domains=self.domains | known.domains)
 
@@ -111,13 +111,13 @@ def gather(
                 f"all of its {len(held)} prompts to train on fall on one side of the division "
                 "into training and validation",
                 where=domain.prompts,
-                mend="give more prompts (train_limit) or another tuning.validation",
+                hint="give more prompts (train_limit) or another tuning.validation",
             )
         if held.count(False) < most:
             raise UserError(
                 f"has {held.count(False)} prompts to train on, samples asks for {most}",
                 where=domain.prompts,
-                mend="raise train_limit, give more prompts, or lower samples",
+                hint="raise train_limit, give more prompts, or lower samples",
             )
     facts = Facts(str(target), info.sha256, str(config.draft), draft.sha256, domains)
     return facts, prompts
@@ -163,7 +163,7 @@ def divide(
         raise UserError(
             "its prompts of train, validation and eval are the same",
             where=train.folder,
-            mend="give more varied prompts",
+            hint="give more varied prompts",
         )
     dropped = len(train) - len(sides[True]) - len(sides[False])
     for numbers in sides.values():  # a store has answers of like length together

@@ -211,7 +211,7 @@ class Executor:
             raise UserError(
                 f"the target answers {data.domain} otherwise here than where the study was begun",
                 where=store.folder,
-                mend="go on there, or begin anew in another --out",
+                hint="go on there, or begin anew in another --out",
             )
         return store
 

@@ -97,7 +97,7 @@ def report_only(config: CompareConfig) -> Json:
         raise UserError(
             f"has no prompts of the domain {missing[0]} yet",
             where=config.out,
-            mend="run afaspec compare without --report-only",
+            hint="run afaspec compare without --report-only",
         )
     ledger = Ledger(config.out / "cells")
     study = build_study(config, facts, current_plan(config, facts, ledger), ledger)
@@ -179,11 +179,11 @@ def check_settings(config: CompareConfig, target: Path) -> None:
         if settings.activation not in ACTIVATION_NAMES:
             raise UserError(
                 f"the arm {variant.arm} has the activation {settings.activation!r}",
-                mend=f"choose one of {', '.join(ACTIVATION_NAMES)}",
+                hint=f"choose one of {', '.join(ACTIVATION_NAMES)}",
             )
     if unknown := sorted(set(config.vllm.arms or []) - labels):
         raise UserError(
-            f"vllm.arms names {unknown[0]!r}", mend=f"choose from {', '.join(sorted(labels))}"
+            f"vllm.arms names {unknown[0]!r}", hint=f"choose from {', '.join(sorted(labels))}"
         )
     if config.measure == "vllm":
         require_vllm()

@@ -50,7 +50,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
         raise UserError(
             "holds no finished arm yet",
             where=config.out,
-            mend="run afaspec compare without --report-only; it goes on where it stopped",
+            hint="run afaspec compare without --report-only; it goes on where it stopped",
         )
     pairs = {domain: rivals(found[1:], config.arms) for domain, found in measured.items()}
     between = {
@@ -109,10 +109,10 @@ def read_study(path: Path) -> Json:
         if study["schema"] != SCHEMA:
             raise KeyError
     except FileNotFoundError:
-        raise UserError("no such file", where=path, mend="give a study.json(.gz)") from None
+        raise UserError("no such file", where=path, hint="give a study.json(.gz)") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"is not a study ({SCHEMA})", where=path, mend="give a study.json(.gz)"
+            f"is not a study ({SCHEMA})", where=path, hint="give a study.json(.gz)"
         ) from None
     return dict(study)
 

@@ -28,7 +28,7 @@ def resolve_model(name_or_path: str) -> Path:
         raise UserError(
             "no such model folder",
             where=path,
-            mend="give a folder with config.json and .safetensors files, or `embedded`",
+            hint="give a folder with config.json and .safetensors files, or `embedded`",
         )
     return path
 

@@ -34,7 +34,7 @@ def unpack(name: str, assets: Path = ASSETS) -> Path:
         raise UserError(
             f"this installation ships no embedded {name}",
             where=asset,
-            mend="run `afaspec build-embedded`, or reinstall afaspec",
+            hint="run `afaspec build-embedded`, or reinstall afaspec",
         )
     folder = cache_folder() / "embedded" / hash_model(asset)[:16] / name
     if not folder.exists():

@@ -86,13 +86,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(
             "is not a feature store: it has no manifest.json",
             where=folder,
-            mend="give the folder that afaspec capture wrote",
+            hint="give the folder that afaspec capture wrote",
         )
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
         problem = f"has the format {found!r}, expected {FORMAT!r}"
-        raise UserError(problem, where=path, mend=CAPTURE_AGAIN)
+        raise UserError(problem, where=path, hint=CAPTURE_AGAIN)
     try:
         return Manifest(
             target=_target(raw["target"]),
@@ -104,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
             complete=bool(raw["complete"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"lacks or garbles {error}", where=path, mend=CAPTURE_AGAIN) from None
+        raise UserError(f"lacks or garbles {error}", where=path, hint=CAPTURE_AGAIN) from None
 
 
 def _target(raw: dict[str, Any]) -> TargetRecord:

@@ -57,13 +57,13 @@ class FeatureStore:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError("no such folder", where=folder, mend="give a store of afaspec capture")
+            raise UserError("no such folder", where=folder, hint="give a store of afaspec capture")
         manifest = read_manifest(folder)
         if not manifest.complete and not allow_incomplete:
             raise UserError(
                 f"is not finished: {manifest.sequences} sequences are there so far",
                 where=folder,
-                mend="run the same afaspec capture again; it goes on where it stopped",
+                hint="run the same afaspec capture again; it goes on where it stopped",
             )
         for shard in manifest.shards:
             check_shard(folder, shard, manifest, verify)
@@ -128,13 +128,13 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
     """Raise `UserError` unless the shard's file is there, whole and of the promised shapes."""
     path = folder / shard.file
     if not path.is_file():
-        raise UserError("this shard is missing", where=path, mend=CAPTURE_AGAIN)
+        raise UserError("this shard is missing", where=path, hint=CAPTURE_AGAIN)
     size = path.stat().st_size
     if size != shard.bytes:
         raise UserError(
             f"this shard has {size:,} bytes, the manifest promises {shard.bytes:,}",
             where=path,
-            mend=CAPTURE_AGAIN,
+            hint=CAPTURE_AGAIN,
         )
     d, n, s = manifest.target["hidden_size"], shard.tokens, shard.sequences
     expected = {
@@ -152,11 +152,11 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
             f"tensor {wrong} is {found.get(wrong, 'missing')}, expected "
             f"{expected.get(wrong, 'no such tensor')}",
             where=path,
-            mend=CAPTURE_AGAIN,
+            hint=CAPTURE_AGAIN,
         )
     if verify and hash_file(path) != shard.sha256:
         raise UserError(
             "this shard's content has changed since it was captured (its SHA-256 differs)",
             where=path,
-            mend=CAPTURE_AGAIN,
+            hint=CAPTURE_AGAIN,
         )

@@ -117,7 +117,7 @@ def locked(folder: Path, command: str = "afaspec capture") -> Iterator[None]:
             raise UserError(
                 f"another {command} is writing here",
                 where=folder,
-                mend="wait for it, end it, or choose another --out",
+                hint="wait for it, end it, or choose another --out",
             ) from None
         yield
     except BaseException:

@@ -12,7 +12,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from afaspec.adapters.afa import adapt
-from afaspec.adapters.gradient_init import point_along, weight_gradients
+from afaspec.adapters.gradient_init import init_lora_a, weight_gradients
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import OWN_INITS, TrainConfig
 from afaspec.train.loader import draw
@@ -42,12 +42,12 @@ def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
     if unknown := sorted(set(modules) - known):
         raise UserError(
             f"modules names {', '.join(unknown)}, which the draft has not",
-            mend=f"choose from {', '.join(sorted(known))}",
+            hint=f"choose from {', '.join(sorted(known))}",
         )
     return modules
 
 
-def begin_along_gradients(
+def init_from_gradients(
     objective: DraftObjective, config: TrainConfig, store: FeatureStore, train_ids: list[int]
 ) -> None:
     """With `init: gradient`, point the new adapters along the gradients of the first batches."""
@@ -70,7 +70,7 @@ def begin_along_gradients(
     objective.zero_grad(set_to_none=True)  # the adapters' own
     for name, gradient in gradients.items():
         for A in layers[name].lora_A.values():
-            point_along(A.weight, gradient)
+            init_lora_a(A.weight, gradient)
 
 
 def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:

@@ -19,7 +19,7 @@ def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetI
     """Raise `UserError` for the first way in which store, draft and target do not fit."""
     if draft.sha256 == target.sha256:
         raise UserError(
-            "is the target itself", where=draft.folder, mend="give a draft, not the target"
+            "is the target itself", where=draft.folder, hint="give a draft, not the target"
         )
     captured_hash = manifest.target["sha256"]
     again = f"capture again: afaspec capture {target.folder} PROMPTS --draft {draft.folder}"
@@ -28,35 +28,35 @@ def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetI
             f"was captured from another target (hash {captured_hash[:12]}, "
             f"{target.folder} has {target.sha256[:12]})",
             where=store,
-            mend=f"give the target it was captured from, or {again}",
+            hint=f"give the target it was captured from, or {again}",
         )
     if draft.vocab_size != target.vocab_size:
         raise UserError(
             f"is a draft of another target: its vocabulary has {draft.vocab_size} tokens, "
             f"the target's {target.vocab_size}",
             where=draft.folder,
-            mend="use a draft that was trained for this target",
+            hint="use a draft that was trained for this target",
         )
     if draft.reads != "nothing" and draft.target_hidden_size != target.hidden_size:
         raise UserError(
             f"is a draft of another target: it expects hidden size {draft.target_hidden_size}, "
             f"the target has {target.hidden_size}",
             where=draft.folder,
-            mend="use a draft that was trained for this target",
+            hint="use a draft that was trained for this target",
         )
     wanted = wanted_layer_ids(draft, target)
     if wanted and tuple(manifest.layer_ids) != wanted:
         raise UserError(
             f"holds layers {list(manifest.layer_ids)}, the draft reads {list(wanted)}",
             where=store,
-            mend=again,
+            hint=again,
         )
     if "embed_tokens.weight" in draft.shared and draft.hidden_size != target.hidden_size:
         raise UserError(
             f"has no embedding of its own, and hidden size {draft.hidden_size} differs from "
             f"the target's {target.hidden_size}",
             where=draft.folder,
-            mend="use a draft checkpoint that includes embed_tokens.weight",
+            hint="use a draft checkpoint that includes embed_tokens.weight",
         )
 
 
@@ -66,7 +66,7 @@ def check_steps(draft: DraftInfo, draft_steps: int) -> None:
         raise UserError(
             f"draft_steps is {draft_steps}, but the draft drafts at most {draft.max_k} tokens",
             where=draft.folder,
-            mend=f"give --draft-steps {draft.max_k} or less",
+            hint=f"give --draft-steps {draft.max_k} or less",
         )
 
 
@@ -85,13 +85,13 @@ def check_stored(draft: nn.Module, info: DraftInfo, *, lm_head: bool) -> None:
         raise UserError(
             f"ties {both[0]} to its embedding, so that it cannot be trained",
             where=info.folder,
-            mend=f"leave {both[0]} out (no --lm-head)",
+            hint=f"leave {both[0]} out (no --lm-head)",
         )
     if foreign := sorted(trained & {_module(name) for name in info.shared}):
         raise UserError(
             f"shares {foreign[0]} with the target, so that it cannot be trained",
             where=info.folder,
-            mend=f"leave {foreign[0]} out (no --lm-head)",
+            hint=f"leave {foreign[0]} out (no --lm-head)",
         )
     stored = {_module(name) for name in module_names(info).values()}
     if renamed := sorted(trained - stored):
@@ -99,7 +99,7 @@ def check_stored(draft: nn.Module, info: DraftInfo, *, lm_head: bool) -> None:
             f"has no tensor of its own for {renamed[0]} (transformers joins or renames tensors on "
             "loading, such as the experts of a mixture), so that it cannot be trained",
             where=info.folder,
-            mend="train an adapter, with --modules that leave it out",
+            hint="train an adapter, with --modules that leave it out",
         )
 
 

@@ -19,7 +19,7 @@ def split_sequences(count: int, config: TrainConfig) -> tuple[list[int], list[in
         raise UserError(
             f"holds {count} sequences, too few to hold some out",
             where=config.store,
-            mend="capture more prompts",
+            hint="capture more prompts",
         )
     return order[held:], order[: min(held, config.validation_limit)]
 

@@ -20,7 +20,7 @@ from afaspec.adapters.afa import save_adapter
 from afaspec.adapters.annealing import Annealer, annealed_layers
 from afaspec.capture.adapted_target import resolve_optional
 from afaspec.store.read import FeatureStore
-from afaspec.train.arm import begin_along_gradients, learning_rate, make_objective, prepare_arm
+from afaspec.train.arm import init_from_gradients, learning_rate, make_objective, prepare_arm
 from afaspec.train.checks import check_fit, check_steps, check_stored
 from afaspec.train.config import TrainConfig
 from afaspec.train.loader import draw, split_sequences
@@ -78,7 +78,7 @@ def train(
     progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
     if progress.step == 0:
         started = time.perf_counter()
-        begin_along_gradients(objective, config, store, train_ids)
+        init_from_gradients(objective, config, store, train_ids)
         progress.seconds = time.perf_counter() - started
     annealer = Annealer(annealed_layers(draft), config.annealing, config.steps)
     annealer.load_state_dict(
@@ -186,7 +186,7 @@ def claim_folder(config: TrainConfig) -> None:
         raise UserError(
             f"belongs to a run with another {', '.join(changed)}",
             where=config.out,
-            mend="choose another --out, or remove the folder to start anew",
+            hint="choose another --out, or remove the folder to start anew",
         )
 
 

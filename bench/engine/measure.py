@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from bench.prompts.conversation import Turns, Waves, schedule
+from bench.prompts.conversation import Batches, Turns, schedule
 from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.records.run import ArmRun
@@ -37,21 +37,21 @@ def measure(
             engines[run.arm.name].generate([prompt], config.max_tokens, ignore_eos=True)
     progress("warming up", len(runs), len(runs))
     blocks = plan_blocks(config, len(prompts), turns)
-    requests = sum(len(wave) for waves in blocks for wave in waves)
+    requests = sum(len(batch) for batches in blocks for batch in batches)
     total, done = config.rounds * requests * len(runs), 0
     order = random.Random(config.seed)
     for round_index in range(config.rounds):
-        for waves in blocks:
+        for batches in blocks:
             for run in order.sample(runs, len(runs)):
                 progress("measuring", done, total)
-                _run_block(config, run, round_index, engines[run.arm.name], waves, prompts, turns)
-                done += sum(map(len, waves))
+                _run_block(config, run, round_index, engines[run.arm.name], batches, prompts, turns)
+                done += sum(map(len, batches))
     progress("measuring", total, total)
     return runs
 
 
-def plan_blocks(config: BenchConfig, prompts: int, turns: Turns | None) -> list[Waves]:
-    """The blocks in which the arms take turns, as waves of conversation numbers."""
+def plan_blocks(config: BenchConfig, prompts: int, turns: Turns | None) -> list[Batches]:
+    """The blocks in which the arms take turns, as batches of conversation numbers."""
     size = max(config.block, config.concurrency)
     return schedule(turns.later if turns else [0] * prompts, size)
 
@@ -61,15 +61,15 @@ def _run_block(
     run: ArmRun,
     round_index: int,
     engine: EngineProcess,
-    waves: Waves,
+    batches: Batches,
     prompts: list[list[int]],
     turns: Turns | None,
 ) -> None:
     """All turns of a block of conversations in one arm, a turn of all of them at a time."""
-    answers: dict[int, list[list[int]]] = {i: [] for i in waves[0]}
-    for wave in waves:
+    answers: dict[int, list[list[int]]] = {i: [] for i in batches[0]}
+    for batch in batches:
         inputs = []
-        for i in wave:
+        for i in batch:
             ids = prompts[i]
             if turns and answers[i]:
                 ids = turns.prompt(i, answers[i])
@@ -80,5 +80,5 @@ def _run_block(
         run.add(round_index, generation, config.concurrency)
         if round_index == 0:
             run.inputs += inputs
-        for i, request in zip(wave, generation.requests, strict=True):
+        for i, request in zip(batch, generation.requests, strict=True):
             answers[i].append(request.output_ids)

@@ -16,12 +16,12 @@ from drafts.errors import UserError
 # An answer's text may take more tokens than were generated: other pieces, or bytes of no text.
 SLACK = 2
 
-Waves = list[list[int]]
+Batches = list[list[int]]
 Unit = tuple[int, int]  # number of the conversation, number of the turn, both from 0
 
 
-def schedule(later: Sequence[int], size: int) -> list[Waves]:
-    """Blocks of `size` conversations, each as waves: wave t has those that have a turn t.
+def schedule(later: Sequence[int], size: int) -> list[Batches]:
+    """Blocks of `size` conversations, each as batches: batch t has those that have a turn t.
 
     `later` is the number of turns after the first, by conversation.
     """
@@ -33,11 +33,11 @@ def schedule(later: Sequence[int], size: int) -> list[Waves]:
     return blocks
 
 
-def units(blocks: Sequence[Waves]) -> Iterator[Unit]:
+def units(blocks: Sequence[Batches]) -> Iterator[Unit]:
     """What is measured, in its order: every turn of every conversation."""
-    for waves in blocks:
-        for turn, wave in enumerate(waves):
-            for conversation in wave:
+    for batches in blocks:
+        for turn, batch in enumerate(batches):
+            for conversation in batch:
                 yield conversation, turn
 
 
@@ -76,7 +76,7 @@ class Turns:
                     f"its last turn may have {bare + answers:,} tokens with the answers before it, "
                     f"expected at most {room:,}",
                     where=prompt.id,
-                    mend="lower --max-tokens; or --truncate-prompts keeps the last tokens",
+                    hint="lower --max-tokens; or --truncate-prompts keeps the last tokens",
                 )
             self.longest = max(self.longest, min(room, bare + SLACK * answers))
 

@@ -62,7 +62,7 @@ def encode_prompts(
             raise UserError(
                 "the prompt has no tokens; expected at least one",
                 where=prompt.id,
-                mend="repair or remove this row",
+                hint="repair or remove this row",
             )
         if len(tokens) > room:
             if not truncate:
@@ -85,7 +85,7 @@ def prompt_room(max_positions: int, new_tokens: int, max_prompt_tokens: int | No
         raise UserError(
             f"{new_tokens} new tokens leave no room for a prompt: the target has {max_positions} "
             "positions",
-            mend="lower --max-new-tokens",
+            hint="lower --max-new-tokens",
         )
     return room
 
@@ -133,7 +133,7 @@ def _apply_template(
         raise UserError(
             "is a conversation, but the target's tokenizer has no chat template",
             where=where,
-            mend='give rows with "prompt" or "text", or --chat never',
+            hint='give rows with "prompt" or "text", or --chat never',
         )
     try:
         return str(
@@ -144,7 +144,7 @@ def _apply_template(
         raise UserError(
             f"the target's chat template refused this conversation ({error}); its roles: {roles}",
             where=where,
-            mend="change the order of its messages to what the template expects",
+            hint="change the order of its messages to what the template expects",
         ) from error
 
 
@@ -162,5 +162,5 @@ def _too_long(where: str, found: int, room: int, positions: int, new: int) -> Us
     return UserError(
         f"the prompt has {found:,} tokens, expected at most {room:,} ({limit})",
         where=where,
-        mend="--truncate-prompts keeps its last tokens; or remove this row",
+        hint="--truncate-prompts keeps its last tokens; or remove this row",
     )

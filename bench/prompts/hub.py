@@ -39,7 +39,7 @@ def url_rows(address: str) -> Iterator[tuple[str, Any]]:
         raise UserError(
             f"the address cannot be reached: {_first_line(error)}",
             where=address,
-            mend="give the file itself",
+            hint="give the file itself",
         ) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -61,21 +61,21 @@ def _local(path: Path) -> Any:
         raise UserError(
             f"cannot be read as a dataset ({type(error).__name__}: {_first_line(error)})",
             where=path,
-            mend="save it again with datasets, or give a JSONL file",
+            hint="save it again with datasets, or give a JSONL file",
         ) from error
 
 
 def _from_hub(source: str) -> Any:
     match = HUB_ID.match(source)
     if not match:
-        raise UserError("no such file or folder", where=source, mend="check the path")
+        raise UserError("no such file or folder", where=source, hint="check the path")
     try:
         import datasets
     except ImportError:
         raise UserError(
             "reading a hub dataset needs the datasets package",
             where=source,
-            mend="pip install datasets, or give a JSONL file",
+            hint="pip install datasets, or give a JSONL file",
         ) from None
     try:
         _reachable(match["name"])
@@ -85,7 +85,7 @@ def _from_hub(source: str) -> Any:
         raise UserError(
             f"no such file or folder here, and as a hub dataset it could not be fetched ({why})",
             where=source,
-            mend="check the path or name; without a network, give a JSONL file or a folder saved "
+            hint="check the path or name; without a network, give a JSONL file or a folder saved "
             "with datasets' save_to_disk",
         ) from error
     return _one_split(loaded, match["split"], source)
@@ -101,7 +101,7 @@ def _one_split(loaded: Any, wanted: str | None, source: str) -> Any:
         raise UserError(
             f"has no split {wanted}; found {', '.join(names)}",
             where=source,
-            mend=f"write {source.split('@')[0]}@{names[0]}",
+            hint=f"write {source.split('@')[0]}@{names[0]}",
         )
     return loaded[wanted]
 

@@ -52,7 +52,7 @@ def read_prompts(
     prompts = list(_all_prompts(str(source), seed, prompt_tokens, suffixes, note))
     if not prompts:
         raise UserError(
-            "holds no prompts", where=source, mend="give a file with one JSON object on each line"
+            "holds no prompts", where=source, hint="give a file with one JSON object on each line"
         )
     return drawn(one_side(prompts, split, eval_fraction, str(source)), limit, seed)
 
@@ -84,7 +84,7 @@ def _must_exist(path: Path) -> None:
             "no such file or folder; expected a JSONL file, a folder of source files, a hub "
             "dataset id or suite:NAME",
             where=path,
-            mend="check the path",
+            hint="check the path",
         )
 
 

@@ -56,7 +56,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(
             "is not a whole gzip file",
             where=f"{path}:{number + 1}",
-            mend="fetch it again, or give it unpacked",
+            hint="fetch it again, or give it unpacked",
         ) from None
 
 
@@ -68,7 +68,7 @@ def decode_line(line: bytes, where: str) -> Any:
         raise UserError(
             f"found byte 0x{line[error.start]:02x} at column {error.start + 1}, expected UTF-8",
             where=where,
-            mend="save the file as UTF-8",
+            hint="save the file as UTF-8",
         ) from None
     except json.JSONDecodeError as error:
         found = line.decode().strip()
@@ -76,7 +76,7 @@ def decode_line(line: bytes, where: str) -> Any:
             f"is not valid JSON ({error.msg} at column {error.colno}); found {_short(found)}, "
             "expected one JSON object on each line",
             where=where,
-            mend="repair or remove this line",
+            hint="repair or remove this line",
         ) from None
 
 
@@ -197,7 +197,7 @@ def _string(value: Any, name: str, where: str) -> str:
 
 def _wrong(found: str, expected: str, where: str) -> UserError:
     return UserError(
-        f"{found}; expected {expected}", where=where, mend="repair or remove this line"
+        f"{found}; expected {expected}", where=where, hint="repair or remove this line"
     )
 
 

@@ -26,7 +26,7 @@ def one_side(
             f"none of its {len(prompts)} prompts falls on the {split} side "
             f"(eval_fraction {eval_fraction})",
             where=where,
-            mend="give more prompts or another eval_fraction",
+            hint="give more prompts or another eval_fraction",
         )
     return side
 

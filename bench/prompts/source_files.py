@@ -53,7 +53,7 @@ def source_prompts(
             f"holds no usable text file; expected names ending in {ends}"
             + (f" (passed over: {passed})" if passed else ""),
             where=root,
-            mend="lower --prompt-tokens if they are too short; `afaspec capture` takes other "
+            hint="lower --prompt-tokens if they are too short; `afaspec capture` takes other "
             "endings with --suffixes",
         )
 

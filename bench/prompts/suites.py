@@ -132,11 +132,11 @@ def prompt_source(prompts: str | None, suite: str | None, size: str | None) -> s
     if (prompts is None) == (suite is None):
         raise UserError(
             "give --prompts or --suite" + (", not both" if suite else ""),
-            mend="--suite builtin needs no file; `afaspec suites` lists the others",
+            hint="--suite builtin needs no file; `afaspec suites` lists the others",
         )
     if suite is None:
         if size is not None:
-            raise UserError("--size is for suites", mend="use --limit with --prompts")
+            raise UserError("--size is for suites", hint="use --limit with --prompts")
         return str(prompts)
     source = f"{PREFIX}{suite}" + (f"@{size}" if size else "")
     _parse(source)
@@ -167,7 +167,7 @@ def read_suite(
             raise UserError(
                 f"the suite has no category {category!r}; it has {names}",
                 where=source,
-                mend=f"give one of them, or all with {PREFIX}{suite.name}",
+                hint=f"give one of them, or all with {PREFIX}{suite.name}",
             )
     prompts = one_side(prompts, split, eval_fraction, source)
     share = suite.quick if size == "quick" else suite.full
@@ -194,7 +194,7 @@ def local_file(suite: Suite, folder: Path | None = None) -> Path | None:
         raise UserError(
             "no such folder of suites",
             where=given,
-            mend=f"give another --suite-folder or {FOLDER_VARIABLE}; it holds {suite.file}",
+            hint=f"give another --suite-folder or {FOLDER_VARIABLE}; it holds {suite.file}",
         )
     return given / suite.file if (given / suite.file).is_file() else None
 
@@ -210,16 +210,16 @@ def _parse(source: str) -> tuple[Suite, str | None, str]:
     if match is None or name not in SUITES:
         raise UserError(
             f"no such suite: {name!r}; there are {', '.join(SUITES)}",
-            mend="`afaspec suites` lists them; a file or folder goes to --prompts",
+            hint="`afaspec suites` lists them; a file or folder goes to --prompts",
         )
     size = match["size"] or SIZES[0]
     if size not in SIZES:
-        raise UserError(f"no such size: {size!r}", mend=f"give {' or '.join(SIZES)}")
+        raise UserError(f"no such size: {size!r}", hint=f"give {' or '.join(SIZES)}")
     suite, category = SUITES[name], match["category"]
     if category is not None and suite.categories and category not in suite.categories:
         raise UserError(
             f"the suite {name} has no category {category!r}; it has {', '.join(suite.categories)}",
-            mend=f"give one of them, or all with --suite {name}",
+            hint=f"give one of them, or all with --suite {name}",
         )
     return suite, category, size
 
@@ -239,7 +239,7 @@ def _read(suite: Suite, prompt_tokens: int, folder: Path | None) -> tuple[str, l
             lines = prompt.id.removeprefix(file_name)  # a passage's own line as well
             prompts.append(replace(prompt, id=suite.name + lines, category=category))
     if not prompts:
-        raise UserError("holds no prompts", where=where, mend="fetch the file again")
+        raise UserError("holds no prompts", where=where, hint="fetch the file again")
     return where, prompts
 
 
@@ -249,7 +249,7 @@ def _published(suite: Suite, folder: Path | None) -> Iterator[tuple[str, Any]]:
     if not suite.origin:
         raise UserError(
             f"the suite {suite.name} is not in a folder of suites, and nobody publishes its file",
-            mend=f'write {place}/{suite.file}, with {{"text": "..."}} on each line, and give '
+            hint=f'write {place}/{suite.file}, with {{"text": "..."}} on each line, and give '
             f"--suite-folder {place} or set {FOLDER_VARIABLE}; --suite builtin needs no file",
         )
     try:
@@ -261,6 +261,6 @@ def _published(suite: Suite, folder: Path | None) -> Iterator[tuple[str, Any]]:
         raise UserError(
             f"the suite {suite.name} is neither in a folder of suites nor to be had from "
             f"{suite.origin} ({error.problem})",
-            mend=f"put its file at {place}/{suite.file}, and give --suite-folder {place} or set "
+            hint=f"put its file at {place}/{suite.file}, and give --suite-folder {place} or set "
             f"{FOLDER_VARIABLE}; --suite builtin needs no file",
         ) from error

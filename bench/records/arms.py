@@ -39,19 +39,19 @@ def parse_arm(text: str) -> Arm:
     if not name or not folder:
         raise UserError(
             f"cannot read the draft {text!r}",
-            mend="write --draft NAME=FOLDER, for example --draft base=models/base-draft",
+            hint="write --draft NAME=FOLDER, for example --draft base=models/base-draft",
         )
     if name in ("none", "ngram"):
         raise UserError(
             f"the name {name!r} belongs to the arm of that kind",
-            mend="give the draft another name, for example base or lora",
+            hint="give the draft another name, for example base or lora",
         )
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(
             f"no such folder (the draft {name!r})",
             where=path,
-            mend="give the folder of a draft checkpoint: config.json and *.safetensors",
+            hint="give the folder of a draft checkpoint: config.json and *.safetensors",
         )
     return Arm(name, path)
 
@@ -67,8 +67,8 @@ def choose_arms(drafts: list[str], *, none: bool = True, ngram: bool = False) ->
     if doubles:
         raise UserError(
             f"two drafts have the name {doubles[0]!r}",
-            mend="name them apart: --draft first=FOLDER --draft second=FOLDER",
+            hint="name them apart: --draft first=FOLDER --draft second=FOLDER",
         )
     if not arms:
-        raise UserError("there is nothing to measure", mend="give at least one --draft")
+        raise UserError("there is nothing to measure", hint="give at least one --draft")
     return tuple(arms)

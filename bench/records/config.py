@@ -47,18 +47,18 @@ class BenchConfig:
     def __post_init__(self) -> None:
         for name in ("k", "max_tokens", "rounds", "concurrency", "block"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}", mend="give 1 or more")
+                raise UserError(f"{name} is {getattr(self, name)}", hint="give 1 or more")
         if self.samples < 0:
-            raise UserError(f"samples is {self.samples}", mend="give 0 or more")
+            raise UserError(f"samples is {self.samples}", hint="give 0 or more")
         if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}", mend="give 0 or more")
+            raise UserError(f"temperature is {self.temperature}", hint="give 0 or more")
 
 
 def as_split(text: str | None) -> Literal["train", "eval"] | None:
     """A side of the prompts by name. Raises `UserError` for another name."""
     if text is None or text == "train" or text == "eval":
         return text  # type: ignore[return-value]
-    raise UserError(f"unknown split {text!r}", mend="give eval or train")
+    raise UserError(f"unknown split {text!r}", hint="give eval or train")
 
 
 @dataclass(frozen=True)

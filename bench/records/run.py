@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one job. Times are seconds since the start of the turn.
+    """What came back for one job. Times are seconds since the start of the block.
 
     `intended` is when it should have been sent and `sent` when it was; `chunks` are the arrivals of
     the pieces that carried tokens (with speculation, several tokens a piece). `token_ids` and
@@ -46,8 +46,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """All answers of one arm's turn, in the order of the jobs.
+class Block:
+    """All answers of one block of an arm, in the order of the jobs.
 
     `wall_seconds` runs from the start to the end of the last answer; `cpu_seconds` is what this
     process spent on its cores in that time.

@@ -21,7 +21,7 @@ def read_report(path: Path) -> Report:
         raise UserError(
             f"has schema {schema!r}, expected {SCHEMA!r}",
             where=path,
-            mend="give a report.json that `afaspec bench` wrote",
+            hint="give a report.json that `afaspec bench` wrote",
         )
     return Report(
         [{**dict.fromkeys(NEW_IN_2), **arm} for arm in content["arms"]],

@@ -18,7 +18,7 @@ LONG = 24  # characters from which a cell's text may break anywhere, such as a p
 
 def page(title: str, headline: str, settings: str, body: str, foot: str) -> str:
     """A whole page that needs no other file and no network. `body` is HTML, the rest is text."""
-    template = Template((files("bench") / "page.html").read_text(encoding="utf-8"))
+    template = Template((files("bench.report") / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
         headline=escape(headline),

@@ -65,7 +65,7 @@ def parse_loads(concurrency: str | None, request_rate: str | None) -> tuple[Load
     if concurrency and request_rate:
         raise UserError(
             "a run has closed loops (--concurrency) or open ones (--request-rate), not both",
-            mend="measure them in two runs",
+            hint="measure them in two runs",
         )
     if request_rate:
         return tuple(Load(rate=_rate(text)) for text in _parts(request_rate))
@@ -80,7 +80,7 @@ def whole(text: str) -> int:
     """A concurrency from text. Raises `UserError` for what is no whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise UserError(
-            f"concurrency is {text!r}", mend="give whole numbers from 1: --concurrency 1,4,16"
+            f"concurrency is {text!r}", hint="give whole numbers from 1: --concurrency 1,4,16"
         )
     return int(text)
 
@@ -93,6 +93,6 @@ def _rate(text: str) -> float:
     if not rate > 0:
         raise UserError(
             f"the request rate is {text!r}",
-            mend="give requests per second above 0, or inf: --request-rate 0.5,2,inf",
+            hint="give requests per second above 0, or inf: --request-rate 0.5,2,inf",
         )
     return rate

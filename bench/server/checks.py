@@ -49,7 +49,7 @@ def _other_traffic(run: LoadRun) -> list[str]:
 def _client(run: LoadRun) -> list[str]:
     from bench.stats.latency import client_figures, latencies
 
-    figures, e2e = client_figures(run.turns), latencies(run.answers).e2e
+    figures, e2e = client_figures(run.blocks), latencies(run.answers).e2e
     found = []
     if len(e2e) and figures["send_lag_ms"]["p99"] > 1000 * LATE_SHARE * e2e.mean():
         found.append(f"requests were sent late (p99 {figures['send_lag_ms']['p99']:.1f} ms)")

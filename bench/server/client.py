@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench.records.run import Answer, Turn
+from bench.records.run import Answer, Block
 from serving.metrics import SpecCounters, counters_from_histogram
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run_closed(
     *,
     headers: Mapping[str, str] | None = None,
     on_done: Callable[[], None] = lambda: None,
-) -> Turn:
+) -> Block:
     """Send all `jobs` to the server at `url`, `concurrency` at a time."""
 
     async def send(post: Post, start: float) -> None:
@@ -70,7 +70,7 @@ def run_closed(
 
         await asyncio.gather(*(worker() for _ in range(concurrency)))
 
-    return asyncio.run(_turn(url, jobs, send, headers or {}, on_done))
+    return asyncio.run(_run_block(url, jobs, send, headers or {}, on_done))
 
 
 def run_open(
@@ -80,7 +80,7 @@ def run_open(
     *,
     headers: Mapping[str, str] | None = None,
     on_done: Callable[[], None] = lambda: None,
-) -> Turn:
+) -> Block:
     """Send each of `jobs` at its time (seconds from the start), whatever the others do."""
     planned = [float(moment) for moment in times]
 
@@ -109,16 +109,16 @@ def run_open(
             stop.set()
             clock.join()
 
-    return asyncio.run(_turn(url, jobs, send, headers or {}, on_done))
+    return asyncio.run(_run_block(url, jobs, send, headers or {}, on_done))
 
 
-async def _turn(
+async def _run_block(
     url: str,
     jobs: Sequence[Job],
     send: Callable[[Post, float], Any],
     headers: Mapping[str, str],
     on_done: Callable[[], None],
-) -> Turn:
+) -> Block:
     import aiohttp
 
     raw: list[_Raw] = [_Raw(0.0)] * len(jobs)
@@ -148,7 +148,7 @@ async def _turn(
             wall, cpu = time.perf_counter() - start, time.process_time() - cpu
         finally:
             gc.unfreeze()
-    return Turn([_read(answer, start) for answer in raw], wall, cpu)
+    return Block([_read(answer, start) for answer in raw], wall, cpu)
 
 
 async def _post(session: ClientSession, url: str, body: bytes, raw: _Raw) -> None:

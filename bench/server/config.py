@@ -47,13 +47,13 @@ class ServerConfig:
         for name in ("max_tokens", "rounds", "requests", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} is {value}", mend="give 1 or more")
+                raise UserError(f"{name} is {value}", hint="give 1 or more")
         if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}", mend="give 0 or more")
+            raise UserError(f"temperature is {self.temperature}", hint="give 0 or more")
         if self.target is None and (self.max_prompt_tokens is not None or self.truncate_prompts):
             raise UserError(
                 "prompts are cut to a number of tokens by the target's tokenizer only",
-                mend="give TARGET, the folder of the model that the servers serve",
+                hint="give TARGET, the folder of the model that the servers serve",
             )
 
     def in_process(self, target: Path, k: int) -> BenchConfig:
@@ -101,7 +101,7 @@ def parse_url(text: str) -> tuple[str, str]:
     if not name or not urlsplit(url).scheme.startswith("http"):
         raise UserError(
             f"cannot read the server {text!r}",
-            mend="write --url NAME=URL, for example --url base=http://127.0.0.1:8001",
+            hint="write --url NAME=URL, for example --url base=http://127.0.0.1:8001",
         )
     return name, url
 
@@ -119,13 +119,13 @@ def served_arms(
     if doubles:
         raise UserError(
             f"two servers have the name {doubles[0]!r}",
-            mend="name them apart: --url first=http://... --url second=http://...",
+            hint="name them apart: --url first=http://... --url second=http://...",
         )
     known = {arm.name: arm for arm in drafts}
     for name in known:
         if name not in names:
             raise UserError(
                 f"the draft {name!r} belongs to no server: they are {', '.join(names)}",
-                mend="name it as its server, or --serve it",
+                hint="name it as its server, or --serve it",
             )
     return dict(pairs), known

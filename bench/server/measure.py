@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from bench.records.progress import Progress
-from bench.records.run import Answer, Turn
+from bench.records.run import Answer, Block
 from bench.server.arrivals import Load, poisson_arrivals
 from bench.server.client import Job, run_closed, run_open
 from bench.server.config import ServerConfig
@@ -20,14 +20,14 @@ from serving.remote import RemoteServer, api_headers
 # After its last request a server may spin for a second on shared memory, in its neighbour's way.
 PAUSE_SECONDS = 1.5
 REQUESTS_PER_WORKER = 4
-# Requests of a turn at concurrency 1, where short turns cost nothing. With more at once a turn ends
-# with fewer and fewer of them, so there it is the whole round.
+# Requests of a block at concurrency 1, where short blocks cost nothing. With more at once a block
+# ends with fewer and fewer of them, so there it is the whole round.
 BLOCK = 8
 
 
 @dataclass
 class LoadRun:
-    """What one arm gave at one load: by round its turns, and what its counters grew by in each.
+    """What one arm gave at one load: by round its blocks, and what its counters grew by in each.
 
     Request i of a round asks prompt i modulo the number of `prompts`.
     """
@@ -36,18 +36,18 @@ class LoadRun:
     server: RemoteServer
     load: Load
     prompts: int
-    rounds: list[list[Turn]] = field(default_factory=list)
+    rounds: list[list[Block]] = field(default_factory=list)
     counters: list[list[ServerCounters]] = field(default_factory=list)
 
     @property
-    def turns(self) -> list[Turn]:
-        """The turns of all rounds."""
-        return [turn for turns in self.rounds for turn in turns]
+    def blocks(self) -> list[Block]:
+        """The blocks of all rounds."""
+        return [block for blocks in self.rounds for block in blocks]
 
     @property
     def answers(self) -> list[Answer]:
-        """The answers of all turns, failed ones among them."""
-        return [answer for turn in self.turns for answer in turn.answers]
+        """The answers of all blocks, failed ones among them."""
+        return [answer for block in self.blocks for answer in block.answers]
 
     @property
     def good(self) -> list[Answer]:
@@ -56,7 +56,7 @@ class LoadRun:
 
     @property
     def spent(self) -> list[ServerCounters]:
-        """What the counters grew by in every turn."""
+        """What the counters grew by in every block."""
         return [counters for row in self.counters for counters in row]
 
 
@@ -69,7 +69,7 @@ def measure_servers(
     """Per load, in the order of `config.loads`, what each arm gave.
 
     At each load every server is warmed up; then the arms take turns, in an order that rotates from
-    round to round. Raises `UserError` when every request of a turn fails.
+    round to round. Raises `UserError` when every request of a block fails.
     """
     sizes = [round_size(config, load, len(requests)) for load in config.loads]
     meter = _Meter(progress, sum(sizes) * config.rounds * len(servers))
@@ -79,19 +79,19 @@ def measure_servers(
         runs = [LoadRun(name, server, load, prompts) for name, server in servers.items()]
         for one in runs:
             _warm_up(config, one, requests)
-        block = block_size(load, size, prompts)
+        per_block = block_size(load, size, prompts)
         for round_index in range(config.rounds):
             for one in runs:
                 one.rounds.append([])
                 one.counters.append([])
-            for turn_index, start in enumerate(range(0, size, block)):
-                shift = (round_index + turn_index) % len(runs)
-                asked = range(start, min(start + block, size))
+            for block_index, start in enumerate(range(0, size, per_block)):
+                shift = (round_index + block_index) % len(runs)
+                asked = range(start, min(start + per_block, size))
                 for one in runs[shift:] + runs[:shift]:
                     if len(runs) > 1 and is_local(one.server):
                         time.sleep(PAUSE_SECONDS)
                     jobs = _jobs(config, one.server, requests, asked)
-                    _take_turn(config, one, jobs, round_index, meter)
+                    _take_block(config, one, jobs, round_index, meter)
         results.append(runs)
     return results
 
@@ -104,13 +104,13 @@ def round_size(config: ServerConfig, load: Load, prompts: int) -> int:
     if config.requests < workers:
         raise UserError(
             f"{config.requests} requests cannot run {workers} at once",
-            mend=f"give --requests {REQUESTS_PER_WORKER * workers} or more",
+            hint=f"give --requests {REQUESTS_PER_WORKER * workers} or more",
         )
     return config.requests
 
 
 def block_size(load: Load, size: int, prompts: int) -> int:
-    """How many of a round's `size` requests make a turn."""
+    """How many of a round's `size` requests make a block."""
     return BLOCK if load.concurrency == 1 and size <= prompts else size
 
 
@@ -147,34 +147,34 @@ def _warm_up(config: ServerConfig, one: LoadRun, requests: Sequence[Request]) ->
     size = max(config.warmup, workers)
     before = one.server.counters()
     jobs = _jobs(config, one.server, requests, range(size))
-    turn = run_closed(one.server.url, jobs, workers, headers=api_headers())
-    _require_answers(one, turn)
+    block = run_closed(one.server.url, jobs, workers, headers=api_headers())
+    _require_answers(one, block)
     one.server.settled_counters(before.requests + size)
 
 
-def _take_turn(
+def _take_block(
     config: ServerConfig, one: LoadRun, jobs: Sequence[Job], round_index: int, meter: _Meter
 ) -> None:
     before = one.server.counters()
     url, headers = one.server.url, api_headers()
     if one.load.concurrency is not None:
-        turn = run_closed(url, jobs, one.load.concurrency, headers=headers, on_done=meter.step)
+        block = run_closed(url, jobs, one.load.concurrency, headers=headers, on_done=meter.step)
     else:
         assert one.load.rate is not None
         times = poisson_arrivals(one.load.rate, len(jobs), config.seed + round_index)
-        turn = run_open(url, jobs, times, headers=headers, on_done=meter.step)
-    _require_answers(one, turn)
-    ended = sum(answer.error is None for answer in turn.answers)
+        block = run_open(url, jobs, times, headers=headers, on_done=meter.step)
+    _require_answers(one, block)
+    ended = sum(answer.error is None for answer in block.answers)
     after = one.server.settled_counters(before.requests + ended)
-    one.rounds[-1].append(turn)
+    one.rounds[-1].append(block)
     one.counters[-1].append(after - before)
 
 
-def _require_answers(one: LoadRun, turn: Turn) -> None:
-    errors = [answer.error for answer in turn.answers if answer.error]
-    if errors and len(errors) == len(turn.answers):
+def _require_answers(one: LoadRun, block: Block) -> None:
+    errors = [answer.error for answer in block.answers if answer.error]
+    if errors and len(errors) == len(block.answers):
         raise UserError(
             f"every request to {one.name!r} failed; the first: {errors[0]}",
             where=one.server.url,
-            mend="read the server's log, and try one request by hand",
+            hint="read the server's log, and try one request by hand",
         )

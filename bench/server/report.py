@@ -50,7 +50,7 @@ def build_server_report(
     steps = []
     for runs in results:
         load, used = runs[0].load, runs[0].prompts
-        size = sum(len(turn.answers) for turn in runs[0].rounds[0])
+        size = sum(len(block.answers) for block in runs[0].rounds[0])
         alone = load.concurrency == EQUAL_OUTPUT_NEEDS
         report = build_report(
             [as_arm_run(run, arms[run.name]) for run in runs],
@@ -85,8 +85,8 @@ def as_arm_run(run: LoadRun, arm: Arm) -> ArmRun:
     work = _decoding(run) if run.load.is_paced else _throughput(run)
     result = ArmRun(arm, {"method": None if run.server.k == 0 else "not known"})
     result.tokens, result.seconds = work[0].tolist(), work[1].tolist()
-    for turns in run.rounds:
-        answers = [answer for turn in turns for answer in turn.answers]
+    for blocks in run.rounds:
+        answers = [answer for block in blocks for answer in block.answers]
         rows = [answers[prompt :: run.prompts] for prompt in range(run.prompts)]
         result.outputs.append([row[0].token_ids or [] for row in rows])
         result.counters.append([_counters(run, row) for row in rows])
@@ -99,16 +99,16 @@ def as_arm_run(run: LoadRun, arm: Arm) -> ArmRun:
 def _throughput(run: LoadRun) -> tuple[Table, Table]:
     """Tokens and seconds [rounds, prompts] whose sums are all tokens and all wall time.
 
-    The wall time of a turn is shared out over its requests by how long each was under way.
+    The wall time of a block is shared out over its requests by how long each was under way.
     """
     tokens, seconds = _tables(run)
-    for row, turns in enumerate(run.rounds):
+    for row, blocks in enumerate(run.rounds):
         position = 0
-        for turn in turns:
-            spans = [answer.e2e if answer.error is None else 0.0 for answer in turn.answers]
-            for answer, span in zip(turn.answers, spans, strict=True):
+        for block in blocks:
+            spans = [answer.e2e if answer.error is None else 0.0 for answer in block.answers]
+            for answer, span in zip(block.answers, spans, strict=True):
                 tokens[row, position % run.prompts] += answer.tokens if span else 0
-                share = turn.wall_seconds * span / sum(spans)
+                share = block.wall_seconds * span / sum(spans)
                 seconds[row, position % run.prompts] += share
                 position += 1
     return tokens, seconds
@@ -117,8 +117,8 @@ def _throughput(run: LoadRun) -> tuple[Table, Table]:
 def _decoding(run: LoadRun) -> tuple[Table, Table]:
     """Tokens after the first, and seconds from the first piece to the last [rounds, prompts]."""
     tokens, seconds = _tables(run)
-    for row, turns in enumerate(run.rounds):
-        answers = [answer for turn in turns for answer in turn.answers]
+    for row, blocks in enumerate(run.rounds):
+        answers = [answer for block in blocks for answer in block.answers]
         for position, answer in enumerate(answers):
             if answer.error is None:
                 tokens[row, position % run.prompts] += answer.tokens - 1
@@ -156,23 +156,23 @@ def _complete(arm: Json, run: LoadRun, seed: int) -> None:
     arm["prefill_ms"] = None  # TTFT has the queue and the network in it
     arm["tokens_per_second"] = _speed(_throughput(run), seed)
     arm["tokens_per_second_per_request"] = _speed(_decoding(run), seed)
-    arm["requests_per_second"] = len(run.good) / sum(turn.wall_seconds for turn in run.turns)
+    arm["requests_per_second"] = len(run.good) / sum(block.wall_seconds for block in run.blocks)
     if any(answer.token_ids is None for answer in run.good):
         arm["lossless"], arm["repeatable"] = None, None
     if run.server.k and not counts_by_request(run):
-        _acceptance_by_turn(arm, run, seed)
+        _acceptance_by_block(arm, run, seed)
     if run.server.k and arm["per_position"]:
         for key in ("per_position", "conditional"):
             arm[key] = arm[key][: run.server.k]
         steps = arm["accepted_lengths"]["per_step"]
         arm["accepted_lengths"]["per_step"] = steps[: run.server.k + 1]
     arm["server_counters"] = _total(run)
-    arm["client"] = client_figures(run.turns)
+    arm["client"] = client_figures(run.blocks)
     arm["warnings"] = warnings_of(run)
 
 
-def _acceptance_by_turn(arm: Json, run: LoadRun, seed: int) -> None:
-    """Acceptance from the server's counters alone, whose smallest unit is a turn."""
+def _acceptance_by_block(arm: Json, run: LoadRun, seed: int) -> None:
+    """Acceptance from the server's counters alone, whose smallest unit is a block."""
     acceptance = Acceptance.from_counters([spent.spec for spent in run.spent], run.server.k)
     arm |= acceptance_json(acceptance, Resampler(len(run.spent), seed=seed))
     spread = accepted_lengths(acceptance)
@@ -183,7 +183,7 @@ def _acceptance_by_turn(arm: Json, run: LoadRun, seed: int) -> None:
 
 
 def _total(run: LoadRun) -> Json:
-    """What the server's counters grew by over all measured turns."""
+    """What the server's counters grew by over all measured blocks."""
     spent = sum_counters([counters.spec for counters in run.spent])
     return {
         "requests": sum(counters.requests for counters in run.spent),
@@ -216,11 +216,11 @@ def first_differences(
 
 
 def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) -> Json:
-    def turn_json(turn: Any) -> Json:
+    def block_json(block: Any) -> Json:
         return {
-            "wall_seconds": turn.wall_seconds,
-            "cpu_seconds": turn.cpu_seconds,
-            "answers": [asdict(answer) for answer in turn.answers],
+            "wall_seconds": block.wall_seconds,
+            "cpu_seconds": block.cpu_seconds,
+            "answers": [asdict(answer) for answer in block.answers],
         }
 
     loads = [
@@ -228,7 +228,7 @@ def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) 
             **runs[0].load.as_json(),
             "arms": {
                 run.name: {
-                    "turns": [turn_json(turn) for turn in run.turns],
+                    "turns": [block_json(block) for block in run.blocks],
                     "counters": [asdict(spent) for spent in run.spent],
                 }
                 for run in runs

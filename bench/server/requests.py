@@ -82,7 +82,7 @@ def _as_request(prompt: Prompt, server: RemoteServer | None) -> Request:
         raise UserError(
             "is plain text to be cut to its first tokens, and the server does not tokenise",
             where=prompt.id,
-            mend="give TARGET, the folder of the model that the servers serve",
+            hint="give TARGET, the folder of the model that the servers serve",
         )
     return Request(prompt.id, ids[: prompt.head_tokens], category=prompt.category)
 
@@ -135,5 +135,5 @@ def require_same_model(servers: Mapping[str, RemoteServer], target: Path | None)
             raise UserError(
                 f"the server {name!r} serves {server.root}, whose tokens are not those of {whose}",
                 where=server.url,
-                mend="give the target that the servers serve; all arms must serve the same one",
+                hint="give the target that the servers serve; all arms must serve the same one",
             )

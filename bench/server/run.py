@@ -68,7 +68,7 @@ def prepare(config: ServerConfig, servers: Sequence[RemoteServer]) -> list[Reque
                     f"the prompt has {len(ids):,} tokens, and the server at {server.url} has room "
                     f"for {server.max_model_len:,} with the {config.max_tokens:,} of the answer",
                     where=request.id,
-                    mend="lower --max-tokens or give --max-prompt-tokens with --truncate-prompts",
+                    hint="lower --max-tokens or give --max-prompt-tokens with --truncate-prompts",
                 )
     return requests
 

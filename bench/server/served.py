@@ -49,7 +49,7 @@ def run_served_bench(
     flags do not fit.
     """
     if config.target is None:
-        raise UserError("--serve needs TARGET", mend="give the folder of the model to serve")
+        raise UserError("--serve needs TARGET", hint="give the folder of the model to serve")
     read_target(config.target)
     refuse_flags(tuple(extra_args))
     for arm in arms:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.records.run import Answer, Turn
+from bench.records.run import Answer, Block
 from bench.stats.resample import spread
 
 Seconds = NDArray[np.float64]
@@ -58,20 +58,20 @@ def latency_figures(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def client_figures(turns: Sequence[Turn]) -> dict[str, Any]:
+def client_figures(blocks: Sequence[Block]) -> dict[str, Any]:
     """What the load generator itself cost, and how late it sent.
 
     CPU milliseconds per request, as a share of the mean request's time and of one core; send lag
     (sent minus intended) in ms.
     """
-    answers = [answer for turn in turns for answer in turn.answers]
-    cpu = sum(turn.cpu_seconds for turn in turns)
+    answers = [answer for block in blocks for answer in block.answers]
+    cpu = sum(block.cpu_seconds for block in blocks)
     lag = 1000 * np.array([answer.sent - answer.intended for answer in answers])
     e2e = latencies(answers).e2e
     return {
         "cpu_ms_per_request": 1000 * cpu / len(answers),
         "cpu_share_of_request": float(cpu / len(answers) / e2e.mean()) if len(e2e) else None,
-        "cpu_share_of_core": cpu / sum(turn.wall_seconds for turn in turns),
+        "cpu_share_of_core": cpu / sum(block.wall_seconds for block in blocks),
         "send_lag_ms": {
             "mean": float(lag.mean()),
             "p99": float(np.percentile(lag, 99)),

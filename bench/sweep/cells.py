@@ -86,7 +86,7 @@ def read_cell(path: Path) -> CellResult:
         raise UserError(
             f"is no cell of a sweep ({CELL_SCHEMA})",
             where=path,
-            mend="remove it, or give the folder that `afaspec sweep` wrote",
+            hint="remove it, or give the folder that `afaspec sweep` wrote",
         )
     del content["schema"]
     for name in ("none", "series"):
@@ -102,7 +102,7 @@ def read_cells(folder: Path) -> list[CellResult]:
         raise UserError(
             "holds no measured cells of a sweep",
             where=folder,
-            mend="run `afaspec sweep ... --out FOLDER` first, and give that folder",
+            hint="run `afaspec sweep ... --out FOLDER` first, and give that folder",
         )
     return [read_cell(path) for path in paths]
 

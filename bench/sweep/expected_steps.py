@@ -72,7 +72,7 @@ def with_length(conditional: Floats, length: float) -> Floats:
     if not 1 < length < k + 1:
         raise UserError(
             f"an acceptance length of {length:g} is not possible at k = {k}",
-            mend=f"give more than 1 and less than {k + 1}, or another --at-k",
+            hint=f"give more than 1 and less than {k + 1}, or another --at-k",
         )
     inside = np.clip(conditional, 1e-6, 1 - 1e-6)
     odds = inside / (1 - inside)
@@ -94,6 +94,6 @@ def from_per_position(per_position: Sequence[float]) -> Floats:
     if len(shares) == 0 or not (np.diff(chain) <= 0).all() or not (shares > 0).all():
         raise UserError(
             f"these are no acceptances by position: {', '.join(f'{p:g}' for p in per_position)}",
-            mend="give shares above 0 and up to 1, none above the one before: 0.73,0.52,0.36",
+            hint="give shares above 0 and up to 1, none above the one before: 0.73,0.52,0.36",
         )
     return shares / chain[:-1]

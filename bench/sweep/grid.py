@@ -76,7 +76,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if not self.arms:
-            raise UserError("a sweep needs a draft", mend="give at least one --draft, or --ngram")
+            raise UserError("a sweep needs a draft", hint="give at least one --draft, or --ngram")
         check_axis("--k", self.ks)
         check_axis("--temperature", self.temperatures, 0)
         check_axis("--concurrency", self.concurrencies)
@@ -84,7 +84,7 @@ class SweepConfig:
         self._check_sampling()
         for name in ("rounds", "together"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}", mend="give 1 or more")
+                raise UserError(f"{name} is {getattr(self, name)}", hint="give 1 or more")
 
     def _check_sampling(self) -> None:
         known, given = get_args(SampleMethod), self.sample_methods
@@ -94,7 +94,7 @@ class SweepConfig:
                 f"--draft-sample-method has {wrong[0]!r}"
                 if wrong
                 else "--draft-sample-method is empty or names a method twice",
-                mend=f"give {' or '.join(known)}, or both between commas",
+                hint=f"give {' or '.join(known)}, or both between commas",
             )
 
     @property
@@ -138,7 +138,7 @@ def require_waves(config: SweepConfig, prompts: int) -> None:
         raise UserError(
             f"{prompts} prompts make {prompts // most} waves of {most} requests, and an interval "
             f"needs at least {MIN_WAVES}",
-            mend=f"give {MIN_WAVES * most} prompts or more, or a lower --concurrency",
+            hint=f"give {MIN_WAVES * most} prompts or more, or a lower --concurrency",
         )
 
 
@@ -152,7 +152,7 @@ def parse_axis(text: str, option: str, kind: Callable[[str], Any] = int) -> tupl
         except ValueError:
             raise UserError(
                 f"{option} has {part.strip()!r} in {text!r}",
-                mend=f"give numbers between commas, for example {option} 1,2,3",
+                hint=f"give numbers between commas, for example {option} 1,2,3",
             ) from None
     return tuple(values)
 
@@ -160,9 +160,9 @@ def parse_axis(text: str, option: str, kind: Callable[[str], Any] = int) -> tupl
 def check_axis(option: str, values: tuple[float, ...], least: float = 1) -> None:
     """Raise `UserError` for an empty axis, doubles, and numbers below `least`."""
     if not values:
-        raise UserError(f"{option} is empty", mend="give at least one value")
+        raise UserError(f"{option} is empty", hint="give at least one value")
     if len(set(values)) < len(values):
-        raise UserError(f"{option} names a value twice", mend="give each value once")
+        raise UserError(f"{option} names a value twice", hint="give each value once")
     for value in values:
         if not least <= value < float("inf"):
-            raise UserError(f"{option} has {value}", mend=f"give {least} or more")
+            raise UserError(f"{option} has {value}", hint=f"give {least} or more")

@@ -230,7 +230,7 @@ def _settle(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
         raise UserError(
             f"holds cells of another sweep: {told}",
             where=out,
-            mend="choose another --out, or give the same settings to go on with this one",
+            hint="choose another --out, or give the same settings to go on with this one",
         )
 
 
@@ -243,7 +243,7 @@ def _finished(cell: Cell, draft: dict[str, Any], out: Path) -> CellResult | None
         raise UserError(
             f"was measured with another draft of the name {cell.drafting.arm.name!r}",
             where=path,
-            mend="give the draft another name, or choose another --out",
+            hint="give the draft another name, or choose another --out",
         )
     return result
 

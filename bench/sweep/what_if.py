@@ -57,12 +57,12 @@ class Question:
         if self.length_at_k is not None:
             check_axis("--at-k", (self.length_at_k,))
         if not 0 < self.target_scale < float("inf"):
-            raise UserError(f"the target's scale is {self.target_scale:g}", mend="give more than 0")
+            raise UserError(f"the target's scale is {self.target_scale:g}", hint="give more than 0")
         if not 0 <= self.overhead < float("inf"):
-            raise UserError(f"the overhead is {self.overhead:g} s", mend="give 0 or more")
+            raise UserError(f"the overhead is {self.overhead:g} s", hint="give 0 or more")
         if self.length is not None and self.conditional is not None:
             raise UserError(
-                "acceptance is given twice", mend="give --acceptance or --acceptance-length"
+                "acceptance is given twice", hint="give --acceptance or --acceptance-length"
             )
 
 
@@ -127,7 +127,7 @@ def answer(cells: Sequence[CellResult], question: Question, *, arm: str | None =
     """
     measured = [cell for cell in cells if cell.series is not None]
     if not measured:
-        raise UserError("no cell of the sweep could run", mend="see the reasons in its sweep.json")
+        raise UserError("no cell of the sweep could run", hint="see the reasons in its sweep.json")
     model = fit(*points(measured))
     ks = question.ks or tuple(range(1, max(cell.k for cell in measured) + 1))
     loads = question.concurrencies or tuple(sorted({cell.concurrency for cell in measured}))
@@ -136,7 +136,7 @@ def answer(cells: Sequence[CellResult], question: Question, *, arm: str | None =
     names = list(dict.fromkeys(cell.arm for cell in measured))
     if arm is not None and arm not in names:
         raise UserError(
-            f"the sweep has no draft {arm!r} that ran", mend=f"give one of {', '.join(names)}"
+            f"the sweep has no draft {arm!r} that ran", hint=f"give one of {', '.join(names)}"
         )
     most = max(cell.concurrency * (1 + drafted_per_step(cell)) for cell in measured)
     predictions = []
@@ -228,7 +228,7 @@ def _within(ks: tuple[int, ...], cell: CellResult, *, asked: bool) -> list[int]:
     if asked and len(possible) < len(ks):
         raise UserError(
             f"the draft {cell.arm!r} drafts at most {limit} tokens a step, not {max(ks)}",
-            mend=f"give --k {limit} or less, or --arm for another draft",
+            hint=f"give --k {limit} or less, or --arm for another draft",
         )
     return possible
 
@@ -290,6 +290,6 @@ def _unknown(model: StepTime, setting: Setting, question: Question) -> UserError
         asked += f" of a target {question.target_scale:g} times as costly"
     return UserError(
         f"the {len(model.settings)} measured settings do not tell the cost of {asked}",
-        mend="run the sweep again into the same folder (finished cells are kept) with two values "
+        hint="run the sweep again into the same folder (finished cells are kept) with two values "
         "of --k far apart, such as 1,3, and, for other loads and targets, two of --concurrency",
     )

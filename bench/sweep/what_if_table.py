@@ -42,12 +42,12 @@ def choose_cells(
         if value is not None and value not in there:
             raise UserError(
                 f"the sweep has no cells with {OPTIONS[name]} {value}",
-                mend=f"give {OPTIONS[name]} with one of {_list(there)}",
+                hint=f"give {OPTIONS[name]} with one of {_list(there)}",
             )
         if value is None and len(there) > 1:
             raise UserError(
                 f"the sweep has cells with several values of {OPTIONS[name]}",
-                mend=f"give {OPTIONS[name]} with one of {_list(there)}",
+                hint=f"give {OPTIONS[name]} with one of {_list(there)}",
             )
         keep = value if value is not None else next(iter(there), None)
         chosen = [c for c in chosen if getattr(c, name) in (None, keep)]

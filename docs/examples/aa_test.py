@@ -74,7 +74,7 @@ def main(
     if repeats * prompts > len(pool):
         raise UserError(
             f"{repeats} repeats of {prompts} prompts need more than the {len(pool)} there are",
-            mend="give fewer --repeats or --prompts",
+            hint="give fewer --repeats or --prompts",
         )
     random.Random(seed).shuffle(pool)
     found: dict[str, list[Comparison]] = {question: [] for question in QUESTIONS}

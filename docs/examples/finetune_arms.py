@@ -122,7 +122,7 @@ def claim(settings: Settings, out: Path) -> None:
     if not path.exists():
         write_json(path, asdict(settings))
     elif read_json(path) != asdict(settings):
-        raise UserError("holds results of other settings", where=out, mend="choose another --out")
+        raise UserError("holds results of other settings", where=out, hint="choose another --out")
 
 
 def measured_base(settings: Settings, method: Method, out: Path, stage: Stage) -> Json:

@@ -169,7 +169,7 @@ def heads_of(data: Path, part: str, count: int, tokenizer: Any, most: int) -> li
         raise UserError(
             f"has {len(heads)} functions with a docstring for the {part} part",
             where=data,
-            mend="give a folder with more Python files",
+            hint="give a folder with more Python files",
         )
     return heads
 

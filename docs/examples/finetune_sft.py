@@ -124,7 +124,7 @@ def texts_of(data: str, split: Any, limit: int) -> list[str]:
     """Texts of one side of the data, the same for every seed."""
     texts = [prompt.text for prompt in read_prompts(data, split=split, limit=limit) if prompt.text]
     if not texts:
-        raise UserError("holds no plain text", where=data, mend="give source files")
+        raise UserError("holds no plain text", where=data, hint="give source files")
     return texts
 
 

@@ -1,7 +1,7 @@
 """`afaspec bench` and `vllm bench serve` beside each other: one server, one set of prompts.
 
 Starts a server (a target with its draft, no prefix cache) and measures it with both clients in
-turns, with the same prompts, settings and number of requests. Prints acceptance from the server's
+blocks, with the same prompts, settings and number of requests. Prints acceptance from the server's
 counters, which at temperature 0 and concurrency 1 must be equal to the last draft, and the
 latencies of both, with the mean of the differences and its 95% interval over the repeats.
 
@@ -98,8 +98,8 @@ def main(
         server.wait_ready()
         for repeat in range(repeats):
             note(f"Repeat {repeat + 1} of {repeats}")
-            for turn in (repeat, repeat + 1):
-                if turn % 2 == 0:
+            for block in (repeat, repeat + 1):
+                if block % 2 == 0:
                     theirs.append(run_theirs(server.url, folder, file, config, load, out))
                 else:
                     ours.append(run_ours(server.url, config))
@@ -141,9 +141,9 @@ def run_ours(url: str, config: ServerConfig) -> Json:
         "draft_tokens": spec.draft_tokens,
         "accepted_tokens": spec.accepted_tokens,
         "per position": [n / spec.drafts for n in spec.accepted_per_position],
-        "tokens/s": tokens / sum(turn.wall_seconds for turn in run.turns),
+        "tokens/s": tokens / sum(block.wall_seconds for block in run.blocks),
         **{name: figures[name.split()[0]][name.split()[1]] for name in LATENCIES},
-        "client": client_figures(run.turns),
+        "client": client_figures(run.blocks),
     }
 
 

@@ -129,7 +129,7 @@ def claim(settings: Settings, out: Path) -> None:
     if not path.exists():
         write_json(path, asdict(settings))
     elif read_json(path) != asdict(settings):
-        raise UserError("holds results of other settings", where=out, mend="choose another --out")
+        raise UserError("holds results of other settings", where=out, hint="choose another --out")
 
 
 def run(settings: Settings, out: Path, stage: Stage) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def encoded(
     ids = tokenizer(texts, truncation=True, max_length=settings.tune_tokens)["input_ids"]
     kept = [torch.tensor(row) for row in ids if len(row) > 1]
     if not kept:
-        raise UserError("holds no plain text", where=settings.data, mend="give source files")
+        raise UserError("holds no plain text", where=settings.data, hint="give source files")
     return kept
 
 

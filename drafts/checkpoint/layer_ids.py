@@ -16,7 +16,7 @@ def check_layer_ids(ids: Any, path: Path, field: str) -> tuple[int, ...] | None:
         raise UserError(
             f"{field} is {ids}, expected distinct layer numbers",
             where=path,
-            mend="write the layers that the draft was trained on",
+            hint="write the layers that the draft was trained on",
         )
     return tuple(ids)
 

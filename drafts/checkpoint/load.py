@@ -31,13 +31,13 @@ def fill(
         if name in wanted and name not in stored:
             stored[name] = shared_tensor(name, tuple(wanted[name].shape), info, target)
     if lacking := sorted(wanted.keys() - stored.keys()):
-        raise UserError(f"lacks {', '.join(lacking[:4])}", where=info.folder, mend=FETCH)
+        raise UserError(f"lacks {', '.join(lacking[:4])}", where=info.folder, hint=FETCH)
     for name, value in wanted.items():
         if stored[name].shape != value.shape:
             raise UserError(
                 f"{name} is {list(stored[name].shape)}, the config says {list(value.shape)}",
                 where=info.folder,
-                mend=FETCH,
+                hint=FETCH,
             )
     draft.load_state_dict({name: stored[name].float() for name in wanted}, strict=False)
     draft.set_vocabulary_map(vocabulary_map(d2t, info))
@@ -52,11 +52,11 @@ def vocabulary_map(d2t: Tensor | None, info: DraftInfo) -> Tensor:
         return torch.zeros(info.vocab_size, dtype=torch.long)
     if d2t is None:
         raise UserError(
-            "has a reduced vocabulary but no d2t tensor that maps it", where=info.folder, mend=FETCH
+            "has a reduced vocabulary but no d2t tensor that maps it", where=info.folder, hint=FETCH
         )
     ids = torch.arange(info.draft_vocab_size) + d2t.long()
     if d2t.shape != (info.draft_vocab_size,) or ids.min() < 0 or ids.max() >= info.vocab_size:
-        raise UserError("d2t points outside the vocabulary", where=info.folder, mend=FETCH)
+        raise UserError("d2t points outside the vocabulary", where=info.folder, hint=FETCH)
     if len(ids.unique()) != len(ids):
-        raise UserError("d2t maps two draft ids to one token", where=info.folder, mend=FETCH)
+        raise UserError("d2t maps two draft ids to one token", where=info.folder, hint=FETCH)
     return d2t.long()

@@ -11,12 +11,12 @@ from drafts.target import TargetInfo
 
 def check_mask_token(token: Any, vocab_size: int, path: Path, field: str) -> int:
     """`token` as the config at `path` gives it in `field`. Raises `UserError` for a wrong one."""
-    mend = f"write into {field} the mask token that the draft was trained with"
+    hint = f"write into {field} the mask token that the draft was trained with"
     if token is None:
-        raise UserError("names no mask token, which parallel drafting needs", where=path, mend=mend)
+        raise UserError("names no mask token, which parallel drafting needs", where=path, hint=hint)
     if not isinstance(token, int) or not 0 <= token < vocab_size:
         raise UserError(
-            f"{field} is {token!r}, expected a token id below {vocab_size}", where=path, mend=mend
+            f"{field} is {token!r}, expected a token id below {vocab_size}", where=path, hint=hint
         )
     return token
 

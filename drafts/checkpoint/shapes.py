@@ -23,7 +23,7 @@ def check_shapes(
         if name not in names:
             if name in optional:
                 continue
-            raise UserError(f"lacks the tensor {name}", where=source.folder, mend=FETCH)
+            raise UserError(f"lacks the tensor {name}", where=source.folder, hint=FETCH)
         found = names[name].shape
         if len(found) != len(shape) or any(
             want not in (None, have) for want, have in zip(shape, found, strict=True)
@@ -31,7 +31,7 @@ def check_shapes(
             raise UserError(
                 f"{name} is {list(found)}, the config says {list(shape)}",
                 where=source.folder,
-                mend=FETCH,
+                hint=FETCH,
             )
 
 

@@ -44,7 +44,7 @@ def shared_tensor(
         raise UserError(
             f"has no {name}, so it shares the target's",
             where=info.folder,
-            mend="give the target's folder as well",
+            hint="give the target's folder as well",
         )
     tensor = SHARED[name](target)
     if tuple(tensor.shape) != shape:
@@ -52,6 +52,6 @@ def shared_tensor(
         raise UserError(
             f"shares the target's {what}, which is {list(tensor.shape)}, but needs {list(shape)}",
             where=info.folder,
-            mend="use the draft with the target it was trained for",
+            hint="use the draft with the target it was trained for",
         )
     return tensor

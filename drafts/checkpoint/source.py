@@ -27,7 +27,7 @@ def flatten(source: Source) -> dict[str, Any]:
         flat |= {k: v for k, v in outer.items() if v is not None}
     missing = [key for key in REQUIRED if key not in flat]
     if missing:
-        raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, mend=FETCH)
+        raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, hint=FETCH)
     flat["target_hidden_size"] = flat.get("target_hidden_size") or flat["hidden_size"]
     flat["draft_vocab_size"] = flat.get("draft_vocab_size") or flat["vocab_size"]
     return flat

@@ -242,7 +242,7 @@ class EngineProcess:
         return UserError(
             f"{problem} (target {self.settings.target}, {draft})\nthe end of its log:\n{tail}",
             where=self.log,
-            mend="read the log, and run `afaspec doctor` to check the installation",
+            hint="read the log, and run `afaspec doctor` to check the installation",
         )
 
 

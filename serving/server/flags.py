@@ -22,4 +22,4 @@ def refuse_flags(extra_args: tuple[str, ...]) -> None:
     for argument in extra_args:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in REFUSED:
-            raise UserError(f"{flag} cannot be passed through to vLLM", mend=REFUSED[flag])
+            raise UserError(f"{flag} cannot be passed through to vLLM", hint=REFUSED[flag])

@@ -150,7 +150,7 @@ class ServerProcess:
         return UserError(
             f"{problem}; the end of its log:\n{tail}",
             where=self.log,
-            mend="read the log; `afaspec doctor` checks the installation",
+            hint="read the log; `afaspec doctor` checks the installation",
         )
 
     def _healthy(self) -> bool:
@@ -201,6 +201,6 @@ def free_port(host: str, port: int) -> int:
         except (OSError, OverflowError) as error:
             raise UserError(
                 f"cannot listen on {host} port {port}: {error}",
-                mend="end what listens there, or choose another with --port (0 takes a free one)",
+                hint="end what listens there, or choose another with --port (0 takes a free one)",
             ) from None
         return int(probe.getsockname()[1])

@@ -59,12 +59,12 @@ def test_exit_code_1_when_something_required_is_missing(monkeypatch: pytest.Monk
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     row = findings(monkeypatch, peft=None)["peft"]
-    assert (row.status, row.mend) == ("missing", "pip install peft")
+    assert (row.status, row.hint) == ("missing", "pip install peft")
 
 
 def test_torch_companions_that_break_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = findings(monkeypatch, torch="2.13.0+cpu", torchvision="0.28.0", torchaudio="2.13.0+cpu")
-    assert rows["torchvision"].mend == "pip uninstall -y torchvision"
+    assert rows["torchvision"].hint == "pip uninstall -y torchvision"
     assert rows["torchvision"].status == "missing"
     assert "torchaudio" not in rows
 
@@ -81,7 +81,7 @@ def test_training_needs_no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.runtime, "vllm_package", lambda: None)
     row = findings(monkeypatch)["vllm"]
     assert row.status == "warning"
-    assert row.mend.startswith("pip install")
+    assert row.hint.startswith("pip install")
 
 
 def test_cache_folder_that_cannot_be_written(
@@ -92,7 +92,7 @@ def test_cache_folder_that_cannot_be_written(
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     row = findings(monkeypatch)["cache folder"]
     assert row.status == "missing"
-    assert "AFASPEC_CACHE" in row.mend
+    assert "AFASPEC_CACHE" in row.hint
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

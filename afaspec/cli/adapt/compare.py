@@ -119,7 +119,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         pass
     raise UserError(
-        f"cannot read --set {text!r}", mend="write --set NAME=VALUE, for example steps=200"
+        f"cannot read --set {text!r}", hint="write --set NAME=VALUE, for example steps=200"
     )
 
 

@@ -154,7 +154,7 @@ def bench(
     }  # fmt: skip
     of_servers = require_one_way(url or [], serve, only_servers)
     if target is None and not url:
-        raise UserError("TARGET is missing", mend="give the target's folder, or 'embedded'")
+        raise UserError("TARGET is missing", hint="give the target's folder, or 'embedded'")
     folder = None if target is None else resolve_target(target, target_adapter, note)
     early: dict[str, Any] = {
         "max_tokens": max_tokens, "temperature": temperature, "ignore_eos": ignore_eos,

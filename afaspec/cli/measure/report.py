@@ -44,7 +44,7 @@ def report(
 
     if gate is not None and len(runs) > 1:
         raise UserError(
-            "--gate holds one run against the baseline", mend="give one report.json with --gate"
+            "--gate holds one run against the baseline", hint="give one report.json with --gate"
         )
     baseline = read_baseline(gate)
     saved = read_runs(runs)

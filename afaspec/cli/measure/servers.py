@@ -25,18 +25,18 @@ def require_one_way(url: list[str], serve: str | None, only_servers: Mapping[str
     `only_servers` has, by flag, what was given of that which only servers can do.
     """
     if url and serve is not None:
-        raise UserError("--url and --serve exclude each other", mend="give one of the two")
+        raise UserError("--url and --serve exclude each other", hint="give one of the two")
     if serve is not None and serve not in HOWS:
         raise UserError(
             f"--serve is {serve!r}",
-            mend="give together (side by side) or in-turn (one after another)",
+            hint="give together (side by side) or in-turn (one after another)",
         )
     if url or serve is not None:
         return True
     given = [flag for flag, value in only_servers.items() if value]
     if given:
         raise UserError(
-            f"{given[0]} is for servers only", mend="give --url NAME=URL or --serve together"
+            f"{given[0]} is for servers only", hint="give --url NAME=URL or --serve together"
         )
     return False
 
@@ -80,6 +80,6 @@ def flags_of(server_args: str, dtype: str, enforce_eager: bool) -> list[str]:
     try:
         given = shlex.split(server_args)
     except ValueError as error:
-        raise UserError(f"cannot read --server-args ({error})", mend="close its quotes") from None
+        raise UserError(f"cannot read --server-args ({error})", hint="close its quotes") from None
     eager = ["--enforce-eager"] if enforce_eager else []
     return ["--dtype", dtype, *eager, *given]

@@ -95,7 +95,7 @@ def read_settings(flat: dict[str, Any], path: Path) -> Settings:
         raise UserError(
             f"names no {field}",
             where=path,
-            mend="write the layers of the target that the draft was trained on",
+            hint="write the layers of the target that the draft was trained on",
         )
     token = check_mask_token(token, flat["vocab_size"], path, token_field)
     return Settings(layer_ids, token, flat.get("block_size"), causal)
@@ -120,13 +120,13 @@ def refuse_unsupported(flat: dict[str, Any], source: Source) -> None:
         raise UserError(
             f"uses {', '.join(found)}, which afaspec does not know for DFlash",
             where=source.config_path,
-            mend="serve it with vLLM as it is, or adapt a DFlash draft without",
+            hint="serve it with vLLM as it is, or adapt a DFlash draft without",
         )
     if (source.folder / MASK_EMBEDDING).exists():
         raise UserError(
             f"keeps the mask token's embedding in {MASK_EMBEDDING}; afaspec does not load pickles",
             where=source.folder,
-            mend="write that row into an embed_tokens.weight of the safetensors file, at the mask "
+            hint="write that row into an embed_tokens.weight of the safetensors file, at the mask "
             f"token's id, and remove {MASK_EMBEDDING}",
         )
 
@@ -150,7 +150,7 @@ def check_tensors(
         raise UserError(
             "has a reduced vocabulary but no d2t tensor that maps it",
             where=source.folder,
-            mend=FETCH,
+            hint=FETCH,
         )
 
 

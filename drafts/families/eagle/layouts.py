@@ -74,17 +74,17 @@ def check_served(source: Source, flat: dict[str, Any]) -> None:
         raise UserError(
             f"is an EAGLE draft of the architecture {named}, expected {' or '.join(ARCHITECTURES)}",
             where=source.config_path,
-            mend=OTHER,
+            hint=OTHER,
         )
     if flat.get("hidden_act", "silu") != "silu":
         raise UserError(
             f"hidden_act is {flat['hidden_act']}, but vLLM has only silu in Llama layers",
             where=source.config_path,
-            mend=OTHER,
+            hint=OTHER,
         )
     if flat.get("qkv_bias", flat["attention_bias"]) != flat["attention_bias"]:
         raise UserError(
-            "has biases in some of its attention layers only", where=source.config_path, mend=OTHER
+            "has biases in some of its attention layers only", where=source.config_path, hint=OTHER
         )
 
 
@@ -105,7 +105,7 @@ def check_tensors(source: Source, flat: dict[str, Any]) -> None:
         raise UserError(
             f"has the tensor {name}, which an EAGLE draft by this config has not: vLLM {does}",
             where=source.folder,
-            mend=OTHER,
+            hint=OTHER,
         )
 
 
@@ -173,7 +173,7 @@ def fresh(target: Path, options: InitOptions) -> EagleDraft:
     if options.kept is not None:
         raise UserError(
             "vLLM has no vocabulary map for EAGLE drafts, so that none can be reduced",
-            mend="leave the vocabulary full, or choose the family eagle3",
+            hint="leave the vocabulary full, or choose the family eagle3",
         )
     info = read_target(target)
     sizes = layer_sizes(info, options.num_layers or 1)

@@ -86,7 +86,7 @@ def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -
         raise UserError(
             "has a reduced vocabulary but no d2t tensor that maps it",
             where=source.folder,
-            mend=FETCH,
+            hint=FETCH,
         )
 
 
@@ -104,7 +104,7 @@ def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
             raise UserError(
                 f"names no {LAYER_IDS}",
                 where=info.folder / "config.json",
-                mend="add them, or give the target's folder as well",
+                hint="add them, or give the target's folder as well",
             )
         layer_ids = default_layer_ids(read_target(target).num_layers)
     flat = info.config

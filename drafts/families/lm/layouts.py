@@ -36,7 +36,7 @@ def matches(source: Source) -> bool:
 def describe(source: Source) -> DraftInfo:
     flat = dict(source.raw)
     if missing := [key for key in ("hidden_size", "vocab_size") if key not in flat]:
-        raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, mend=FETCH)
+        raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, hint=FETCH)
     embedding = next(n for n in source.headers if n.endswith(".embed_tokens.weight"))
     size = (flat["vocab_size"], flat["hidden_size"])
     check_shapes(
@@ -74,7 +74,7 @@ def load(info: DraftInfo, target: Path | None) -> LmDraft:
         raise UserError(
             "is quantized, so that its weights cannot be read as they are or adapted",
             where=info.folder / "config.json",
-            mend="use the draft model as it was before quantization",
+            hint="use the draft model as it was before quantization",
         )
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -102,11 +102,11 @@ def load_lm(folder: Path) -> Any:
         raise UserError(
             f"transformers cannot load this draft model ({type(error).__name__}: {reason})",
             where=folder,
-            mend="check that transformers knows this architecture and that its files are whole",
+            hint="check that transformers knows this architecture and that its files are whole",
         ) from error
     wrong = sorted(loaded["missing_keys"]) + [str(key[0]) for key in loaded["mismatched_keys"]]
     if wrong:
-        raise UserError(f"lacks or misshapes {', '.join(wrong[:4])}", where=folder, mend=FETCH)
+        raise UserError(f"lacks or misshapes {', '.join(wrong[:4])}", where=folder, hint=FETCH)
     return lm
 
 
@@ -124,7 +124,7 @@ def check_logits(draft: LmDraft, info: DraftInfo) -> None:
         raise UserError(
             f"{type(draft.lm).__name__} changes its logits in a way that afaspec does not know",
             where=info.folder,
-            mend="use a draft model of another architecture",
+            hint="use a draft model of another architecture",
         )
 
 
@@ -150,7 +150,7 @@ def fresh(target: Path, options: InitOptions) -> LmDraft:
 
     if options.kept is not None:
         raise UserError(
-            "a draft model has the target's whole vocabulary", mend="leave the draft vocabulary out"
+            "a draft model has the target's whole vocabulary", hint="leave the draft vocabulary out"
         )
     info = read_target(target)
     sizes = layer_sizes(info, options.num_layers or 2)

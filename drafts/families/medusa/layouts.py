@@ -79,11 +79,11 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"names the architecture {named}, which vLLM does not load as Medusa heads",
             where=source.config_path,
-            mend=f'write "architectures": ["{ARCHITECTURE}"]',
+            hint=f'write "architectures": ["{ARCHITECTURE}"]',
         )
     head = names.get(FIRST_HEAD) or names.get(SHARED_HEAD)
     if head is None:
-        raise UserError(f"lacks the tensor {FIRST_HEAD}", where=source.folder, mend=FETCH)
+        raise UserError(f"lacks the tensor {FIRST_HEAD}", where=source.folder, hint=FETCH)
     flat.setdefault("num_heads", len({n.split(".")[1] for n in names if n.startswith("blocks.")}))
     flat["vocab_size"] = flat.get("vocab_size") or head.shape[0]
     if flat.get("truncated_vocab_size", flat["vocab_size"]) not in (None, flat["vocab_size"]):
@@ -91,7 +91,7 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
             "has a reduced vocabulary (truncated_vocab_size), which vLLM fails to load: it reads "
             "token_map and then misses it",
             where=source.config_path,
-            mend="use a draft of the full vocabulary",
+            hint="use a draft of the full vocabulary",
         )
     flat["original_lm_head"] = bool(flat.get("original_lm_head", False))
     flat["medusa_fc_bias"] = bool(flat.get("medusa_fc_bias", False))
@@ -106,7 +106,7 @@ def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -
         raise UserError(
             f"names no hidden_size; vLLM takes {size}, but the heads have {block.shape[0]}",
             where=source.config_path,
-            mend=f'write "hidden_size": {block.shape[0]} into it',
+            hint=f'write "hidden_size": {block.shape[0]} into it',
         )
     shapes: dict[str, tuple[int | None, ...]] = {}
     for i in range(count):
@@ -128,7 +128,7 @@ def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -
         raise UserError(
             f"has {name}, which vLLM leaves out by this config: the draft would be another",
             where=source.folder,
-            mend='write "medusa_fc_bias": true into config.json' if bias else FETCH,
+            hint='write "medusa_fc_bias": true into config.json' if bias else FETCH,
         )
 
 
@@ -238,7 +238,7 @@ def fresh(target: Path, options: InitOptions) -> MedusaDraft:
     if options.kept is not None:
         raise UserError(
             "vLLM loads no Medusa draft of a reduced vocabulary",
-            mend="leave the vocabulary full, or choose the family eagle3",
+            hint="leave the vocabulary full, or choose the family eagle3",
         )
     info, head = read_target(target), load_lm_head(target)
     draft = MedusaDraft(

@@ -89,6 +89,6 @@ class MedusaDraft(Draft):
         if steps > len(self.blocks):
             raise UserError(
                 f"{steps} draft steps are asked of a Medusa draft with {len(self.blocks)} heads",
-                mend=f"ask for {len(self.blocks)} or fewer",
+                hint=f"ask for {len(self.blocks)} or fewer",
             )
         return [block(x) for block in self.blocks[:steps]]

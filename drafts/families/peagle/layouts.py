@@ -64,14 +64,14 @@ def check_mask_hidden(source: Source) -> None:
         raise UserError(
             f"names a mask token but lacks the tensor {MASK_HIDDEN}",
             where=source.folder,
-            mend=FETCH,
+            hint=FETCH,
         )
     found, size = headers[MASK_HIDDEN].shape, headers["fc.weight"].shape[1]
     if prod(found) != size:
         raise UserError(
             f"{MASK_HIDDEN} is {list(found)}, but fc.weight takes {size} inputs",
             where=source.folder,
-            mend=FETCH,
+            hint=FETCH,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from afaspec.adapters.gradient_init import point_along, weight_gradients
+from afaspec.adapters.gradient_init import init_lora_a, weight_gradients
 
 
 def test_the_rows_are_the_directions_that_hold_most_of_the_gradient() -> None:
@@ -14,7 +14,7 @@ def test_the_rows_are_the_directions_that_hold_most_of_the_gradient() -> None:
     V = torch.linalg.qr(torch.randn(30, 6))[0]
     gradient = U @ torch.diag(torch.tensor([9.0, 7.0, 5.0, 1.0, 0.5, 0.2])) @ V.T
     A = torch.randn(3, 30)
-    point_along(A, gradient)
+    init_lora_a(A, gradient)
     assert torch.allclose(A @ A.T, torch.eye(3), atol=1e-5)
     assert torch.allclose((A @ V[:, :3]).abs(), torch.eye(3), atol=1e-3)
 
@@ -23,7 +23,7 @@ def test_rows_beyond_the_gradients_rank_stay() -> None:
     torch.manual_seed(0)
     A = torch.randn(6, 30)
     before = A.clone()
-    point_along(A, torch.randn(4, 30))
+    init_lora_a(A, torch.randn(4, 30))
     assert torch.equal(A[4:], before[4:])
     assert torch.allclose(A[:4] @ A[:4].T, torch.eye(4), atol=1e-5)
 

@@ -76,7 +76,7 @@ def test_a_suite_that_nobody_publishes_says_how_to_make_it(
 ) -> None:
     with pytest.raises(UserError, match="nobody publishes") as caught:
         read_suite("suite:rust-rfcs", folder=tmp_path)
-    assert str(tmp_path / "rust_rfcs.jsonl.gz") in (caught.value.mend or "")
+    assert str(tmp_path / "rust_rfcs.jsonl.gz") in (caught.value.hint or "")
 
 
 def test_mt_bench_is_a_task_of_spec_bench() -> None:

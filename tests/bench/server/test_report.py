@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.records.arms import Arm
-from bench.records.run import Answer, Turn
+from bench.records.run import Answer, Block
 from bench.report.console import render_loads, warnings
 from bench.report.html import render_page
 from bench.report.schema import Report
@@ -45,7 +45,7 @@ def run_of(
         if failed:
             answers[1] = Answer(0.0, 0.0, error="HTTP 500: no")
         total = SpecCounters(16, 32, 24, (16, 8)) if k else SpecCounters(0, 0, 0, ())
-        run.rounds.append([Turn(answers, 0.5 + 5 * step, 0.004)])
+        run.rounds.append([Block(answers, 0.5 + 5 * step, 0.004)])
         run.counters.append([ServerCounters(4, 4 * TOKENS, total)])
     return run
 
