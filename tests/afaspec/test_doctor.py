@@ -24,7 +24,7 @@ def findings(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> dict[st
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "afaspec", "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_this_installation_is_healthy() -> None:
