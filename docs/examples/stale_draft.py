@@ -1,7 +1,7 @@
 """How stale a draft gets when its target is fine-tuned, and how much adapting it wins back.
 
-A draft in good health is needed first: the embedded draft is adapted by AFA-LoRA to what the
-embedded target answers on C++ headers. Then the target is fine-tuned by LoRA, on the same headers.
+A draft in good health is needed first: the embedded draft is adapted to what the embedded
+target answers on C++ headers. Then the target is fine-tuned by LoRA, on the same headers.
 The draft is measured on the target as it was and as it is now, adapted once more, to the fine-tuned
 target, and measured again: offline, at temperature 0, on the same held-out prompts, which each
 target answers in its own way.
@@ -61,7 +61,7 @@ class Settings:
     eval_prompts: int
     new_tokens: int
     steps: int
-    learning_rate: float
+    learning_rate: float | None
     rank: int
     seed: int
 
@@ -86,7 +86,9 @@ def main(
     eval_prompts: Annotated[int, typer.Option(help="Other prompts, to measure on.")] = 60,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
     steps: Annotated[int, typer.Option(help="Steps of adapting the draft.")] = 240,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of adapting.")] = 3e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak rate of adapting.", show_default="as afaspec train")
+    ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank of the draft's adapter.")] = 32,
     seed: Annotated[int, typer.Option(help="Of data order and weights.")] = 0,
 ) -> None:
@@ -266,7 +268,7 @@ def adapted_draft(
     out: Path,
     stage: Stage,
 ) -> Path:
-    """The draft adapted by AFA-LoRA to the target (with its adapter), merged."""
+    """The draft adapted to the target (with its adapter), as `afaspec train` does, and merged."""
     merged = out / "merged"
     if merged.exists():
         return merged
@@ -276,8 +278,6 @@ def adapted_draft(
         out=out / "run",
         target=target,
         target_adapter=adapter,
-        arm="afa-lora",
-        init="default",  # both as in docs/stale_draft.md
         rank=settings.rank,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
