@@ -89,10 +89,11 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
 def write_study(study: Json, folder: Path) -> Path:
     """Write tables, plots and page, then study.json; returns the page's path."""
     from afaspec.compare.page import write_study_page
-    from afaspec.compare.plots import write_study_plots
+    from afaspec.compare.plots import all_plots
+    from bench.report.plots.style import write_pngs
 
     write_csv(study, folder / "study.csv")
-    write_study_plots(study, folder)
+    write_pngs(all_plots(study), folder)
     page = write_study_page(study, folder / "study.html")
     with atomic_file(folder / "study.json") as temporary:  # too long for an indent
         temporary.write_text(json.dumps(study) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from bench.records.arms import Arm
 from bench.records.run import Answer, Block
 from bench.report.console import render_loads, warnings
-from bench.report.html import render_page
+from bench.report.page import render_page
 from bench.report.schema import Report
 from bench.server.arrivals import Load
 from bench.server.measure import LoadRun
