@@ -15,7 +15,7 @@ from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
 from drafts.files import hash_model
 from drafts.target import load_lm_head, read_target
-from drafts.tensors import open_tensors
+from drafts.tensors import dtype_name, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -221,7 +221,7 @@ def dump(draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tens
         "medusa_fc_bias": c.bias,
         "original_lm_head": c.shared_head,
         "logit_scale": c.logit_scale,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
     }
     tensors = {
         stored_name(own): p.detach().to(dtype).contiguous() for own, p in draft.named_parameters()

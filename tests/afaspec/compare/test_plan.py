@@ -1,4 +1,4 @@
-"""Which cells a study needs: order, sharing, growth, and what a changed setting touches."""
+"""Which tasks a study needs: order, sharing, growth, and what a changed setting touches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from afaspec.compare.config import CompareConfig, quick
 from afaspec.compare.data import Facts
 from afaspec.compare.ledger import Ledger
-from afaspec.compare.plan import Cell, Plan, needed, variants
+from afaspec.compare.plan import Plan, Task, plan_tasks, variants
 
 BEST = {"lora": 3e-3, "afa-lora": 1e-2, "full": 5e-4}
 SIDES = {side: {"sha256": side, "prompts": 100} for side in ("train", "eval")}
@@ -33,24 +33,24 @@ def facts(config: CompareConfig) -> Facts:
 
 
 def finish(config: CompareConfig, done: dict[str, Any]) -> Plan:
-    """Do every cell with made-up results, in which each arm has its best rate; the last plan."""
-    while pending := (plan := needed(config, facts(config), done)).pending(done):
+    """Do every task with made-up results, in which each arm has its best rate; the last plan."""
+    while pending := (plan := plan_tasks(config, facts(config), done)).pending(done):
         done[pending[0].key] = result(config, pending[0])
     return plan
 
 
-def result(config: CompareConfig, cell: Cell) -> Any:
-    if cell.kind != "run":
+def result(config: CompareConfig, task: Task) -> Any:
+    if task.kind != "run":
         return {}
-    assert cell.variant
-    method = config.arms[cell.variant.arm].arm
-    return {"validation_acceptance_length": 2.5 if cell.rate == BEST[method] else 2.0}
+    assert task.variant
+    method = config.arms[task.variant.arm].arm
+    return {"validation_acceptance_length": 2.5 if task.rate == BEST[method] else 2.0}
 
 
 def by_kind(plan: Plan) -> dict[str, int]:
     return {
-        kind: sum(cell.kind == kind for cell in plan.cells)
-        for kind in dict.fromkeys(cell.kind for cell in plan.cells)
+        kind: sum(task.kind == kind for task in plan.tasks)
+        for kind in dict.fromkeys(task.kind for task in plan.tasks)
     }
 
 
@@ -71,9 +71,9 @@ def test_a_try_on_the_tuning_seed_is_the_final_run_of_that_seed() -> None:
 
 def test_later_cells_are_counted_before_their_rates_are_known() -> None:
     config, done = study(), {}
-    first = needed(config, facts(config), done)
-    known = len(first.cells) + len(first.later)
-    assert len(finish(config, done).cells) == known + 4  # the four extended grids
+    first = plan_tasks(config, facts(config), done)
+    known = len(first.tasks) + len(first.later)
+    assert len(finish(config, done).tasks) == known + 4  # the four extended grids
 
 
 def test_short_tries_are_runs_of_their_own() -> None:
@@ -96,7 +96,7 @@ def test_a_grown_study_needs_just_what_is_new(changes: dict[str, Any], new: dict
     finish(study(), done)
     before = set(done)
     plan = finish(study(**changes), done)
-    fresh = [cell.kind for cell in plan.cells if cell.key not in before]
+    fresh = [task.kind for task in plan.tasks if task.key not in before]
     assert {kind: fresh.count(kind) for kind in set(fresh)} == new
 
 
@@ -106,8 +106,8 @@ def test_a_grown_study_needs_just_what_is_new(changes: dict[str, Any], new: dict
 def test_a_changed_setting_never_meets_old_results(changes: dict[str, Any]) -> None:
     done: dict[str, Any] = {}
     finish(study(), done)
-    plan = needed(study(**changes), facts(study()), done)
-    assert not [c for c in plan.cells if c.kind in ("run", "eval") and c.key in done]
+    plan = plan_tasks(study(**changes), facts(study()), done)
+    assert not [c for c in plan.tasks if c.kind in ("run", "eval") and c.key in done]
 
 
 def test_other_prompts_make_other_cells() -> None:
@@ -115,16 +115,16 @@ def test_other_prompts_make_other_cells() -> None:
     finish(config, done)
     other = facts(config)
     other.domains["cpp"] = {**SIDES, "eval": {"sha256": "other", "prompts": 100}}
-    plan = needed(config, other, done)
-    assert {cell.domain for cell in plan.pending(done)} == {"cpp"}
+    plan = plan_tasks(config, other, done)
+    assert {task.domain for task in plan.pending(done)} == {"cpp"}
 
 
 def test_results_of_an_older_default_are_forgotten(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    made = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu"})
+    made = Task("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu"})
     ledger.add(made, {"done": True}, 1.0)
-    grown = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu", "new": 0})
-    changed = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "silu"})
+    grown = Task("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu", "new": 0})
+    changed = Task("run", "cpp", {"settings": {}}, "x", settings={"activation": "silu"})
     assert made.key == grown.key == changed.key
     assert not Ledger(tmp_path).drop_stale([made, grown])
     again = Ledger(tmp_path)
@@ -144,9 +144,9 @@ def test_keys_outlive_a_change_of_defaults() -> None:
 
     def recorded(**settings: Any) -> Any:
         config = study(arms={"lora": {"arm": "lora", "learning_rate": 1e-3, **settings}}, ranks=[4])
-        return next(c for c in needed(config, facts(config), {}).cells if c.kind == "run").inputs[
-            "settings"
-        ]
+        return next(
+            c for c in plan_tasks(config, facts(config), {}).tasks if c.kind == "run"
+        ).inputs["settings"]
 
     assert "init" not in recorded(init="default")
     assert (
