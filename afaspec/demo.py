@@ -31,7 +31,8 @@ from bench.report.files import read_report, write_report
 from bench.report.schema import Report
 from bench.stats.offline import offline_acceptance
 from drafts.files import read_json, write_json
-from drafts.registry import load_draft
+from drafts.registry import load_draft, read_draft
+from drafts.target import read_target
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -99,14 +100,16 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
         curves[arm] = training_curve(trained.folder)
 
     offline = {
-        name: offline_acceptance(load_draft(folder, target), eval_store, config.k)
+        name: offline_acceptance(
+            load_draft(read_draft(folder), read_target(target)), eval_store, config.k
+        )
         for name, folder in drafts.items()
     }
     report = run_bench(
         BenchConfig(
             target=target,
             prompts=data,
-            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            arms=(Arm("none"), *(Arm(name, read_draft(folder)) for name, folder in drafts.items())),
             k=config.k,
             max_tokens=config.new_tokens,
             rounds=config.rounds,

@@ -32,7 +32,8 @@ from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from drafts.nn.interface import Draft
-from drafts.registry import load_draft
+from drafts.registry import load_draft, read_draft
+from drafts.target import read_target
 
 CURVE, CURVE_POINTS = ("step", "loss", "acceptance_length"), 200  # that are kept of a training
 
@@ -92,7 +93,8 @@ class Executor:
         return capture(settings, on_progress)
 
     def _base(self, task: Task, plan: Plan) -> Json:
-        return self._measure(load_draft(self.config.draft, self.target), task, plan)
+        draft = load_draft(read_draft(self.config.draft), read_target(self.target))
+        return self._measure(draft, task, plan)
 
     def _run(self, task: Task, plan: Plan) -> Json:
         assert task.variant
@@ -130,7 +132,8 @@ class Executor:
 
     def _eval(self, task: Task, plan: Plan) -> Json:
         result, _ = find_result(self._trained(plan.runs[task.key], plan))
-        return self._measure(load_merged(self.config.draft, result, self.target), task, plan)
+        base, target = read_draft(self.config.draft), read_target(self.target)
+        return self._measure(load_merged(base, result, target), task, plan)
 
     def _measure(self, draft: Draft, task: Task, plan: Plan) -> Json:
         """Offline acceptance on the eval split of the task's domain."""
@@ -140,13 +143,13 @@ class Executor:
 
     def _vllm(self, task: Task, plan: Plan) -> Json:
         wanted, data = self.config.vllm, plan.only("data", task.domain)
-        arms, offline, curves = [Arm("none"), Arm("base", self.config.draft)], {}, {}
+        arms, offline, curves = [Arm("none"), Arm("base", read_draft(self.config.draft))], {}, {}
         offline["base"] = as_acceptance(self.ledger[plan.only("base", task.domain).key])
         for final in (c for c in plan.tasks if c.key in task.inputs["evals"]):
             assert final.variant
             run = plan.runs[final.key]
             name = final.variant.label(self.config)
-            arms.append(Arm(name, self._merged(run, plan)))
+            arms.append(Arm(name, read_draft(self._merged(run, plan))))
             offline[name] = as_acceptance(self.ledger[final.key])
             curves[name] = self.ledger[run.key]["curve"]
         settings = capture_config(

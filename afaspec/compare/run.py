@@ -24,7 +24,7 @@ from afaspec.train.checks import check_fit, check_steps
 from afaspec.train.step_cost import StepCost, time_step
 from bench.records.progress import Progress
 from drafts.errors import UserError
-from drafts.registry import read_draft_info, wanted_layer_ids
+from drafts.registry import read_draft, wanted_layer_ids
 from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.runtime import require_vllm
@@ -126,7 +126,8 @@ def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
     check_settings(config, target)
     ledger = Ledger(config.out / "cells")
     plan = current_plan(config, facts, ledger)
-    domain = max(config.domains.values(), key=lambda d: d.prompt_tokens + d.max_new_tokens)
+    draft, opened = read_draft(config.draft), read_target(target)
+    tokens = max(((d.prompt_tokens, d.max_new_tokens) for d in config.domains.values()), key=sum)
     costs: dict[str, StepCost] = {}
     by_arm: dict[str, StepCost] = {}
     for variant in variants(config):
@@ -134,7 +135,7 @@ def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
         if label in costs:
             continue
         settings = train_config(config, variant, 1e-4, 0, variant.steps)
-        costs[label] = time_step(settings, target, (domain.prompt_tokens, domain.max_new_tokens))
+        costs[label] = time_step(settings, draft, opened, tokens)
         by_arm[variant.arm] = costs[label]
     return Forecast(
         plan,
@@ -161,8 +162,8 @@ def progress_of(plan: Plan, ledger: Ledger) -> StudyProgress:
 
 def check_settings(config: CompareConfig, target: Path) -> None:
     """Raise `UserError` where draft, target and the arms' settings do not fit each other."""
-    require_compatible(target, config.draft)
-    draft, info = read_draft_info(config.draft), read_target(target)
+    draft, info = read_draft(config.draft), read_target(target)
+    require_compatible(info, draft)
     record = TargetRecord(
         path=str(target),
         sha256=info.sha256,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +18,11 @@ from afaspec.train.config import OWN_INITS, TrainConfig
 from afaspec.train.loader import draw
 from afaspec.train.objective import DraftObjective, collate
 from afaspec.train.step import autocast
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft
-from drafts.target import load_lm_head
+from drafts.target import TargetInfo, load_lm_head
 
 GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
 
@@ -41,13 +41,13 @@ class Setup:
     optimizer: torch.optim.Optimizer
 
 
-def set_up(config: TrainConfig, target_folder: Path, device: torch.device) -> Setup:
+def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: torch.device) -> Setup:
     """The draft as it begins, with what trains it. Sets the seed."""
     torch.manual_seed(config.seed)
-    draft = load_draft(config.draft, target_folder)
+    draft = load_draft(info, target)
     wrapped, parameters = prepare_arm(draft, config)
     # On its device before the optimizer, whose state lies where its parameters do.
-    objective = make_objective(draft, target_folder, config).to(device)
+    objective = make_objective(draft, target, config).to(device)
     optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
     return Setup(draft, wrapped, objective, parameters, optimizer)
 
@@ -126,12 +126,12 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
 
 
-def make_objective(draft: Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
+def make_objective(draft: Draft, target: TargetInfo, config: TrainConfig) -> DraftObjective:
     """The loss that `config` asks for, against the target's own output layer."""
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     return DraftObjective(
         draft,
-        load_lm_head(target_folder).to(dtype),
+        load_lm_head(target).to(dtype),
         loss=config.loss,
         draft_steps=config.draft_steps,
         step_decay=config.step_decay,

@@ -33,7 +33,7 @@ from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
 from drafts.nn.interface import Draft
-from drafts.registry import read_draft_info
+from drafts.registry import read_draft
 from drafts.target import read_target
 
 
@@ -61,14 +61,14 @@ def train(
     store = FeatureStore.open(config.store)
     given = resolve_optional(config.target, config.target_adapter, note)
     target_folder = given or Path(store.manifest.target["path"])
-    target, info = read_target(target_folder), read_draft_info(config.draft)
+    target, info = read_target(target_folder), read_draft(config.draft)
     check_fit(store.manifest, config.store, info, target)
     check_steps(info, config.draft_steps)
     train_ids, held_out = split or split_sequences(len(store), config)
     peak = config.peak_learning_rate(len(train_ids))
 
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
-    setup = set_up(config, target_folder, accelerator.device)
+    setup = set_up(config, info, target, accelerator.device)
     draft, optimizer = setup.draft, setup.optimizer
     check_stored(draft, info, lm_head=config.lm_head)
     write_or_check_config(config)  # nothing is written before all of the input has proved good
@@ -188,7 +188,7 @@ def finish(config: TrainConfig, store: FeatureStore, progress: Progress, draft: 
         {
             "made_by": "afaspec train",
             "arm": config.arm,
-            "draft_sha256": read_draft_info(config.draft).sha256,
+            "draft_sha256": read_draft(config.draft).sha256,
             "store": {"path": str(config.store), "target": dict(store.manifest.target)},
             "trainable_parameters": trained,
             "draft_parameters": sum(p.numel() for p in draft.parameters()),

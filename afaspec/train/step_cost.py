@@ -24,8 +24,10 @@ from afaspec.train.config import Arm, TrainConfig
 from afaspec.train.objective import Batch
 from afaspec.train.step import training_step
 from bench.stats.resample import Figure, Resampler, figure, ratio
+from drafts.checkpoint.info import DraftInfo
 from drafts.nn.interface import Draft
-from drafts.target import read_target
+from drafts.registry import read_draft
+from drafts.target import TargetInfo, read_target
 
 TOKENS = (96, 128)  # of the prompt and of the answer
 
@@ -39,9 +41,11 @@ class StepCost:
     total: int
 
 
-def time_step(config: TrainConfig, target: Path, tokens: tuple[int, int] = TOKENS) -> StepCost:
+def time_step(
+    config: TrainConfig, draft: DraftInfo, target: TargetInfo, tokens: tuple[int, int] = TOKENS
+) -> StepCost:
     """Time a step of an arm on `tokens` (prompt, answer): the second, for the first compiles."""
-    setup, step = stepper(config, target, tokens)
+    setup, step = stepper(config, draft, target, tokens)
     step()
     seconds = step()
     trainable = sum(p.numel() for p in setup.parameters)
@@ -50,14 +54,12 @@ def time_step(config: TrainConfig, target: Path, tokens: tuple[int, int] = TOKEN
 
 
 def relative_cost(
-    draft: Path, target: Path, tokens: tuple[int, int] = TOKENS, pairs: int = 40
+    draft: DraftInfo, target: TargetInfo, tokens: tuple[int, int] = TOKENS, pairs: int = 40
 ) -> Figure:
     """Seconds of an AFA-LoRA step over seconds of a LoRA step, while beta is 1."""
     arms: tuple[Arm, ...] = ("afa-lora", "lora")
-    steps = [
-        stepper(TrainConfig(store="", draft=draft, out="", arm=arm), target, tokens)[1]
-        for arm in arms
-    ]
+    configs = [TrainConfig(store="", draft=draft.folder, out="", arm=arm) for arm in arms]
+    steps = [stepper(config, draft, target, tokens)[1] for config in configs]
     for step in steps:  # compile and warm up
         for _ in range(3):
             step()
@@ -68,13 +70,13 @@ def relative_cost(
 
 
 def stepper(
-    config: TrainConfig, target: Path, tokens: tuple[int, int]
+    config: TrainConfig, draft: DraftInfo, target: TargetInfo, tokens: tuple[int, int]
 ) -> tuple[Setup, Callable[[], float]]:
     """The arm as it begins, and a function that runs a step of it and returns its seconds."""
     accelerator = Accelerator()
-    setup = set_up(config, target, accelerator.device)
-    width = read_target(target).hidden_size
-    batch = random_batch(setup.draft, config.batch_size, tokens, width).to(accelerator.device)
+    setup = set_up(config, draft, target, accelerator.device)
+    batch = random_batch(setup.draft, config.batch_size, tokens, target.hidden_size)
+    batch = batch.to(accelerator.device)
     losses = [lambda: setup.objective(batch)] * config.accumulation
 
     def step() -> float:
@@ -111,7 +113,8 @@ def main(
     pairs: Annotated[int, typer.Option(help="Pairs of steps.")] = 40,
 ) -> None:
     """Time AFA-LoRA's training step against plain LoRA's, side by side."""
-    cost = relative_cost(draft, model_folder(target), pairs=pairs)
+    opened = read_draft(model_folder(draft)), read_target(model_folder(target))
+    cost = relative_cost(*opened, pairs=pairs)
     typer.echo(
         f"AFA-LoRA / LoRA, seconds per step: {cost.value:.4f} "
         f"(95% interval {cost.low:.4f} to {cost.high:.4f}, {pairs} pairs)"

@@ -38,7 +38,8 @@ from bench.report.console import stage_bars
 from bench.report.files import read_report, write_report
 from bench.stats.offline import offline_acceptance
 from drafts.files import atomic_folder, read_json, write_json
-from drafts.registry import FAMILIES, load_draft, read_draft_info
+from drafts.registry import FAMILIES, load_draft, read_draft
+from drafts.target import read_target
 
 K = 3
 RANK = 32
@@ -74,7 +75,9 @@ def main(
                     out / family, arm, drafts["base"], learn, steps, tuning_steps, stage
                 )
             offline = {
-                name: offline_acceptance(load_draft(folder, target), FeatureStore.open(held), K)
+                name: offline_acceptance(
+                    load_draft(read_draft(folder), read_target(target)), FeatureStore.open(held), K
+                )
                 for name, folder in drafts.items()
             }
             measured(out / family / "report", target, drafts, prompts, stage, offline=offline)
@@ -136,7 +139,7 @@ def base_draft(out: Path, family: str, target: Path, store: Path, steps: int, st
                 out=run,
                 target=target,
                 arm="full",
-                lm_head="lm_head.weight" not in read_draft_info(start).shared,
+                lm_head="lm_head.weight" not in read_draft(start).shared,
                 steps=steps,
                 learning_rate=1e-3,
                 draft_steps=K,
@@ -198,7 +201,7 @@ def measured(
         BenchConfig(
             target=target,
             prompts=str(cpp_headers()),
-            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            arms=(Arm("none"), *(Arm(name, read_draft(folder)) for name, folder in drafts.items())),
             k=K,
             max_tokens=128,
             rounds=rounds,

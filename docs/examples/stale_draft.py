@@ -40,7 +40,8 @@ from bench.stats.offline import offline_acceptance
 from bench.stats.resample import Resampler, figure, resample_acceptance
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, write_json
-from drafts.registry import load_draft
+from drafts.registry import load_draft, read_draft
+from drafts.target import read_target
 
 K = 3
 HELD_OUT_TEXTS = 32  # for the target's loss before and after
@@ -297,7 +298,7 @@ def measured(
     name: str, draft: Path, target: Path, store: FeatureStore, stage: Stage
 ) -> dict[str, Any]:
     """Acceptance length with its interval, and the acceptance at each position."""
-    acceptance = offline_acceptance(load_draft(draft, target), store, K)
+    acceptance = offline_acceptance(load_draft(read_draft(draft), read_target(target)), store, K)
     samples = resample_acceptance(acceptance, Resampler(len(acceptance.drafts_per_prompt)))
     stage(name, 1, 1)
     return {

@@ -26,8 +26,10 @@ from afaspec.store.read import FeatureStore
 from bench.prompts.read import read_prompts
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
-from drafts.registry import load_draft
+from drafts.registry import read_draft
+from drafts.target import read_target
 from tests.nursery import Nursery, is_alive
+from tests.opened import load_draft
 
 KILLS = 4
 TIMES = ("seconds", "train_seconds", "spent_seconds", "made", "out")
@@ -314,7 +316,7 @@ def test_what_is_measured_is_what_merge_writes(
         run = out / "runs" / final["inputs"]["run"]
         merge(run, base, tmp_path / str(i), target)
         written = load_draft(tmp_path / str(i), target).eval()
-        served = load_merged(base, find_result(run)[0], target)
+        served = load_merged(read_draft(base), find_result(run)[0], read_target(target))
         for name, value in written.state_dict().items():
             assert value.equal(served.state_dict()[name]), name
         assert as_counts(offline_acceptance(written, store, 2)) == final["result"]

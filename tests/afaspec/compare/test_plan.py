@@ -11,7 +11,10 @@ from afaspec.compare.config import CompareConfig, quick
 from afaspec.compare.data import Facts
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Plan, Task, plan_tasks, variants
+from afaspec.compare.study import read_study
+from afaspec.config import load_config
 
+STUDIES = Path(__file__).parents[3] / "docs" / "study"
 BEST = {"lora": 3e-3, "afa-lora": 1e-2, "full": 5e-4}
 SIDES = {side: {"sha256": side, "prompts": 100} for side in ("train", "eval")}
 
@@ -139,16 +142,14 @@ def test_quick_is_smaller_and_elsewhere() -> None:
     assert small.domains["cpp"].train_limit == 64
 
 
-def test_keys_outlive_a_change_of_defaults() -> None:
-    """Stored studies were begun when afa-lora, rank 16 and init: default were the defaults."""
-
-    def recorded(**settings: Any) -> Any:
-        config = study(arms={"lora": {"arm": "lora", "learning_rate": 1e-3, **settings}}, ranks=[4])
-        return next(
-            c for c in plan_tasks(config, facts(config), {}).tasks if c.kind == "run"
-        ).inputs["settings"]
-
-    assert "init" not in recorded(init="default")
-    assert (
-        recorded(init="gradient") == recorded() == recorded(init="default") | {"init": "gradient"}
-    )
+@pytest.mark.parametrize("name", ["main", "ranks", "budget", "samples", "served"])
+def test_a_stored_study_has_all_that_its_file_asks_for(name: str, tmp_path: Path) -> None:
+    """So that `--from` goes on with it: no key or default has changed since it was stored."""
+    study = read_study(STUDIES / f"{name}.json.gz")
+    ledger = Ledger(tmp_path)
+    ledger.add_records(study["cells"])
+    config = load_config(CompareConfig, STUDIES / f"{name}.yaml", {})
+    plan = plan_tasks(config, Facts(**study["facts"]), ledger)
+    assert not plan.pending(ledger)
+    assert not plan.later
+    assert not ledger.drop_stale(plan.tasks)
