@@ -21,9 +21,10 @@ from afaspec.embedded.names import resolve_model
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
 from afaspec.train.config import TrainConfig
+from afaspec.train.metrics import training_curve
 from afaspec.train.run import Trained, train
 from bench.engine.run import run_bench
-from bench.records.acceptance import Acceptance
+from bench.prompts.select import Split
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.report.files import read_report, write_report
@@ -34,6 +35,7 @@ from drafts.registry import load_draft, read_draft
 from drafts.target import read_target
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
+SPLITS: tuple[Split, ...] = ("train", "eval")
 Stage = Callable[[str, int, int], None]
 
 
@@ -73,22 +75,23 @@ class Demo:
 
 def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> Demo:
     """Capture, train both arms, merge, and measure. `stage(name, done, total)` follows progress."""
-    claim(config)
+    prepare_folder(config)
     if (config.out / "report.json").exists():
         return Demo(read_report(config.out / "report.json"), config.out / "report.html")
     target, base = resolve_model(config.target), resolve_model(config.draft)
     data = config.data or str(cpp_headers())
-    train_store = captured(config, target, base, data, "train", config.train_prompts, stage, say)
-    eval_store = captured(config, target, base, data, "eval", config.eval_prompts, stage, say)
+    train_store, eval_store = (
+        capture_split(config, target, base, data, split, stage, say) for split in SPLITS
+    )
 
     drafts = {"base": base}
     curves: dict[str, Any] = {}
     for arm in ARMS:
         rate = None
         if config.tune:
-            rate = tuned_rate(config, arm, train_store, base, stage)
+            rate = tune_rate(config, arm, train_store, base, stage)
             say(f"{arm}: learning rate {rate:g}, best in short runs")
-        trained = run_arm(
+        trained = train_arm(
             config, arm, rate, config.steps, config.out / arm, train_store, base, stage
         )
         drafts[arm] = config.out / f"{arm}-merged"
@@ -97,7 +100,10 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
         curves[arm] = training_curve(trained.folder)
 
     offline = {
-        name: offline_of(folder, target, eval_store, config.k) for name, folder in drafts.items()
+        name: offline_acceptance(
+            load_draft(read_draft(folder), read_target(target)), eval_store, config.k
+        )
+        for name, folder in drafts.items()
     }
     report = run_bench(
         BenchConfig(
@@ -128,7 +134,7 @@ def cpp_headers() -> Path:
     return Path(torch.__file__).parent / "include"
 
 
-def claim(config: DemoConfig) -> None:
+def prepare_folder(config: DemoConfig) -> None:
     """Record the settings; results of other settings in the folder are set aside."""
     path, wanted = config.out / "demo.json", json.loads(config.model_dump_json())
     if path.exists() and read_json(path) != wanted:
@@ -140,17 +146,16 @@ def claim(config: DemoConfig) -> None:
         write_json(path, wanted)
 
 
-def captured(
+def capture_split(
     config: DemoConfig,
     target: Path,
     base: Path,
     data: str,
-    split: Any,
-    limit: int,
+    split: Split,
     stage: Stage,
     say: Callable[[str], None],
 ) -> FeatureStore:
-    """The target's answers on one side of the prompts."""
+    """The target's answers to one split of the prompts."""
 
     def on_progress(progress: CaptureProgress) -> None:
         stage(f"target answers ({split})", int(progress.done), progress.total)
@@ -161,7 +166,7 @@ def captured(
         out=config.out / f"store-{split}",
         draft=base,
         split=split,
-        limit=limit,
+        limit=config.train_prompts if split == "train" else config.eval_prompts,
         prompt_tokens=config.prompt_tokens,
         max_new_tokens=config.new_tokens,
         seed=config.seed,
@@ -169,7 +174,7 @@ def captured(
     return capture(settings, on_progress, say)
 
 
-def run_arm(
+def train_arm(
     config: DemoConfig,
     arm: ArmName,
     rate: float | None,
@@ -197,12 +202,12 @@ def run_arm(
     return train(settings, lambda row: stage(name, row["step"], steps))
 
 
-def tuned_rate(
+def tune_rate(
     config: DemoConfig, arm: ArmName, store: FeatureStore, base: Path, stage: Stage
 ) -> float:
-    """The peak rate with the best held-out acceptance in short runs; never sees the eval side."""
+    """The peak rate with the best held-out acceptance in short runs; never sees the eval split."""
     tries = {
-        rate: run_arm(
+        rate: train_arm(
             config,
             arm,
             rate,
@@ -215,18 +220,3 @@ def tuned_rate(
         for rate in config.learning_rates
     }
     return max(tries, key=lambda rate: tries[rate])
-
-
-def training_curve(run: Path) -> dict[str, list[Any]]:
-    """Loss, rate, held-out acceptance and beta by step, as the report keeps them."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {
-        key: [row.get(key) for row in rows]
-        for key in ("step", "loss", "lr", "acceptance_length", "beta")
-    }
-
-
-def offline_of(draft: Path, target: Path, store: FeatureStore, k: int) -> Acceptance:
-    """Offline acceptance of a plain draft on a store."""
-    loaded = load_draft(read_draft(draft), read_target(target)).eval()
-    return offline_acceptance(loaded, (store[i] for i in range(len(store))), k)

@@ -9,14 +9,13 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.registry import module_names, wanted_layer_ids
 from drafts.target import TargetInfo
-from drafts.tensors import open_tensors
+from drafts.tensors import FLOATS, open_tensors
 from drafts.tokenizer_files import vocabulary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-FLOATS = ("bfloat16", "float16", "float32")
 OWN_TARGET = "use the draft with the target it was trained for"
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from afaspec.embedded.names import ModelFolder
+from drafts.checkpoint.layer_ids import parse_layer_ids
+from drafts.tensors import Float
 
 # What a store must share with the settings of a run that goes on with it.
 FIXED = (
@@ -54,9 +56,9 @@ class CaptureConfig(BaseModel):
 
     limit: int | None = Field(None, gt=0, description="prompts at most, drawn by seed")
     split: Literal["train", "eval"] | None = Field(
-        None, description="one side of the prompts: train or eval"
+        None, description="one split of the prompts: train or eval"
     )
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval side")
+    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval split")
     suffixes: list[str] | None = Field(
         None, description="endings of the files to read in a folder (repeat it) [default: source]"
     )
@@ -74,9 +76,7 @@ class CaptureConfig(BaseModel):
     seed: int = Field(0, description="of the prompts drawn and the responses sampled")
 
     batch_size: int | None = Field(None, gt=0, le=4096, description="default: fits the memory")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="auto, bfloat16, float16 or float32"
-    )
+    dtype: Literal["auto", Float] = Field("auto", description="auto, bfloat16, float16 or float32")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
     overwrite: bool = Field(False, description="replace a store of other settings")
@@ -86,10 +86,7 @@ class CaptureConfig(BaseModel):
     def _distinct_layers(cls, text: str | None) -> str | None:
         if text in (None, "none"):
             return text
-        parts = [part.strip() for part in text.split(",")]
-        if len(set(parts)) != len(parts) or not all(part.isdigit() for part in parts):
-            raise ValueError("expected distinct layer ids, such as 2,6,9, or none")
-        return ",".join(parts)
+        return ",".join(map(str, parse_layer_ids(text)))
 
     @field_validator("suffixes")
     @classmethod
@@ -99,7 +96,7 @@ class CaptureConfig(BaseModel):
     def chosen_layer_ids(self) -> tuple[int, ...] | None:
         if self.layer_ids is None:
             return None
-        return () if self.layer_ids == "none" else tuple(map(int, self.layer_ids.split(",")))
+        return () if self.layer_ids == "none" else parse_layer_ids(self.layer_ids)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The settings that decide what a store holds, as JSON values."""

@@ -91,7 +91,7 @@ def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CaptureP
     model_config = read_model_config(target.folder)
     layer_ids = choose_layer_ids(config, target)
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, target, device)
+    dtype = compute_dtype(config.dtype, target, device)
     prompts = read_prompts(
         config.prompts,
         limit=config.limit,
@@ -177,7 +177,7 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
-def choose_dtype(wanted: str, target: TargetInfo, device: str) -> str:
+def compute_dtype(wanted: str, target: TargetInfo, device: str) -> str:
     """`auto` is bfloat16, as at serving, but float16 for a float16 target on a GPU."""
     if wanted != "auto":
         return wanted

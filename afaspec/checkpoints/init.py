@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.errors import UserError
 from drafts.files import atomic_folder, require_empty
 from drafts.registry import init_draft, read_draft, save_draft
 from drafts.target import TargetInfo, read_target
+from drafts.tensors import FLOATS
 from drafts.tokenizer_files import copy_tokenizer
-from serving.compatibility import FLOATS, require_compatible
+from serving.compatibility import require_compatible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +26,10 @@ if TYPE_CHECKING:
 
 
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
-DISTINCT = "give distinct layer ids in ascending order, such as --layer-ids 2,6,9"
 
 
 @dataclass(frozen=True)
-class StartConfig:
+class InitConfig:
     """What `afaspec init` takes. None means the family's usual, or the target's own."""
 
     family: str
@@ -43,7 +44,7 @@ class StartConfig:
     seed: int = 0
 
 
-def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> DraftInfo:
+def init_checkpoint(config: InitConfig, note: Callable[[str], None] = print) -> DraftInfo:
     """Write the draft to the new folder `config.out`. Raises `UserError` for unfit settings."""
     import torch
 
@@ -51,9 +52,7 @@ def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> Dra
     target = read_target(config.target)
     store = open_store(config, target)
     kept = None if config.vocab is None else frequent_tokens(config, target, store, note)
-    layer_ids = read_layer_ids(config.layer_ids)
-    if layer_ids is None and store is not None:
-        layer_ids = tuple(store.manifest.layer_ids) or None
+    layer_ids = choose_layer_ids(config, store)
     options = InitOptions(config.layers, layer_ids, kept, seed=config.seed)
     if config.heads is not None:
         options = replace(options, max_k=config.heads)
@@ -64,7 +63,7 @@ def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> Dra
             hint="leave --layer-ids out",
         )
     with atomic_folder(config.out) as folder:
-        save_draft(draft, config.family, folder, dtype=getattr(torch, choose_dtype(config, target)))
+        save_draft(draft, config.family, folder, dtype=getattr(torch, stored_dtype(config, target)))
         if draft.reads == "nothing":  # a model of its own, which vLLM wants whole
             copy_tokenizer(config.target, folder)
         written = read_draft(folder)
@@ -77,19 +76,23 @@ def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> Dra
     return read_draft(config.out)
 
 
-def read_layer_ids(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise UserError(f"--layer-ids is {text!r}", hint=DISTINCT)
-    ids = tuple(map(int, parts))
-    if list(ids) != sorted(set(ids)):
-        raise UserError(f"--layer-ids is {text!r}", hint=DISTINCT)
+def choose_layer_ids(config: InitConfig, store: FeatureStore | None) -> tuple[int, ...] | None:
+    """Those given, ascending, else the store's; None for the family's usual."""
+    if config.layer_ids is None:
+        return None if store is None else tuple(store.manifest.layer_ids) or None
+    try:
+        ids = parse_layer_ids(config.layer_ids)
+        if list(ids) != sorted(ids):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--layer-ids is {config.layer_ids!r}",
+            hint="give distinct layer ids in ascending order, such as --layer-ids 2,6,9",
+        ) from None
     return ids
 
 
-def choose_dtype(config: StartConfig, target: TargetInfo) -> str:
+def stored_dtype(config: InitConfig, target: TargetInfo) -> str:
     """The one asked for, else the target's; bfloat16 for a target that is not stored in floats."""
     dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
     if dtype not in FLOATS:
@@ -97,7 +100,7 @@ def choose_dtype(config: StartConfig, target: TargetInfo) -> str:
     return dtype
 
 
-def open_store(config: StartConfig, target: TargetInfo) -> FeatureStore | None:
+def open_store(config: InitConfig, target: TargetInfo) -> FeatureStore | None:
     """The store that was given, which has to be the target's."""
     from afaspec.store.read import FeatureStore
 
@@ -114,7 +117,7 @@ def open_store(config: StartConfig, target: TargetInfo) -> FeatureStore | None:
 
 
 def frequent_tokens(
-    config: StartConfig,
+    config: InitConfig,
     target: TargetInfo,
     store: FeatureStore | None,
     note: Callable[[str], None],
@@ -136,8 +139,7 @@ def frequent_tokens(
             hint="give fewer, or leave --vocab out for the full vocabulary",
         )
     counts = torch.zeros(target.vocab_size, dtype=torch.long)
-    for i in range(len(store)):
-        sequence = store[i]
+    for sequence in store:
         counts += sequence.input_ids[sequence.loss_mask].bincount(minlength=target.vocab_size)
     kept = counts.argsort(descending=True, stable=True)[: config.vocab].sort().values
     seen, all_seen = int((counts[kept] > 0).sum()), int((counts > 0).sum())
@@ -151,8 +153,8 @@ def frequent_tokens(
     return kept
 
 
-def next_commands(config: StartConfig, info: DraftInfo, target: str) -> list[str]:
-    """The commands that make a base draft of this start; `target` as the user calls it."""
+def next_commands(config: InitConfig, info: DraftInfo, target: str) -> list[str]:
+    """The commands that make a base draft of this one; `target` as the user calls it."""
     target, out = shlex.quote(target), shlex.quote(str(config.out))
     store = STORE if config.store is None else shlex.quote(str(config.store))
     flags = "--arm full" if "lm_head.weight" in info.shared else "--arm full --lm-head"

@@ -208,6 +208,22 @@ def merged_weights(adapted: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def load_merged(base: DraftInfo, result: Path, target: TargetInfo | None) -> Draft:
+    """What `merge` would write and `load_draft` read: merged weights, rounded to the base's types.
+
+    Raises `UserError` for an adapter that is not linear yet.
+    """
+    refuse_non_linear(read_record(result).beta, where=result)
+    weights = merged_weights(load_result(load_draft(base, target), result))
+    merged = load_draft(base, target).eval()
+    stored = open_tensors(base.folder)
+    for name, own in module_names(base).items():
+        if own in weights:
+            weights[own] = weights[own].to(stored.load(name).dtype)
+    merged.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
+    return merged
+
+
 def rounded(draft: Draft, changed: dict[str, Tensor], draws: int = 4) -> Iterator[Draft]:
     """The draft with the `changed` weights rounded otherwise, by chance, a few times.
 

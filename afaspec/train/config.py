@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from afaspec.adapters.annealing import AnnealingSchedule
+from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from afaspec.embedded.names import ModelFolder
 
 Arm = Literal["afa-lora", "lora", "full"]
-Sigma = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]  # of `afaspec.adapters.annealing`
-OF_AFA = ("activation", "annealing")
+Loss = Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"]  # functions in `afaspec.train.losses`
+AFA_ONLY = ("activation", "annealing")
 OWN_INITS = ("default", "gradient")  # they leave the frozen weights as they are; others are PEFT's
 DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 2.5e-3, "lora": 2.5e-3, "full": 5e-4}
 # Where each sequence is seen more than so often; both as docs/study.md found them.
@@ -53,14 +53,12 @@ class TrainSettings(BaseModel):
         None, min_length=1, description="linear layers that get adapters [default: all but lm_head]"
     )
     lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
-    activation: Sigma = Field(
+    activation: Activation = Field(
         "relu", description="AFA's sigma: relu, leaky_relu, silu, gelu or tanh"
     )
     annealing: AnnealingSchedule = AnnealingSchedule()
 
-    loss: Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"] = Field(
-        "kl", description="kl, reverse_kl, jsd, tv, lk or ce"
-    )
+    loss: Loss = Field("kl", description="kl, reverse_kl, jsd, tv, lk or ce")
     draft_steps: int = Field(3, gt=0, le=16, description="draft steps trained (k at serving)")
     step_decay: float = Field(0.8, gt=0, le=1, description="weight of each later draft step")
     chunk: int = Field(2048, gt=0, description="rows of logits held at once")
@@ -84,6 +82,11 @@ class TrainSettings(BaseModel):
     checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
 
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products are done in bf16."""
+        return self.precision == "bf16"
+
     def peak_learning_rate(self, sequences: int) -> float:
         """The given rate, else the arm's default for so many training sequences."""
         passes = self.steps * self.batch_size * self.accumulation / sequences
@@ -96,7 +99,7 @@ class TrainConfig(TrainSettings, RunPlace):
 
     @model_validator(mode="after")
     def _annealed_or_not(self) -> TrainConfig:
-        given = [name for name in OF_AFA if name in self.model_fields_set]
+        given = [name for name in AFA_ONLY if name in self.model_fields_set]
         if given and self.arm != "afa-lora":
             raise ValueError(f"{given[0]} is of the arm afa-lora; the arm is {self.arm}")
         return self

@@ -21,10 +21,10 @@ import typer
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import capture
-from afaspec.checkpoints.init import StartConfig, start_draft
+from afaspec.checkpoints.init import InitConfig, init_checkpoint
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, progress
-from afaspec.demo import cpp_headers, offline_of
+from afaspec.demo import cpp_headers
 from afaspec.embedded.names import resolve_model
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
@@ -36,8 +36,10 @@ from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.report.console import stage_bars
 from bench.report.files import read_report, write_report
+from bench.stats.offline import offline_acceptance
 from drafts.files import atomic_folder, read_json, write_json
-from drafts.registry import FAMILIES, read_draft
+from drafts.registry import FAMILIES, load_draft, read_draft
+from drafts.target import read_target
 
 K = 3
 RANK = 32
@@ -73,7 +75,9 @@ def main(
                     out / family, arm, drafts["base"], learn, steps, tuning_steps, stage
                 )
             offline = {
-                name: offline_of(folder, target, FeatureStore.open(held), K)
+                name: offline_acceptance(
+                    load_draft(read_draft(folder), read_target(target)), FeatureStore.open(held), K
+                )
                 for name, folder in drafts.items()
             }
             measured(out / family / "report", target, drafts, prompts, stage, offline=offline)
@@ -126,7 +130,7 @@ def base_draft(out: Path, family: str, target: Path, store: Path, steps: int, st
     start, run, merged = (out / family / name for name in ("start", "base-run", "base"))
     if not start.exists():
         heads = K if family in FIXED_K else None
-        start_draft(StartConfig(family, target, start, heads=heads), lambda text: None)
+        init_checkpoint(InitConfig(family, target, start, heads=heads), lambda text: None)
     if not merged.exists():
         train(
             TrainConfig(

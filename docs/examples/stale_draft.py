@@ -30,15 +30,18 @@ from afaspec.capture.run import capture
 from afaspec.capture.target_model import load_model, load_tokenizer
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, note, progress
-from afaspec.demo import cpp_headers, offline_of
+from afaspec.demo import cpp_headers
 from afaspec.embedded.names import resolve_model
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
 from bench.prompts.read import read_prompts
+from bench.stats.offline import offline_acceptance
 from bench.stats.resample import Resampler, figure, resample_acceptance
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, write_json
+from drafts.registry import load_draft, read_draft
+from drafts.target import read_target
 
 K = 3
 HELD_OUT_TEXTS = 32  # for the target's loss before and after
@@ -295,7 +298,7 @@ def measured(
     name: str, draft: Path, target: Path, store: FeatureStore, stage: Stage
 ) -> dict[str, Any]:
     """Acceptance length with its interval, and the acceptance at each position."""
-    acceptance = offline_of(draft, target, store, K)
+    acceptance = offline_acceptance(load_draft(read_draft(draft), read_target(target)), store, K)
     samples = resample_acceptance(acceptance, Resampler(len(acceptance.drafts_per_prompt)))
     stage(name, 1, 1)
     return {

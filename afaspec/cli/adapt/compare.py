@@ -73,13 +73,13 @@ def compare(
     from rich.console import Console
 
     from afaspec.cli.console import console, note
-    from afaspec.compare.run import forecast, take_over
+    from afaspec.compare.run import forecast, import_study
     from afaspec.compare.run import report_only as write_again
     from afaspec.compare.tables import headline, render_domain, verdicts
 
     config = load(study, out, settings or [], only or [], small=quick)
     for one in stored or []:
-        take_over(config, one)
+        import_study(config, one)
     if dry_run:
         show_forecast(forecast(config, note))
         return
@@ -128,7 +128,7 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
     from afaspec.cli.console import Bars, console
-    from afaspec.compare.run import Standing
+    from afaspec.compare.run import StudyProgress
     from afaspec.compare.run import compare as run
 
     columns = (
@@ -141,8 +141,9 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
     with Bars(*columns, console=console, refresh_per_second=4) as bars:
         whole: list[TaskID] = []
 
-        def standing(now: Standing) -> None:
-            left = "" if now.seconds_left is None else f"about {spoken(now.seconds_left)} left"
+        def study_progress(now: StudyProgress) -> None:
+            seconds = now.seconds_left
+            left = "" if seconds is None else f"about {format_duration(seconds)} left"
             if not whole:
                 whole.append(bars.add_task("study", left=left))
             bars.update(whole[0], completed=now.done, total=now.total, left=left)
@@ -150,7 +151,7 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
         def say(text: str) -> None:
             bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-        return run(config, current_bar(bars), standing, say)
+        return run(config, current_bar(bars), study_progress, say)
 
 
 def current_bar(bars: Any) -> Progress:
@@ -177,10 +178,10 @@ def show_forecast(found: Forecast) -> None:
 
     plan, ledger = found.plan, found.ledger
     cells = Table("Cells", "All", "Done", box=box.SIMPLE_HEAD)
-    everything = [*plan.cells, *plan.later]
-    for kind in dict.fromkeys(cell.kind for cell in everything):
-        mine = [cell for cell in everything if cell.kind == kind]
-        done = sum(cell.key in ledger for cell in mine)
+    everything = [*plan.tasks, *plan.later]
+    for kind in dict.fromkeys(task.kind for task in everything):
+        mine = [task for task in everything if task.kind == kind]
+        done = sum(task.key in ledger for task in mine)
         cells.add_row(kind, str(len(mine)), str(done))
     arms = Table("Arm", "Trained weights", "Of the draft", "Seconds a step", box=box.SIMPLE_HEAD)
     for label, cost in found.costs.items():
@@ -189,17 +190,17 @@ def show_forecast(found: Forecast) -> None:
     out = Console()
     out.print(cells)
     out.print(arms)
-    if spent := spent_seconds(ledger, plan.cells):
-        out.print(f"Done so far: {spoken(spent)} of work.")
+    if spent := spent_seconds(ledger, plan.tasks):
+        out.print(f"Done so far: {format_duration(spent)} of work.")
     grids = "without extensions of the grids"
     if found.seconds_left is not None:
-        out.print(f"Left: about {spoken(found.seconds_left)}, {grids}.")
+        out.print(f"Left: about {format_duration(found.seconds_left)}, {grids}.")
     else:
-        trainings = f"{spoken(found.training_left)} of training ({grids})"
+        trainings = f"{format_duration(found.training_left)} of training ({grids})"
         out.print(f"Left: about {trainings}, and what was never done here yet: answers, vLLM.")
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"

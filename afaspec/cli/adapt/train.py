@@ -22,12 +22,12 @@ def run(config: TrainConfig) -> None:
       afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
     """
     from afaspec.cli.console import console, note, progress
-    from afaspec.train.run import claim_folder, train
+    from afaspec.train.run import train, write_or_check_config
     from drafts.files import disk_errors, read_json
 
     done = config.out / "manifest.json"
     if done.exists():
-        claim_folder(config)
+        write_or_check_config(config)
         summary = read_json(done)
         console.print(
             f"{config.out} is finished already: held-out acceptance length "

@@ -51,14 +51,14 @@ def init(
 
       afaspec init medusa --target MODEL --heads 4 --out runs/heads
     """
-    from afaspec.checkpoints.init import StartConfig, next_commands, start_draft
+    from afaspec.checkpoints.init import InitConfig, init_checkpoint, next_commands
     from afaspec.cli.console import console
     from afaspec.embedded.names import resolve_model
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    config = StartConfig(
+    config = InitConfig(
         family=family,
         target=resolve_model(target),
         out=out,
@@ -70,7 +70,7 @@ def init(
         dtype=dtype,
         seed=seed,
     )
-    info = start_draft(config, say)
+    info = init_checkpoint(config, say)
     say(f"{out}: a random draft ({info.family}, {info.dtype}). Next:")
     for command in next_commands(config, info, target):
         say(f"  {command}")

@@ -13,6 +13,7 @@ from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
 from drafts.target import TargetInfo, load_embedding, load_lm_head
+from drafts.tensors import dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ class DraftModel(Family):
         config = json.loads(draft.lm.config.to_json_string(use_diff=True))
         config |= {
             "architectures": [type(draft.lm).__name__],
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         }
         own = dict(draft.named_parameters())  # each tied tensor once
         return config, {

@@ -14,7 +14,7 @@ from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
 from drafts.files import hash_model
 from drafts.target import TargetInfo, load_lm_head
-from drafts.tensors import open_tensors
+from drafts.tensors import dtype_name, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ class Medusa(Family):
             "medusa_fc_bias": c.bias,
             "original_lm_head": c.shared_head,
             "logit_scale": c.logit_scale,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name(dtype),
         }
         tensors = {
             stored_name(own): p.detach().to(dtype).contiguous()

@@ -121,9 +121,9 @@ def test_few_sequences_seen_often_get_a_lower_rate(
     for count, peak in ((8, DEFAULT_LEARNING_RATES["lora"]), (2, SMALL_DATA_RATES["lora"])):
         rows: list[dict[str, Any]] = []
         out = tmp_path / str(count)
-        train(config(store, tiny_draft, out), rows.append, sides=(ids[:count], ids[-2:]))
+        train(config(store, tiny_draft, out), rows.append, split=(ids[:count], ids[-2:]))
         assert max(row["lr"] for row in rows) == pytest.approx(peak)
-        train(config(store, tiny_draft, out), sides=(ids[:count], ids[-2:]))  # and goes on
+        train(config(store, tiny_draft, out), split=(ids[:count], ids[-2:]))  # and goes on
 
 
 def test_it_learns_where_another_trainer_left_off_between_two_steps(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afaspec.checkpoints.init import StartConfig, start_draft
+from afaspec.checkpoints.init import InitConfig, init_checkpoint
 from bench.records.arms import Arm
 from bench.records.config import Condition
 from bench.stats.resample import Figure
@@ -248,7 +248,9 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
 def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_path: Path) -> None:
     """No engine starts where there is nothing else to measure."""
-    start_draft(StartConfig("medusa", tiny_target, tmp_path / "medusa", heads=2), lambda text: None)
+    init_checkpoint(
+        InitConfig("medusa", tiny_target, tmp_path / "medusa", heads=2), lambda text: None
+    )
     config = replace(
         grid(ks=(3,), concurrencies=(1,)),
         target=tiny_target,
