@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from afaspec.adapters.annealing import (
     ACTIVATION_NAMES,
-    AnnealingSchedule,
     _annealed_linear,
     annealed_layers,
 )
+from afaspec.adapters.schedule import AnnealingSchedule
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 

@@ -23,7 +23,8 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from afaspec.adapters.afa import RECORD, write_record
-from afaspec.adapters.annealing import AnnealedLora, Annealer, AnnealingSchedule, annealed_layers
+from afaspec.adapters.annealing import AnnealedLora, Annealer, annealed_layers
+from afaspec.adapters.schedule import AnnealingSchedule
 from drafts.errors import UserError
 
 LOGGED = "beta"

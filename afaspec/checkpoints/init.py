@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from afaspec.checkpoints.config import StartConfig
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
 
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
 DISTINCT = "give distinct layer ids in ascending order, such as --layer-ids 2,6,9"
-
-
-@dataclass(frozen=True)
-class StartConfig:
-    """What `afaspec init` takes. None means the family's usual, or the target's own."""
-
-    family: str
-    target: Path
-    out: Path
-    layers: int | None = None
-    layer_ids: str | None = None
-    vocab: int | None = None
-    store: Path | None = None
-    heads: int | None = None
-    dtype: str | None = None
-    seed: int = 0
 
 
 def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> DraftInfo:

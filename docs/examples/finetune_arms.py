@@ -25,8 +25,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, set_seed
 
 from afaspec.adapters.afa import adapt
-from afaspec.adapters.annealing import AnnealingSchedule
 from afaspec.adapters.callback import AnnealingCallback
+from afaspec.adapters.schedule import AnnealingSchedule
 from afaspec.capture.target_model import load_model
 from afaspec.cli.console import note, progress
 from afaspec.embedded.names import resolve_model

@@ -13,7 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from afaspec.adapters.afa import adapt, read_record, save_adapter
-from afaspec.adapters.annealing import ACTIVATION_NAMES, AnnealingSchedule, annealed_layers
+from afaspec.adapters.annealing import ACTIVATION_NAMES, annealed_layers
+from afaspec.adapters.schedule import AnnealingSchedule
 from afaspec.train.config import Sigma
 from drafts.errors import UserError
 

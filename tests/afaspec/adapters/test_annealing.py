@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from afaspec.adapters.annealing import AnnealedLora, Annealer, AnnealingSchedule
+from afaspec.adapters.annealing import AnnealedLora, Annealer
+from afaspec.adapters.schedule import AnnealingSchedule
 
 SCHEDULES = [
     {"shape": shape, **times}

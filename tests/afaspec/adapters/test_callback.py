@@ -22,8 +22,9 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from afaspec.adapters.afa import adapt, read_record
-from afaspec.adapters.annealing import AnnealingSchedule, annealed_layers
+from afaspec.adapters.annealing import annealed_layers
 from afaspec.adapters.callback import AnnealingCallback
+from afaspec.adapters.schedule import AnnealingSchedule
 from afaspec.capture.target_model import load_model, load_tokenizer
 from drafts.errors import UserError
 from tests.vllm_client import VllmWorker
