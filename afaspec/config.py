@@ -3,30 +3,116 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from drafts.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+TargetAdapter = Annotated[
+    Path | None,
+    Field(description="LoRA adapter (PEFT) that the target is served with; merged once, cached"),
+]
 
-def load_config(model: type[Model], file: Path | None, flags: dict[str, Any]) -> Model:
+# What to give instead, by the kind of mistake that pydantic found.
+ADVICE = {
+    "greater_than": "give more than {gt:g}",
+    "greater_than_equal": "give {ge:g} or more",
+    "less_than": "give less than {lt:g}",
+    "less_than_equal": "give {le:g} or less",
+    "literal_error": "give {expected}",
+    "int_parsing": "give a whole number",
+    "float_parsing": "give a number",
+    "bool_parsing": "give true or false",
+}
+NUMBER_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A leaf of a configuration. `name` has dots where models are nested, as YAML's keys go deeper.
+
+    `others` are further names that mean the same; `group` is the GROUP of the class that declares
+    the field.
+    """
+
+    name: str
+    others: tuple[str, ...]
+    field: FieldInfo
+    group: str | None
+
+    @property
+    def flag(self) -> str:
+        return flag_of(self.name)
+
+
+def flag_of(name: str) -> str:
+    """A setting's name as a flag: `annealing.end` is --annealing-end."""
+    return "--" + name.replace("_", "-").replace(".", "-")
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
+    """Every leaf of `model`, nested ones in place. A field with an alias goes by the alias."""
+    for name, field in model.model_fields.items():
+        first, *others = spellings(name, field)
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from settings(kind, f"{prefix}{first}.")
+        else:
+            yield Setting(
+                prefix + first,
+                tuple(prefix + other for other in others),
+                field,
+                next(
+                    cls.__dict__.get("GROUP")
+                    for cls in reversed(model.__mro__)
+                    if name in inspect.get_annotations(cls)
+                ),
+            )
+
+
+def spellings(name: str, field: FieldInfo) -> list[str]:
+    alias = field.validation_alias
+    if alias is None:
+        return [name]
+    return (
+        [str(choice) for choice in alias.choices]
+        if isinstance(alias, AliasChoices)
+        else [str(alias)]
+    )
+
+
+def load_config(
+    model: type[Model],
+    file: Path | None,
+    flags: Mapping[str, Any],
+    spelled: Mapping[str, str] | None = None,
+) -> Model:
     """Build `model` from `file` (YAML) and `flags`, which win. None flags count as not given.
 
-    A dotted flag sets a nested field. Raises `UserError` naming the file's line for each mistake.
+    A dotted flag sets a nested field; `spelled` has what a setting is called on the command line
+    where that is not its flag. Raises `UserError` for the first mistake, with the file's line.
     """
     text = read_yaml_text(file) if file else ""
     values = parse_yaml(text, file)
-    for name, value in flags.items():
-        if value is not None:
-            set_nested(values, name, value)
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name, value in given.items():
+        set_nested(values, name, value)
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise describe(error, model, text, file) from None
+        first = error.errors()[0]
+        raise describe(first, model, text, file, given, spelled or {}) from None
+    except UserError as error:  # what a validator says in words of its own
+        raise UserError(error.problem, where=error.where or file, hint=error.hint) from None
 
 
 def read_yaml_text(file: Path) -> str:
@@ -39,6 +125,8 @@ def read_yaml_text(file: Path) -> str:
 
 
 def parse_yaml(text: str, file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
     import yaml
 
     try:
@@ -64,44 +152,44 @@ def set_nested(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def describe(
-    error: ValidationError, model: type[BaseModel], text: str, file: Path | None
+    error: ErrorDetails,
+    model: type[BaseModel],
+    text: str,
+    file: Path | None,
+    flags: Mapping[str, Any],
+    spelled: Mapping[str, str],
 ) -> UserError:
-    """The first mistake, with its line and the nearest valid key."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    name = ".".join(path) or model.__name__
+    """The mistake in words: its line or flag, what was found, and what to give instead."""
+    path = [str(part) for part in error["loc"]]
+    name, kind = ".".join(path) or model.__name__, error["type"]
+    flag = next((f for f in flags if name == f or name.startswith(f"{f}.")), None)
     line = find_line(text, path)
-    where = (f"{file}:{line}" if line else str(file)) if file else None
-    if first["type"] == "extra_forbidden":
+    where = (f"{file}:{line}" if line else str(file)) if file and flag is None else None
+    if kind == "extra_forbidden":
         inner = model_at(model, path[:-1])
         prefix = "" if inner is model else ".".join(path[:-1]) + "."
-        known = field_names(inner, prefix)
+        known = [setting.name for setting in settings(inner, prefix)]
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
         return UserError(f"unknown setting {name}", where=where, hint=hint)
-    if first["type"] == "missing":
-        return UserError(
-            f"the setting {name} is missing",
-            where=where,
-            hint=f"give it in the file or as --{name.replace('_', '-').replace('.', '-')}",
-        )
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and isinstance(first["input"], dict):  # do not go together
+    if kind == "missing":
+        hint = f"give {spelled.get(name, flag_of(name))}, or {name} in the file of --config"
+        return UserError(f"the setting {name} is missing", where=where, hint=hint)
+    found, message = error["input"], error["msg"].removeprefix("Value error, ")
+    if kind == "value_error" and isinstance(found, dict):  # settings that do not go together
         inside = f"{name}: " if path else ""
         return UserError(f"{inside}{message}", where=where, hint="change one of these settings")
-    return UserError(
-        f"{name} is {first['input']!r}: {message}", where=where, hint=f"correct {name}"
-    )
+    if name == flag and "." not in name:
+        name = spelled.get(name, flag_of(name))
+    shown = found if kind in NUMBER_ERRORS else repr(found)
+    if kind in ADVICE:
+        context = {key: _plain(value) for key, value in (error.get("ctx") or {}).items()}
+        return UserError(f"{name} is {shown}", where=where, hint=ADVICE[kind].format(**context))
+    return UserError(f"{name} is {shown}: {message}", where=where, hint=f"correct {name}")
 
 
-def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All settings, nested ones with dots."""
-    names = []
-    for name, field in model.model_fields.items():
-        names.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += field_names(field.annotation, f"{prefix}{name}.")
-    return names
+def _plain(value: Any) -> Any:
+    return value.replace("'", "") if isinstance(value, str) else value
 
 
 def model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:

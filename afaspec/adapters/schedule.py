@@ -7,7 +7,7 @@ hold and end are our own choices.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,8 +22,9 @@ class AnnealingSchedule(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
+    GROUP: ClassVar[str] = "Annealing (arm afa-lora)"
 
-    shape: Shape = Field("cosine", description="linear, cosine, exponential or step")
+    shape: Shape = Field("cosine", description="how beta falls")
     start: float = Field(0.0, ge=0, description="annealing may begin here (fraction or steps)")
     hold: float = Field(0.0, ge=0, description="beta stays 1 this long from start on")
     end: float = Field(0.5, gt=0, description="beta is 0 from here on (fraction or steps)")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from afaspec.embedded.names import ModelFolder
+from afaspec.config import TargetAdapter
+from bench.records.settings import Listed, PromptSettings, Settings
 from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.tensors import Float
 
@@ -29,57 +30,61 @@ FIXED = (
 )
 
 
-def _joined(value: object) -> object:
-    """A YAML list as the comma-separated text that the flag takes."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+class StorePlace(Settings):
+    """Whose hidden states are kept, which of them, and where."""
 
-
-class CaptureConfig(BaseModel):
-    """A run of `afaspec capture`. The target writes greedily unless `temperature` is set."""
-
-    model_config = ConfigDict(extra="forbid")
+    GROUP: ClassVar[str] = "Models"
 
     target: str = Field(description="the target model's folder, or `embedded`")
-    prompts: str = Field(
-        description="JSONL file, folder of source files, dataset id, or suite:NAME"
-    )
-    out: Path = Field(description="folder of the feature store")
-    target_adapter: Path | None = Field(
-        None, description="LoRA adapter (PEFT) that the target is served with; merged once, cached"
-    )
-    draft: ModelFolder | None = Field(
+    target_adapter: TargetAdapter = None
+    draft: Path | None = Field(
         None, description="keep just the hidden states that this draft reads"
     )
-    layer_ids: Annotated[str | None, BeforeValidator(_joined)] = Field(
+    layer_ids: Listed | None = Field(
         None, description="hidden states to keep, such as 2,6,9, or none [default: 2, L/2, L-3]"
     )
+    out: Path = Field(description="folder of the feature store")
+    overwrite: bool = Field(False, description="replace a store of other settings")
 
-    limit: int | None = Field(None, gt=0, description="prompts at most, drawn by seed")
-    split: Literal["train", "eval"] | None = Field(
-        None, description="one split of the prompts: train or eval"
-    )
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval split")
-    suffixes: list[str] | None = Field(
-        None, description="endings of the files to read in a folder (repeat it) [default: source]"
-    )
-    prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
-    max_prompt_tokens: int | None = Field(None, gt=0, description="longest prompt allowed")
-    truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
-    chat: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="chat template: auto (for conversations), always (plain prompts too), never",
-    )
+
+class AnswerSettings(Settings):
+    """How the target answers."""
+
+    GROUP: ClassVar[str] = "Answers"
 
     use_responses: bool = Field(False, description="take the rows' responses; generate nothing")
     max_new_tokens: int = Field(256, gt=0, description="longest response")
     temperature: float = Field(0.0, ge=0, le=10, description="0 takes the likeliest token")
     seed: int = Field(0, description="of the prompts drawn and the responses sampled")
 
+
+class MachineSettings(Settings):
+    """How the target runs, and how its states are stored."""
+
+    GROUP: ClassVar[str] = "Machine"
+
     batch_size: int | None = Field(None, gt=0, le=4096, description="default: fits the memory")
-    dtype: Literal["auto", Float] = Field("auto", description="auto, bfloat16, float16 or float32")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    dtype: Literal["auto", Float] = Field("auto", description="type that the target computes in")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
-    overwrite: bool = Field(False, description="replace a store of other settings")
+
+
+class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace):
+    """A run of `afaspec capture`. The target writes greedily unless `temperature` is set."""
+
+    GROUP: ClassVar[str] = "Prompts"
+
+    prompts: str = Field(
+        description="JSONL file, folder of source files, dataset id, or suite:NAME"
+    )
+    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval side")
+    suffixes: list[str] | None = Field(
+        None, description="endings of the files to read in a folder (repeat it) [default: source]"
+    )
+    chat: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="chat template: for conversations (auto), for plain prompts too (always)",
+    )
 
     @field_validator("layer_ids")
     @classmethod

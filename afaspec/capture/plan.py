@@ -100,6 +100,7 @@ def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CaptureP
         eval_fraction=config.eval_fraction,
         prompt_tokens=config.prompt_tokens,
         suffixes=tuple(config.suffixes) if config.suffixes else None,
+        suite_folder=config.suite_folder,
         note=note,
     )
     later = sum(bool(prompt.turns) for prompt in prompts)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from afaspec.checkpoints.config import InitConfig
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import parse_layer_ids
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
 
 
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
-
-
-@dataclass(frozen=True)
-class InitConfig:
-    """What `afaspec init` takes. None means the family's usual, or the target's own."""
-
-    family: str
-    target: Path
-    out: Path
-    layers: int | None = None
-    layer_ids: str | None = None
-    vocab: int | None = None
-    store: Path | None = None
-    heads: int | None = None
-    dtype: str | None = None
-    seed: int = 0
 
 
 def init_checkpoint(config: InitConfig, note: Callable[[str], None] = print) -> DraftInfo:

@@ -1,48 +1,80 @@
-"""The command line: one module per command, registered here. Nothing heavy is imported at start."""
+"""The command line: one module per command, imported when it runs, so that start-up is light."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from afaspec.cli.help import Command
 from drafts.errors import UserError
 
-COMMANDS = (
-    "demo",
-    "adapt.capture",
-    "adapt.train",
-    "adapt.merge",
-    "serve",
-    "measure.bench",
-    "measure.report",
-    "measure.sweep",
-    "measure.what_if",
-    "adapt.compare",
-    "measure.suites",
-    "draft.inspect",
-    "draft.convert",
-    "draft.init",
-    "doctor",
-    "build_embedded",
-)
+# Panels of `afaspec --help`: each command with its module here and what it is for.
+PANELS = {
+    "Adapt": {
+        "capture": ("adapt.capture", "Record a target's answers and hidden states for training"),
+        "train": ("adapt.train", "Train a draft adapter: LoRA, AFA-LoRA, or all weights"),
+        "merge": ("adapt.merge", "Merge a finished adapter into its base draft"),
+        "compare": ("adapt.compare", "Train whole arms side by side and compare them"),
+    },
+    "Serve": {
+        "serve": ("serve", "Serve a target with a draft through vLLM"),
+    },
+    "Measure": {
+        "bench": ("measure.bench", "Measure drafts side by side: acceptance, speed, same output"),
+        "report": ("measure.report", "Compare finished runs, or render one again"),
+        "sweep": ("measure.sweep", "Find the best k at each load, and when to draft at all"),
+        "what-if": ("measure.what_if", "Predict another draft, k, load or target from a sweep"),
+        "suites": ("measure.suites", "List the prompts that come with afaspec"),
+    },
+    "Drafts": {
+        "inspect": ("draft.inspect", "Say what a draft is, and whether it fits a target"),
+        "convert": ("draft.convert", "Write a draft in another layout of its family"),
+        "init": ("draft.init", "Write a random draft to train from scratch"),
+        "build-embedded": ("build_embedded", "Make the shipped target and draft again"),
+    },
+    "This machine": {
+        "demo": ("demo", "Adapt the shipped draft to another domain and measure it"),
+        "doctor": ("doctor", "Check what is installed, and what mends it"),
+    },
+}
+MODULES = {name: module for panel in PANELS.values() for name, (module, _) in panel.items()}
+UsageError: Any = typer.BadParameter.__base__  # of typer's parser, which names it nowhere in public
+
+
+class Commands(TyperGroup):
+    """Lists the commands without importing them; the one that is asked for is imported then."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name else command, rest
+
 
 app = typer.Typer(
     name="afaspec",
-    no_args_is_help=True,
+    cls=Commands,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Adapt a speculative-decoding draft to your target and traffic, serve it, measure it.",
 )
-for _path in COMMANDS:
-    _name = _path.rpartition(".")[2]
-    _module = import_module(f"afaspec.cli.{_path}")
-    app.command(_name.replace("_", "-"))(getattr(_module, _name))
+for _panel, _commands in PANELS.items():
+    for _name, (_, _summary) in _commands.items():
+        app.command(_name, help=_summary, rich_help_panel=_panel)(lambda: None)
 
 _debug = False
+
+
+def load(name: str) -> Any:
+    """The command itself, from its module."""
+    module = import_module(f"afaspec.cli.{MODULES[name]}")
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name, cls=Command)(getattr(module, name.replace("-", "_")))
+    return typer.main.get_command(alone)
 
 
 def _version(asked: bool) -> None:
@@ -55,6 +87,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool,
@@ -63,25 +96,34 @@ def _options(
 ) -> None:
     global _debug
     _debug = debug
+    if ctx.invoked_subcommand is None:
+        ctx.get_help()
 
 
 def main() -> None:
     """Entry point: a `UserError` becomes one message and exit code 2, without a traceback."""
-    from afaspec.cli.console import console
-
     try:
-        app()
+        code = app(prog_name="afaspec", standalone_mode=False)
     except UserError as error:
         if _debug:
             raise
-        console.print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        code = refuse(error)
+    except UsageError as error:
+        asked = error.ctx.command_path if error.ctx else "afaspec"
+        code = refuse(UserError(error.format_message(), hint=f"see {asked} --help"))
     except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        from afaspec.cli.console import console
+
         console.print("Stopped. Run the same command again to go on from here.")
-        sys.exit(130)
+    sys.exit(code)
 
 
-def _escape(text: str) -> str:
+def refuse(error: UserError) -> int:
     from rich.markup import escape
 
-    return escape(text)
+    from afaspec.cli.console import console
+
+    console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    return error.exit_code

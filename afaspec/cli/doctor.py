@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+from pydantic import Field
+
+from afaspec.cli.flags import configured
+from bench.records.settings import Settings
 
 if TYPE_CHECKING:
     from afaspec.doctor import Finding
 
 
-def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the findings as JSON on stdout.")
-    ] = False,
-) -> None:
+class DoctorConfig(Settings):
+    """How the findings are told."""
+
+    as_json: bool = Field(
+        False, validation_alias="json", description="print the findings as JSON on stdout"
+    )
+
+
+@configured(DoctorConfig)
+def doctor(config: DoctorConfig) -> None:
     """Check this machine and installation; exit code 1 when something required is missing.
 
     [bold]Examples[/]
 
-        afaspec doctor
+      afaspec doctor
 
-        afaspec doctor --json
+      afaspec doctor --json
     """
     import json
     from dataclasses import asdict
@@ -29,7 +38,7 @@ def doctor(
     from afaspec.doctor import diagnose
 
     findings = diagnose()
-    if as_json:
+    if config.as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         _print_table(findings)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from afaspec.embedded.names import ModelFolder
+from afaspec.config import TargetAdapter
 from afaspec.train.config import TrainSettings
 from drafts.errors import UserError
 
@@ -133,9 +133,9 @@ class VllmConfig(Part):
 class CompareConfig(Part):
     """A study. Lists in `ranks`, `steps`, `samples` and `seeds` are axes: all are combined."""
 
-    target: ModelFolder = Field(description="target model: a folder, or embedded")
-    target_adapter: Path | None = Field(None, description="LoRA adapter the target is served with")
-    draft: ModelFolder = Field(description="base draft: a folder, or embedded-draft")
+    target: Path = Field(description="target model: a folder, or embedded")
+    target_adapter: TargetAdapter = None
+    draft: Path = Field(description="base draft: a folder, or embedded-draft")
     out: Path = Field(Path("runs/compare"), description="folder of all results")
     k: int = Field(3, gt=0, le=16, description="speculative tokens per step")
     domains: dict[str, DomainConfig] = Field(min_length=1)

@@ -17,7 +17,8 @@ from afaspec.capture.config import CaptureConfig
 from afaspec.compare.config import CompareConfig
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
-from bench.prompts.select import Split, content_sha256
+from bench.prompts.select import content_sha256
+from bench.records.settings import Split
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from drafts.registry import read_draft

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from drafts.errors import UserError
 
@@ -31,6 +28,3 @@ def resolve_model(name_or_path: str) -> Path:
             hint="give a folder with config.json and .safetensors files, or `embedded`",
         )
     return path
-
-
-ModelFolder = Annotated[Path, AfterValidator(model_folder)]

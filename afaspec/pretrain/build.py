@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import capture
 from afaspec.checkpoints.merge import merge
-from afaspec.embedded.unpack import ASSETS, pack, unpack_to
+from afaspec.embedded.unpack import pack, unpack_to
 from afaspec.pretrain.card import write_card
+from afaspec.pretrain.config import BuildConfig
 from afaspec.pretrain.corpus import build_corpus, python_files, sample_texts
-from afaspec.pretrain.target import TARGET_BITS, PretrainConfig, pretrain, target_config
+from afaspec.pretrain.target import TARGET_BITS, pretrain, target_config
 from afaspec.pretrain.tokenizer import encode_corpus, train_tokenizer
 from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
@@ -33,25 +33,6 @@ from drafts.target import read_target
 DRAFT_BITS = 8
 Say = Callable[[str], None]
 Stage = Callable[[str, int, int], None]
-
-
-class BuildConfig(BaseModel):
-    """What `afaspec build-embedded` makes, and how much time it takes for it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    work: Path = Field(Path("runs/embedded"), description="folder for all stages' results")
-    out: Path = Field(ASSETS, description="folder for the packed pair")
-    extra: Path | None = Field(None, description="folder with further training texts")
-    characters: int = Field(12_000_000, gt=0, description="training text per domain at most")
-    target: PretrainConfig = PretrainConfig()
-
-    draft_vocab_size: int = Field(6144, gt=0, description="the draft's reduced vocabulary")
-    draft_prompts: int = Field(1200, gt=0, description="Python prompts the target completes")
-    draft_new_tokens: int = Field(128, gt=0, description="tokens of each completion")
-    draft_steps: int = Field(320, gt=0, description="optimizer steps of the draft")
-    draft_learning_rate: float = Field(1e-3, gt=0)
-    seed: int = 0
 
 
 def build_embedded(config: BuildConfig, say: Say, stage: Stage) -> None:

@@ -18,43 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from afaspec.embedded.quantize import round_to_grid
+from afaspec.pretrain.config import PretrainConfig
 from afaspec.train.step import autocast, training_step
 
 TARGET_BITS = 4
-
-
-class PretrainConfig(BaseModel):
-    """What the target is and how long it trains."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    vocab_size: int = 8192
-    hidden_size: int = 512
-    intermediate_size: int = 1408
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 4
-    max_position_embeddings: int = 1024
-
-    minutes: float | None = 70.0
-    tokens: int | None = None  # a budget in tokens, in place of minutes
-    tokens_per_step: int = 4096
-    sequence_length: int = 512
-    long_fraction: float = 0.2  # the last part trains on sequences of max_position_embeddings
-    rounded_fraction: float = 0.3  # the last part trains on weights rounded to int4
-    warmup_steps: int = 30
-    decay_fraction: float = 0.5  # linear decay to 5% over the last half
-    muon_lr: float = 0.02
-    adamw_lr: float = 4e-3
-    weight_decay: float = 0.05
-    compiled: bool = True
-    save_minutes: float = 5.0
-    seed: int = 0
 
 
 def target_config(config: PretrainConfig, end_id: int, pad_id: int) -> LlamaConfig:

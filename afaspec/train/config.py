@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
-from afaspec.embedded.names import ModelFolder
+from afaspec.config import TargetAdapter
+from bench.records.settings import Settings
 
 Arm = Literal["afa-lora", "lora", "full"]
 Loss = Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"]  # functions in `afaspec.train.losses`
@@ -20,26 +21,24 @@ MANY_PASSES = 10
 SMALL_DATA_RATES: dict[str, float] = {"afa-lora": 3e-4, "lora": 3e-4, "full": 1.25e-4}
 
 
-class RunPlace(BaseModel):
+class RunPlace(Settings):
     """Where a run reads and writes."""
 
-    model_config = ConfigDict(extra="forbid")
+    GROUP: ClassVar[str] = "Models"
 
     store: Path = Field(description="feature store that `afaspec capture` wrote")
-    draft: ModelFolder = Field(description="base draft to adapt: a folder, or embedded-draft")
+    draft: Path = Field(description="base draft to adapt: a folder, or embedded-draft")
     out: Path = Field(description="folder of the run")
-    target: ModelFolder | None = Field(None, description="target model (default: the store's)")
-    target_adapter: Path | None = Field(
-        None, description="LoRA adapter (PEFT) that --target is served with; merged once, cached"
-    )
+    target: Path | None = Field(None, description="target model (default: the store's)")
+    target_adapter: TargetAdapter = None
 
 
-class TrainSettings(BaseModel):
-    """How a draft is trained, wherever its data lies. Sizes are in sequences, tokens or steps."""
+class ArmSettings(Settings):
+    """What is trained."""
 
-    model_config = ConfigDict(extra="forbid")
+    GROUP: ClassVar[str] = "Arm"
 
-    arm: Arm = Field("lora", description="lora, afa-lora or full")
+    arm: Arm = Field("lora", description="adapters (plain or annealed), or all weights")
     rank: int = Field(32, gt=0, description="LoRA rank")
     alpha: float | None = Field(None, gt=0, description="LoRA alpha (default: 2 * rank)")
     rslora: bool = Field(False, description="scale by alpha/sqrt(rank)")
@@ -53,16 +52,26 @@ class TrainSettings(BaseModel):
         None, min_length=1, description="linear layers that get adapters [default: all but lm_head]"
     )
     lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
-    activation: Activation = Field(
-        "relu", description="AFA's sigma: relu, leaky_relu, silu, gelu or tanh"
-    )
+    activation: Activation = Field("relu", description="AFA's sigma")
     annealing: AnnealingSchedule = AnnealingSchedule()
 
-    loss: Loss = Field("kl", description="kl, reverse_kl, jsd, tv, lk or ce")
+
+class LossSettings(Settings):
+    """What it is trained to do."""
+
+    GROUP: ClassVar[str] = "Loss"
+
+    loss: Loss = Field("kl", description="of the draft's distribution from the target's")
     draft_steps: int = Field(3, gt=0, le=16, description="draft steps trained (k at serving)")
     step_decay: float = Field(0.8, gt=0, le=1, description="weight of each later draft step")
     chunk: int = Field(2048, gt=0, description="rows of logits held at once")
     compiled: bool = Field(True, description="compile the loss")
+
+
+class OptimizerSettings(Settings):
+    """How the weights move."""
+
+    GROUP: ClassVar[str] = "Optimizer"
 
     steps: int = Field(300, gt=0, description="optimizer steps")
     batch_size: int = Field(8, gt=0, description="sequences per micro-batch")
@@ -71,16 +80,26 @@ class TrainSettings(BaseModel):
         None, gt=0, description="peak rate (default: by arm, and lower where sequences are few)"
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="warm-up, as a fraction of the steps")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast in bf16, or fp32")
-    seed: int = 0
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast in bf16, or none")
+    seed: int = Field(0, description="of the adapters, the order of the data and the held-out part")
+
+
+class EvaluationSettings(Settings):
+    """How a run is followed and kept."""
+
+    GROUP: ClassVar[str] = "Evaluation and checkpoints"
 
     validation: float = Field(0.1, gt=0, lt=1, description="fraction of sequences held out")
     validation_limit: int = Field(64, gt=0, description="held-out sequences at most")
     eval_every: int = Field(50, gt=0, description="steps between evaluations")
     checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
     tensorboard: bool = Field(True, description="write TensorBoard event files")
+
+
+class TrainSettings(EvaluationSettings, OptimizerSettings, LossSettings, ArmSettings):
+    """How a draft is trained, wherever its data lies. Sizes are in sequences, tokens or steps."""
 
     @property
     def bf16(self) -> bool:

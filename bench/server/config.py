@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import InstanceOf, model_validator
 
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
+from bench.records.settings import ClientSettings, MeasureSettings
 from bench.server.arrivals import Load
 from drafts.errors import UserError
 
 
-@dataclass(frozen=True)
-class ServerConfig:
-    """What to measure and how. Every load is put on every server, `rounds` times, in turns.
+class ServerConfig(ClientSettings):
+    """A run against servers. Every load is put on every server, `rounds` times, in turns.
 
     `target` tokenises the prompts as for an engine in process; None sends texts and conversations
     as they are. `requests` make a round (None: one per prompt; more go through the prompts again).
@@ -25,52 +26,26 @@ class ServerConfig:
 
     prompts: str
     target: Path | None = None
-    loads: tuple[Load, ...] = (Load(concurrency=1),)
-    requests: int | None = None
-    max_tokens: int = 128
-    rounds: int = 3
-    temperature: float = 0.0
-    seed: int = 0
-    limit: int | None = None
-    split: Literal["train", "eval"] | None = None
-    prompt_tokens: int = 128
-    max_prompt_tokens: int | None = None
-    truncate_prompts: bool = False
-    ignore_eos: bool = False
-    warmup: int = 2
-    suite_folder: Path | None = None
-    model: str | None = None
-    reuse_prefixes: bool = False
+    loads: tuple[InstanceOf[Load], ...] = (Load(concurrency=1),)
     token_ids: bool = True
 
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "rounds", "requests", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}", hint="give 1 or more")
-        if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}", hint="give 0 or more")
+    @model_validator(mode="after")
+    def _cut_by_a_tokenizer(self) -> ServerConfig:
         if self.target is None and (self.max_prompt_tokens is not None or self.truncate_prompts):
             raise UserError(
                 "prompts are cut to a number of tokens by the target's tokenizer only",
                 hint="give TARGET, the folder of the model that the servers serve",
             )
+        return self
 
     def in_process(self, target: Path, k: int) -> BenchConfig:
         """The same settings for reading the prompts as for an engine in process."""
         return BenchConfig(
+            **self.shared_with(MeasureSettings),
             target=target,
             prompts=self.prompts,
             arms=(),
             k=max(1, k),
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            limit=self.limit,
-            split=self.split,
-            prompt_tokens=self.prompt_tokens,
-            max_prompt_tokens=self.max_prompt_tokens,
-            truncate_prompts=self.truncate_prompts,
-            suite_folder=self.suite_folder,
         )
 
     def settings(self) -> dict[str, Any]:

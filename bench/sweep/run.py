@@ -18,6 +18,7 @@ from bench.prompts.load import load_prompts
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig, Condition
 from bench.records.progress import Progress
+from bench.records.settings import PromptSettings
 from bench.report.provenance import common_provenance, machine, versions
 from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
 from bench.sweep.grid import Cell, Drafting, SweepConfig, groups_of, require_waves
@@ -196,18 +197,13 @@ def _await(
 def _load(config: SweepConfig) -> list[list[int]]:
     prompts = load_prompts(
         BenchConfig(
+            **config.shared_with(PromptSettings),
             target=config.target,
             prompts=config.prompts,
             arms=config.arms,
             k=max(config.ks),
             max_tokens=max(config.max_tokens),
             seed=config.seed,
-            limit=config.limit,
-            split=config.split,
-            prompt_tokens=config.prompt_tokens,
-            max_prompt_tokens=config.max_prompt_tokens,
-            truncate_prompts=config.truncate_prompts,
-            suite_folder=config.suite_folder,
         )
     )
     return [prompt.input_ids for prompt in prompts]

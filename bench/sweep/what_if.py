@@ -17,7 +17,7 @@ from bench.records.acceptance import Floats
 from bench.sweep.best_k import speedup
 from bench.sweep.cells import CellResult, mean_occupancy
 from bench.sweep.expected_steps import acceptance_length, at_k, expected_steps, with_length
-from bench.sweep.grid import check_axis
+from bench.sweep.settings import check_axis
 from bench.sweep.step_time import Cost, Setting, StepTime, fit
 from bench.sweep.steps import (
     acceptance_of,

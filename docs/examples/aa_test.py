@@ -152,13 +152,12 @@ def one_repeat(
     seed: int,
 ) -> dict[str, dict[str, ArmRun]]:
     """The arms' runs by metric: speed at temperature 0, acceptance at `temperature`."""
-    from dataclasses import replace
 
     def run(arms: tuple[Arm, ...], rounds: int, at: float) -> dict[str, ArmRun]:
         for engine in engines.values():
             engine.temperature = at
         quiet: Progress = lambda stage, done, total: None  # noqa: E731
-        once = replace(config, arms=arms, rounds=rounds, seed=seed)
+        once = config.model_copy(update={"arms": arms, "rounds": rounds, "seed": seed})
         return {run.arm.name: run for run in measure(once, engines, prompts, quiet)}
 
     return {

@@ -21,10 +21,11 @@ import typer
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import capture
-from afaspec.checkpoints.init import InitConfig, init_checkpoint
+from afaspec.checkpoints.config import InitConfig
+from afaspec.checkpoints.init import init_checkpoint
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, progress
-from afaspec.demo import cpp_headers
+from afaspec.demo.run import cpp_headers
 from afaspec.embedded.names import resolve_model
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
@@ -130,7 +131,8 @@ def base_draft(out: Path, family: str, target: Path, store: Path, steps: int, st
     start, run, merged = (out / family / name for name in ("start", "base-run", "base"))
     if not start.exists():
         heads = K if family in FIXED_K else None
-        init_checkpoint(InitConfig(family, target, start, heads=heads), lambda text: None)
+        config = InitConfig(family=family, target=target, out=start, heads=heads)
+        init_checkpoint(config, lambda text: None)
     if not merged.exists():
         train(
             TrainConfig(

@@ -39,7 +39,7 @@ from trl import SFTConfig, SFTTrainer
 
 from afaspec.capture.target_model import load_tokenizer
 from afaspec.cli.console import console
-from afaspec.demo import cpp_headers
+from afaspec.demo.run import cpp_headers
 from afaspec.embedded.names import resolve_model
 from bench.prompts.read import read_prompts
 from drafts.errors import UserError

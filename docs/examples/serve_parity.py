@@ -124,7 +124,9 @@ def write_prompts(
 ) -> tuple[Path, int]:
     """The prompts as text, one a line, as both clients read them, and the longest's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(target)
-    config = BenchConfig(target, source, (), k=k, max_tokens=max_tokens, limit=limit)
+    config = BenchConfig(
+        target=target, prompts=source, arms=(), k=k, max_tokens=max_tokens, limit=limit
+    )
     texts = [tokenizer.decode(prompt.input_ids) for prompt in load_prompts(config)]
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     return path, max(len(tokenizer(text)["input_ids"]) for text in texts)

@@ -30,7 +30,7 @@ from afaspec.capture.run import capture
 from afaspec.capture.target_model import load_model, load_tokenizer
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, note, progress
-from afaspec.demo import cpp_headers
+from afaspec.demo.run import cpp_headers
 from afaspec.embedded.names import resolve_model
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig

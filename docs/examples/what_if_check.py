@@ -23,7 +23,7 @@ import numpy as np
 import typer
 
 from afaspec.cli.console import console, progress
-from afaspec.demo import cpp_headers
+from afaspec.demo.run import cpp_headers
 from afaspec.embedded.names import resolve_model
 from bench.records.arms import Arm, parse_arm
 from bench.report.console import stage_bars

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from afaspec.demo import DemoConfig, run_demo
+from afaspec.demo.config import DemoConfig
+from afaspec.demo.run import run_demo
 
 FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
 

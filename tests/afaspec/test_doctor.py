@@ -53,7 +53,7 @@ def test_exit_code_1_when_something_required_is_missing(monkeypatch: pytest.Monk
         doctor, "diagnose", lambda: [doctor.Finding("peft", "no", "missing", "pip install peft")]
     )
     with pytest.raises(typer.Exit) as caught:
-        command(as_json=False)
+        command()
     assert caught.value.exit_code == 1
 
 

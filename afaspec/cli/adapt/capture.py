@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.cli.flags import config_command
+from afaspec.cli.flags import configured
 
 
-def run(config: CaptureConfig) -> None:
+@configured(CaptureConfig, arguments=("target", "prompts"))
+def capture(config: CaptureConfig) -> None:
     """Let TARGET answer PROMPTS and record tokens and hidden states in a feature store.
 
     PROMPTS is a JSONL(.gz) file, a folder of source files, a parquet file, a dataset folder, or a
@@ -23,8 +24,12 @@ def run(config: CaptureConfig) -> None:
 
       afaspec capture MODEL answered.jsonl --use-responses --out runs/answered
     """
-    from afaspec.capture.run import CaptureProgress, capture
+    from afaspec.capture.run import CaptureProgress
+    from afaspec.capture.run import capture as run
     from afaspec.cli.console import note, progress
+    from afaspec.embedded.names import model_folder
+
+    draft = config.draft and model_folder(config.draft)
 
     bar = progress()
     task = bar.add_task("capture", total=None, start=False, unit="prompts")
@@ -42,9 +47,6 @@ def run(config: CaptureConfig) -> None:
         )
 
     try:
-        capture(config, show, note)
+        run(config.model_copy(update={"draft": draft}), show, note)
     finally:
         bar.stop()
-
-
-capture = config_command(CaptureConfig, run, arguments=("target", "prompts"))

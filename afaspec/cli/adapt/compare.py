@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from pydantic import Field
+
+from afaspec.cli.flags import configured
+from bench.records.settings import Settings
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -15,41 +18,32 @@ if TYPE_CHECKING:
     from bench.records.progress import Progress
 
 
-def compare(
-    study: Annotated[Path, typer.Argument(help="YAML file of the study.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of all results.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="NAME=VALUE in place of the file's; dots go deeper; repeatable."
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", help="Name of an arm or domain to do now; repeatable."),
-    ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="A small version beside it: at most 40 steps, 2 seeds, one rank, 64 prompts.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the plan, with one step of every arm timed."),
-    ] = False,
-    stored: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--from", help="study.json(.gz) whose finished cells are taken over; repeatable."
-        ),
-    ] = None,
-    report_only: Annotated[
-        bool,
-        typer.Option("--report-only", help="Write tables, plots and page again; run nothing."),
-    ] = False,
-) -> None:
+class StudyConfig(Settings):
+    """Which study, and how much of it is to be done now."""
+
+    study: Path = Field(description="YAML file of the study")
+    out: Path | None = Field(None, description="folder of all results (default: the study's)")
+    settings: list[str] = Field(
+        [],
+        validation_alias="set",
+        description="NAME=VALUE in place of the file's; dots go deeper; repeatable",
+    )
+    only: list[str] = Field([], description="name of an arm or domain to do now; repeatable")
+    quick: bool = Field(
+        False,
+        description="a small version beside it: at most 40 steps, 2 seeds, one rank, 64 prompts",
+    )
+    dry_run: bool = Field(False, description="print the plan, with one step of every arm timed")
+    stored: list[Path] = Field(
+        [],
+        validation_alias="from",
+        description="study.json(.gz) whose finished cells are taken over; repeatable",
+    )
+    report_only: bool = Field(False, description="write tables, plots and page again; run nothing")
+
+
+@configured(StudyConfig, arguments=("study",))
+def compare(asked: StudyConfig) -> None:
     """Train whole arms side by side: arms x ranks x budgets x seeds x domains, and compare them.
 
     Every arm gets the same data in the same order; its learning rate is tuned on a validation side
@@ -77,13 +71,13 @@ def compare(
     from afaspec.compare.run import report_only as write_again
     from afaspec.compare.tables import headline, render_domain, verdicts
 
-    config = load(study, out, settings or [], only or [], small=quick)
-    for one in stored or []:
+    config = read_study(asked)
+    for one in asked.stored:
         import_study(config, one)
-    if dry_run:
+    if asked.dry_run:
         show_forecast(forecast(config, note))
         return
-    result = write_again(config) if report_only else run_with_bars(config)
+    result = write_again(config) if asked.report_only else run_with_bars(config)
     for domain, results in result["domains"].items():
         Console().print(render_domain(domain, results))
         for words in verdicts(results):
@@ -94,16 +88,17 @@ def compare(
     console.print(f"Page: {config.out / 'study.html'}", highlight=False, soft_wrap=True)
 
 
-def load(
-    study: Path, out: Path | None, settings: list[str], only: list[str], *, small: bool
-) -> CompareConfig:
-    """The checked configuration of the file, the overrides, `--only` and `--quick`."""
+def read_study(asked: StudyConfig) -> CompareConfig:
+    """The checked study: its file, what is given in place of that, and the part to do now."""
     from afaspec.compare.config import CompareConfig, part, quick
     from afaspec.config import load_config
+    from afaspec.embedded.names import model_folder
 
-    flags = {"out": out, **dict(parse_setting(text) for text in settings)}
-    config = part(load_config(CompareConfig, study, flags), only)
-    return quick(config) if small else config
+    flags = {"out": asked.out, **dict(parse_setting(text) for text in asked.settings)}
+    config = part(load_config(CompareConfig, asked.study, flags), asked.only)
+    folders = {"target": model_folder(config.target), "draft": model_folder(config.draft)}
+    config = config.model_copy(update=folders)
+    return quick(config) if asked.quick else config
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from pydantic import Field
 
-from afaspec.cli.flags import TargetAdapter
+from afaspec.cli.flags import configured
+from afaspec.config import TargetAdapter
+from bench.records.settings import Settings
 
 
-def merge(
-    trained: Annotated[Path, typer.Argument(help="Run folder of `afaspec train`, or an adapter.")],
-    out: Annotated[Path, typer.Option(help="Folder for the merged draft.")],
-    draft: Annotated[
-        Path | None, typer.Option(help="Base draft (default: the one the run names).")
-    ] = None,
-    target: Annotated[
-        Path | None, typer.Option(help="Target, for drafts that share its embedding.")
-    ] = None,
-    target_adapter: TargetAdapter = None,
-) -> None:
+class MergeConfig(Settings):
+    """What is merged into what."""
+
+    trained: Path = Field(description="run folder of `afaspec train`, or an adapter")
+    out: Path = Field(description="folder for the merged draft")
+    draft: Path | None = Field(None, description="base draft (default: the one the run names)")
+    target: Path | None = Field(
+        None, description="target, for drafts that share its embedding (default: the run's)"
+    )
+    target_adapter: TargetAdapter = None
+
+
+@configured(MergeConfig, arguments=("trained",))
+def merge(config: MergeConfig) -> None:
     """Merge a finished adapter into its base draft, in the base's own format.
 
     Refuses an adapter whose annealing has not reached beta = 0. Vocabulary map and untouched
@@ -38,10 +42,11 @@ def merge(
     from afaspec.embedded.names import model_folder
 
     with console.status("merging and measuring parity"):
-        adapted = resolve_optional(target, target_adapter, note)
-        parity = run(trained, draft and model_folder(draft), out, adapted)
+        target = resolve_optional(config.target, config.target_adapter, note)
+        draft = config.draft and model_folder(config.draft)
+        parity = run(config.trained, draft, config.out, target)
     console.print(
-        f"{out}: {parity.changed_tensors} tensors merged, {parity.untouched_tensors} kept as they "
-        f"were. Parity with the adapter: {parity.float32:.1e} relative in float32, "
+        f"{config.out}: {parity.changed_tensors} tensors merged, {parity.untouched_tensors} kept "
+        f"as they were. Parity with the adapter: {parity.float32:.1e} relative in float32, "
         f"{parity.stored:.1e} as stored ({parity.dtype})."
     )

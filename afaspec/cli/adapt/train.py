@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from afaspec.cli.flags import config_command
+from afaspec.cli.flags import configured
 from afaspec.train.config import TrainConfig
 
 
-def run(config: TrainConfig) -> None:
+@configured(TrainConfig)
+def train(config: TrainConfig) -> None:
     """Train a draft adapter: LoRA, AFA-LoRA, or all weights.
 
     Killed runs go on where they were when the same command is given again.
@@ -22,9 +23,13 @@ def run(config: TrainConfig) -> None:
       afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
     """
     from afaspec.cli.console import console, note, progress
-    from afaspec.train.run import train, write_or_check_config
+    from afaspec.embedded.names import model_folder
+    from afaspec.train.run import train as run
+    from afaspec.train.run import write_or_check_config
     from drafts.files import disk_errors, read_json
 
+    target = config.target and model_folder(config.target)
+    config = config.model_copy(update={"draft": model_folder(config.draft), "target": target})
     done = config.out / "manifest.json"
     if done.exists():
         write_or_check_config(config)
@@ -50,12 +55,9 @@ def run(config: TrainConfig) -> None:
                     f"held-out acceptance length {row['acceptance_length']:.3f}"
                 )
 
-        trained = train(config, report, note)
+        trained = run(config, report, note)
     console.print(
         f"Best: step {trained.best_step}, held-out acceptance length "
         f"{trained.acceptance_length:.3f}, in {trained.result}"
     )
     console.print(f"Next: afaspec merge {trained.folder} --out {trained.folder}/merged")
-
-
-train = config_command(TrainConfig, run)

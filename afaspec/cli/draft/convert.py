@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from pydantic import Field
+
+from afaspec.cli.flags import configured
+from bench.records.settings import Settings
 
 
-def convert(
-    draft: Annotated[
-        str, typer.Argument(help="The draft's folder, or `embedded-draft`.", show_default=False)
-    ],
-    to: Annotated[
-        str,
-        typer.Option(help="Layout: eagle, dflash or speculators; medusa or medusa-heads."),
-    ],
-    out: Annotated[Path, typer.Option(help="New folder for the converted draft.")],
-    target: Annotated[
-        str | None, typer.Option(help="Target that the speculators layout names as its verifier.")
-    ] = None,
-) -> None:
+class ConvertConfig(Settings):
+    """Which draft, and how it is to lie."""
+
+    draft: str = Field(description="the draft's folder, or `embedded-draft`")
+    to: str = Field(description="layout: eagle, dflash or speculators; medusa or medusa-heads")
+    out: Path = Field(description="new folder for the converted draft")
+    target: str | None = Field(
+        None, description="target that the speculators layout names as its verifier"
+    )
+
+
+@configured(ConvertConfig, arguments=("draft",))
+def convert(config: ConvertConfig) -> None:
     """Write DRAFT in another layout of its family; its tensors keep every byte.
 
     What the new layout has no place for is kept in afaspec-convert.json, so that the way back
@@ -39,11 +41,8 @@ def convert(
     from drafts.registry import read_draft
     from drafts.target import read_target
 
-    made = run(
-        read_draft(resolve_model(draft)),
-        to,
-        out,
-        read_target(resolve_model(target)) if target else None,
-    )
+    draft = read_draft(resolve_model(config.draft))
+    target = read_target(resolve_model(config.target)) if config.target else None
+    made, out = run(draft, config.to, config.out, target), config.out
     kept = f" What it has no place for is in {RECORD}." if (out / RECORD).exists() else ""
     console.print(f"{out}: {made.family} in the layout {made.format}.{kept}", soft_wrap=True)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+from pydantic import Field
+
+from afaspec.cli.flags import configured
+from bench.records.settings import Settings
 
 if TYPE_CHECKING:
     from afaspec.checkpoints.inspect import Inspection
 
 
-def inspect(
-    draft: Annotated[
-        str, typer.Argument(help="The draft's folder, or `embedded-draft`.", show_default=False)
-    ],
-    target: Annotated[
-        str | None, typer.Option(help="A target that the draft should fit, or `embedded`.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> None:
+class InspectConfig(Settings):
+    """What is looked at."""
+
+    draft: str = Field(description="the draft's folder, or `embedded-draft`")
+    target: str | None = Field(
+        None, description="a target that the draft should fit, or `embedded`"
+    )
+    as_json: bool = Field(False, validation_alias="json", description="print JSON on stdout")
+
+
+@configured(InspectConfig, arguments=("draft",))
+def inspect(config: InspectConfig) -> None:
     """Say what DRAFT is: family, sizes, vocabulary, what it reads of the target, how vLLM takes it.
 
     With --target, also whether the two fit. Exit code 2 when they do not, or when the draft is
@@ -38,8 +45,9 @@ def inspect(
     from afaspec.checkpoints.inspect import inspect_draft
     from afaspec.embedded.names import resolve_model
 
-    found = inspect_draft(resolve_model(draft), resolve_model(target) if target else None)
-    if as_json:
+    target = resolve_model(config.target) if config.target else None
+    found = inspect_draft(resolve_model(config.draft), target)
+    if config.as_json:
         typer.echo(json.dumps({**asdict(found), "fits": found.fits}, indent=2))
     else:
         print_tables(found)

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
+from pydantic import Field
+
+from bench.records.settings import Settings
 
 if TYPE_CHECKING:
     from bench.runs.saved import SavedRun
+
+
+class GateSettings(Settings):
+    """What a run is held against."""
+
+    GROUP: ClassVar[str] = "Report"
+
+    gate: Path | None = Field(
+        None,
+        description="report.json of a baseline: exit code 3 if this run is worse beyond its "
+        "interval",
+    )
+    gate_tolerance: float = Field(
+        0.0, ge=0, le=1, description="relative loss that the gate lets pass: 0.02 is 2%"
+    )
 
 
 def read_baseline(path: Path | None, settings: Mapping[str, Any] | None = None) -> SavedRun | None:

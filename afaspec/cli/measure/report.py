@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from pydantic import Field
 
-from afaspec.cli.flags import GateFile, GateTolerance
+from afaspec.cli.flags import configured
+from afaspec.cli.measure.gate import GateSettings
 
 if TYPE_CHECKING:
     from bench.runs.saved import SavedRun
 
 
-def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="report.json of a run, or its folder; the first is the reference."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the page (one run: default its own).")
-    ] = None,
-    gate: GateFile = None,
-    gate_tolerance: GateTolerance = 0.0,
-) -> None:
+class ReportConfig(GateSettings):
+    """Which runs are shown or held against a baseline."""
+
+    GROUP = GateSettings.GROUP
+
+    runs: list[Path] = Field(
+        description="report.json of a run, or its folder; the first is the reference"
+    )
+    out: Path | None = Field(None, description="folder for the page (one run: default its own)")
+
+
+@configured(ReportConfig, arguments=("runs",))
+def report(config: ReportConfig) -> None:
     """Compare runs that `afaspec bench` measured, or render one again. Measures nothing.
 
     With several runs: each arm of the later ones beside the same of the first, with intervals, and
@@ -42,12 +45,13 @@ def report(
     from bench.runs.saved import read_runs
     from drafts.errors import UserError
 
-    if gate is not None and len(runs) > 1:
+    out = config.out
+    if config.gate is not None and len(config.runs) > 1:
         raise UserError(
             "--gate holds one run against the baseline", hint="give one report.json with --gate"
         )
-    baseline = read_baseline(gate)
-    saved = read_runs(runs)
+    baseline = read_baseline(config.gate)
+    saved = read_runs(config.runs)
     if len(saved) == 1:
         _show(saved[0])
         if baseline is None or out is not None:
@@ -55,7 +59,7 @@ def report(
     else:
         _compare(saved, out)
     if baseline is not None:
-        hold(baseline, saved[0], gate_tolerance)
+        hold(baseline, saved[0], config.gate_tolerance)
 
 
 def _show(run: SavedRun) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
+from bench.records.settings import BenchSettings, ClientSettings, Listed
 from drafts.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,71 +17,76 @@ if TYPE_CHECKING:
     from bench.report.schema import Report
     from bench.server.config import ServerConfig
 
+OF_SERVERS = ("request_rate", "requests", "model", "reuse_prefixes", "server_args")
 
-HOWS = ("together", "in-turn")
+
+class ServerFlags(ClientSettings, BenchSettings):
+    """Which servers are measured, if any, and the load on them."""
+
+    GROUP: ClassVar[str] = ClientSettings.GROUP
+
+    url: list[str] = Field(
+        [], description="NAME=URL of a running vLLM server, an arm each; repeatable"
+    )
+    serve: Literal["together", "in-turn"] | None = Field(
+        None, description="start a server for each arm and measure those"
+    )
+    server_args: str = Field("", description="with --serve: flags for vLLM, in one string")
+    request_rate: Listed | None = Field(
+        None, description="requests per second, at random times: 0.5,1,2 or inf"
+    )
+
+    @property
+    def of_servers(self) -> bool:
+        """Whether servers are to be measured."""
+        return bool(self.url) or self.serve is not None
 
 
-def require_one_way(url: list[str], serve: str | None, only_servers: Mapping[str, Any]) -> bool:
-    """Whether servers are to be measured. Raises `UserError` for flags that do not go together.
-
-    `only_servers` has, by flag, what was given of that which only servers can do.
-    """
-    if url and serve is not None:
+def require_one_way(flags: ServerFlags) -> None:
+    """Raise `UserError` for flags that do not go together."""
+    if flags.url and flags.serve is not None:
         raise UserError("--url and --serve exclude each other", hint="give one of the two")
-    if serve is not None and serve not in HOWS:
+    given = [name for name in OF_SERVERS if getattr(flags, name)]
+    if given and not flags.of_servers:
         raise UserError(
-            f"--serve is {serve!r}",
-            hint="give together (side by side) or in-turn (one after another)",
+            f"--{given[0].replace('_', '-')} is for servers only",
+            hint="give --url NAME=URL or --serve together",
         )
-    if url or serve is not None:
-        return True
-    given = [flag for flag, value in only_servers.items() if value]
-    if given:
-        raise UserError(
-            f"{given[0]} is for servers only", hint="give --url NAME=URL or --serve together"
-        )
-    return False
 
 
 def measure(
+    flags: ServerFlags,
     config: ServerConfig,
-    urls: list[str],
-    serve: str | None,
     arms: tuple[Arm, ...],
     progress: Progress,
-    *,
-    k: int,
-    cache_gib: float,
-    draft_sample_method: str | None,
-    server_args: list[str],
     log_folder: Path,
 ) -> Report:
-    """The report of the servers at `urls`, or of those that `serve` starts."""
+    """The report of the servers at --url, or of those that --serve starts."""
     from bench.server.config import served_arms
     from bench.server.run import run_server_bench
     from bench.server.served import run_served_bench
 
-    if serve is None:
-        addresses, drafts = served_arms(urls, arms)
+    if flags.serve is None:
+        addresses, drafts = served_arms(flags.url, arms)
         return run_server_bench(config, addresses, progress, drafts=drafts)
     return run_served_bench(
         config,
         arms,
-        k,
-        "together" if serve == "together" else "in-turn",
+        flags.k,
+        flags.serve,
         progress,
-        cache_gib=cache_gib,
-        draft_sample_method=draft_sample_method,
-        extra_args=server_args,
+        cache_gib=flags.cache_gib,
+        draft_sample_method=flags.draft_sample_method,
+        extra_args=vllm_flags(flags),
         log_folder=log_folder,
     )
 
 
-def flags_of(server_args: str, dtype: str, enforce_eager: bool) -> list[str]:
+def vllm_flags(flags: ServerFlags) -> list[str]:
     """vLLM's flags from one string as a shell reads it, and from afaspec's own."""
     try:
-        given = shlex.split(server_args)
+        given = shlex.split(flags.server_args)
     except ValueError as error:
         raise UserError(f"cannot read --server-args ({error})", hint="close its quotes") from None
-    eager = ["--enforce-eager"] if enforce_eager else []
-    return ["--dtype", dtype, *eager, *given]
+    eager = ["--enforce-eager"] if flags.enforce_eager else []
+    return ["--dtype", flags.dtype, *eager, *given]

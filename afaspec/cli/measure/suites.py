@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Any
 
 import typer
+from pydantic import Field
 
-from afaspec.cli.flags import SuiteFolder
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from afaspec.cli.flags import configured
+from bench.records.settings import Settings, SuiteFolder
 
 
-def suites(
-    suite_folder: SuiteFolder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> None:
+class SuitesConfig(Settings):
+    """Where suites are looked for."""
+
+    suite_folder: SuiteFolder = None
+    as_json: bool = Field(False, validation_alias="json", description="print JSON on stdout")
+
+
+@configured(SuitesConfig)
+def suites(config: SuitesConfig) -> None:
     """List the suites: their prompts in both sizes, their categories, and a hash of the content.
 
     A suite without a file here is fetched when it is used. Two machines measured the same prompts
@@ -31,8 +36,8 @@ def suites(
     """
     import json
 
-    rows = [describe(name, suite_folder) for name in _names()]
-    if as_json:
+    rows = [describe(name, config.suite_folder) for name in _names()]
+    if config.as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
         print_table(rows)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from afaspec.checkpoints.init import InitConfig, frequent_tokens, init_checkpoint, next_commands
+from afaspec.checkpoints.config import InitConfig
+from afaspec.checkpoints.init import frequent_tokens, init_checkpoint, next_commands
+from afaspec.config import load_config
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
@@ -63,7 +65,8 @@ def test_from_scratch_to_a_draft_that_is_accepted(
 
 
 def start(family: str, target: Path, out: Path, **settings: object) -> Path:
-    init_checkpoint(InitConfig(family, target, out, **settings), lambda text: None)  # type: ignore[arg-type]
+    given = {"family": family, "target": target, "out": out, **settings}
+    init_checkpoint(load_config(InitConfig, None, given), lambda text: None)
     return out
 
 
@@ -71,7 +74,9 @@ def test_the_vocabulary_is_what_the_responses_say(
     store: Path, tiny_target: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    config = InitConfig("eagle3", tiny_target, tmp_path / "draft", vocab=100, store=store)
+    config = InitConfig(
+        family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=100, store=store
+    )
     info = init_checkpoint(config, said.append)
     assert (info.draft_vocab_size, info.layer_ids) == (100, (1, 2, 3))
     sequences = FeatureStore.open(store)
@@ -96,7 +101,9 @@ def test_too_few_different_tokens_are_filled_up(
     store: Path, tiny_target: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    config = InitConfig("eagle3", tiny_target, tmp_path / "draft", vocab=511, store=store)
+    config = InitConfig(
+        family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=511, store=store
+    )
     kept = frequent_tokens(config, read_target(tiny_target), FeatureStore.open(store), said.append)
     assert len(kept.unique()) == 511
     assert "different tokens" in said[1]
@@ -118,7 +125,7 @@ def test_sizes_and_dtype_are_those_asked_for(tiny_target: Path, tmp_path: Path) 
     assert (info.dtype, info.layer_ids) == ("float16", (0, 2, 4))
     assert info.config["num_hidden_layers"] == 2
 
-    config = InitConfig("medusa", tiny_target, tmp_path / "m", heads=2)
+    config = InitConfig(family="medusa", target=tiny_target, out=tmp_path / "m", heads=2)
     heads = init_checkpoint(config)
     assert heads.max_k == 2
     assert "--draft-steps 2 " in next_commands(config, heads, "T")[1]

@@ -167,12 +167,12 @@ def test_a_suite_is_a_source_of_prompts() -> None:
 
 
 def test_settings_name_the_suite() -> None:
-    config = BenchConfig(Path("t"), "suite:builtin/chat", (Arm("none"),))
+    config = BenchConfig(target=Path("t"), prompts="suite:builtin/chat", arms=(Arm("none"),))
     suite = read_suite("suite:builtin/chat")
     assert settings_of(config, [[1]])["suite"] == {
         "name": "builtin/chat", "size": "quick", "split": None, "sha256": suite.sha256,
     }  # fmt: skip
-    assert "suite" not in settings_of(BenchConfig(Path("t"), "file", (Arm("none"),)), [[1]])
+    assert "suite" not in settings_of(config.model_copy(update={"prompts": "file"}), [[1]])
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from afaspec.config import load_config
 from bench.records.arms import choose_arms
-from bench.records.config import BenchConfig, as_split
+from bench.records.config import BenchConfig
 from drafts.errors import UserError
 
 
@@ -38,14 +39,19 @@ def test_nothing_to_measure() -> None:
         choose_arms([], none=False)
 
 
+def bench_config(**settings: object) -> BenchConfig:
+    given = {"target": Path("t"), "prompts": "p", "arms": (), **settings}
+    return load_config(BenchConfig, None, given)
+
+
 @pytest.mark.parametrize("setting", ["k", "max_tokens", "rounds", "concurrency"])
 def test_settings_below_one(setting: str) -> None:
     with pytest.raises(UserError, match=f"{setting} is 0"):
-        BenchConfig(target=Path("t"), prompts="p", arms=(), **{setting: 0})
+        bench_config(**{setting: 0})
 
 
 def test_other_bad_settings() -> None:
     with pytest.raises(UserError, match="temperature"):
-        BenchConfig(target=Path("t"), prompts="p", arms=(), temperature=-1)
-    with pytest.raises(UserError, match="unknown split"):
-        as_split("test")
+        bench_config(temperature=-1)
+    with pytest.raises(UserError, match="split is 'test'"):
+        bench_config(split="test")

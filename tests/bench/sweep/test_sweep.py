@@ -15,15 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afaspec.checkpoints.init import InitConfig, init_checkpoint
+from afaspec.checkpoints.config import InitConfig
+from afaspec.checkpoints.init import init_checkpoint
+from afaspec.config import load_config
 from bench.records.arms import Arm
 from bench.records.config import Condition
 from bench.stats.resample import Figure
 from bench.sweep.best_k import COSTS, PAYS, UNCLEAR, Best, Speedup, best_k, load_advice, schedule
 from bench.sweep.cells import write_cell
-from bench.sweep.grid import Cell, SweepConfig, groups_of, parse_axis
+from bench.sweep.grid import Cell, SweepConfig, groups_of
 from bench.sweep.report import build_sweep, write_sweep
 from bench.sweep.run import run_sweep
+from bench.sweep.settings import parse_axis
 from drafts.errors import UserError
 from tests.bench.sweep.made_cells import Truth, make_cell
 from tests.command import run_command
@@ -34,8 +37,8 @@ BASE, NGRAM = Arm("base", no_draft_at(Path("drafts/base"))), Arm("ngram", "ngram
 
 
 def grid(**changes: object) -> SweepConfig:
-    config = SweepConfig(Path("target"), "prompts.jsonl", (BASE, NGRAM))
-    return replace(config, **changes)  # type: ignore[arg-type]
+    given = {"target": Path("target"), "prompts": "prompts.jsonl", "arms": (BASE, NGRAM)}
+    return load_config(SweepConfig, None, given | changes)
 
 
 def test_the_grid_has_every_cell_that_can_differ() -> None:
@@ -249,13 +252,11 @@ def test_a_killed_sweep_goes_on_where_it_was(
 def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_path: Path) -> None:
     """No engine starts where there is nothing else to measure."""
     init_checkpoint(
-        InitConfig("medusa", tiny_target, tmp_path / "medusa", heads=2), lambda text: None
+        InitConfig(family="medusa", target=tiny_target, out=tmp_path / "medusa", heads=2),
+        lambda text: None,
     )
-    config = replace(
-        grid(ks=(3,), concurrencies=(1,)),
-        target=tiny_target,
-        arms=(arm("heads", tmp_path / "medusa"),),
-    )
+    heads = Arm("heads", tmp_path / "medusa")
+    config = grid(ks=(3,), concurrencies=(1,), target=tiny_target, arms=(heads,))
     (cell,) = run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 4)
     assert cell.refused == "drafts at most 2 tokens a step, not 3"
     assert not (tmp_path / "out" / "logs").exists()
@@ -264,9 +265,8 @@ def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_pat
 def test_too_few_prompts_for_the_load_start_nothing(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    config = replace(
-        grid(concurrencies=(1, 4)), target=tiny_target, arms=(arm("base", tiny_draft),)
-    )
+    base = arm("base", tiny_draft)
+    config = grid(concurrencies=(1, 4), target=tiny_target, arms=(base,))
     with pytest.raises(UserError, match="15 prompts make 3 waves of 4 requests"):
         run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 15)
     assert not (tmp_path / "out").exists()
@@ -275,9 +275,8 @@ def test_too_few_prompts_for_the_load_start_nothing(
 def test_another_draft_of_the_same_name_is_refused(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    config = replace(
-        grid(ks=(1,), concurrencies=(1,)), target=tiny_target, arms=(arm("base", tiny_draft),)
-    )
+    base = arm("base", tiny_draft)
+    config = grid(ks=(1,), concurrencies=(1,), target=tiny_target, arms=(base,))
     (cell,) = config.cells
     path = tmp_path / "cells" / f"{cell.name}.json"
     write_cell(path, make_cell(1, 1))  # its draft has another hash

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import merge
+from afaspec.demo.config import DemoConfig
 from afaspec.embedded.names import resolve_model
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
@@ -37,32 +36,6 @@ from drafts.target import read_target
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
 SPLITS: tuple[Split, ...] = ("train", "eval")
 Stage = Callable[[str, int, int], None]
-
-
-class DemoConfig(BaseModel):
-    """The demo's settings; the defaults fit twelve minutes on two cores."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    data: str | None = Field(None, description="folder or JSONL of your own [default: C++ headers]")
-    out: Path = Field(Path("runs/demo"), description="folder of all results")
-    target: str = Field("embedded", description="target model")
-    draft: str = Field("embedded-draft", description="base draft")
-    train_prompts: int = Field(320, gt=1, description="prompts the target answers for training")
-    eval_prompts: int = Field(20, gt=0, description="other prompts, for measuring")
-    prompt_tokens: int = Field(96, gt=0, description="prompt length in plain text")
-    new_tokens: int = Field(128, gt=0, description="tokens of each answer")
-    steps: int = Field(240, gt=0, description="optimizer steps of each arm")
-    tuning_steps: int = Field(40, gt=0, description="steps of each try of a learning rate")
-    tune: bool = Field(False, description="tune each arm's learning rate by short runs first")
-    learning_rates: list[float] = Field(
-        [1.25e-3, 2.5e-3, 5e-3], min_length=1, description="peak rates tried for each arm"
-    )
-    rank: int = Field(32, gt=0, description="LoRA rank")
-    k: int = Field(3, gt=0, description="speculative tokens per step")
-    rounds: int = Field(2, gt=0, description="rounds of measuring")
-    enforce_eager: bool = Field(False, description="do not compile in vLLM")
-    seed: int = 0
 
 
 @dataclass

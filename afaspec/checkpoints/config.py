@@ -1,0 +1,37 @@
+"""What a draft from scratch is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from bench.records.settings import Listed, Settings
+
+
+class InitConfig(Settings):
+    """What `afaspec init` takes. None means the family's usual, or the target's own."""
+
+    GROUP: ClassVar[str] = "Draft"
+
+    family: str = Field(description="eagle3, eagle, medusa, peagle, dflash or draft_model")
+    target: Path = Field(description="the target's folder, or `embedded`")
+    out: Path = Field(description="new folder for the draft")
+    layers: int | None = Field(None, gt=0, description="decoder layers (Medusa: per head)")
+    layer_ids: Listed | None = Field(
+        None, description="the target's hidden states to read, such as 2,6,9"
+    )
+    vocab: int | None = Field(
+        None, description="keep this many tokens, the most frequent in the store's responses"
+    )
+    store: Path | None = Field(
+        None, description="feature store to count tokens in and take layers from"
+    )
+    heads: int | None = Field(
+        None, gt=0, description="tokens that a Medusa or DFlash draft is made for"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="of the weights (default: the target's)"
+    )
+    seed: int = Field(0, description="of the random weights")

@@ -1,0 +1,138 @@
+"""Settings that several commands share. They hold what was given, paths and names unopened.
+
+A class's GROUP is the panel of `--help` that its settings stand in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+Split = Literal["train", "eval"]
+
+
+def _joined(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, int | float) else value
+
+
+Listed = Annotated[str, BeforeValidator(_joined)]  # `1,4,16`; YAML may have a list or a number
+SuiteFolder = Annotated[
+    Path | None,
+    Field(description="folder with the files of suites (default: AFASPEC_DATA; else fetched)"),
+]
+
+
+class Settings(BaseModel):
+    """Checked when made, fixed from then on. Unknown settings are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    def shared_with(self, kind: type[Settings]) -> dict[str, Any]:
+        """Those of the settings that `kind` has, by name."""
+        return {name: getattr(self, name) for name in kind.model_fields}
+
+
+class PromptSource(Settings):
+    """Where prompts come from: see `bench.prompts.suites.prompt_source`."""
+
+    GROUP: ClassVar[str] = "Prompts"
+
+    prompts: str | None = Field(
+        None, description="JSONL file, folder of source files, dataset id, or suite:NAME"
+    )
+    suite: str | None = Field(
+        None, description="NAME or NAME/CATEGORY of a suite; see `afaspec suites`"
+    )
+    size: str | None = Field(None, description="of the suite: quick (default) or full")
+
+
+class PromptSettings(Settings):
+    """Which of the prompts are taken, and how long they are."""
+
+    GROUP: ClassVar[str] = "Prompts"
+
+    suite_folder: SuiteFolder = None
+    limit: int | None = Field(None, gt=0, description="prompts at most, drawn by --seed")
+    split: Split | None = Field(None, description="take one side of the prompts only")
+    prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
+    max_prompt_tokens: int | None = Field(
+        None, gt=0, description="longest prompt allowed (default: what the target allows)"
+    )
+    truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
+
+
+class RunSettings(Settings):
+    """How a measurement is repeated."""
+
+    GROUP: ClassVar[str] = "Measuring"
+
+    rounds: int = Field(3, gt=0, description="how often every prompt is run")
+    ignore_eos: bool = Field(False, description="always write all --max-tokens")
+    seed: int = Field(0, description="of sampling, choice and intervals")
+
+
+class MeasureSettings(RunSettings, PromptSettings):
+    """What measuring in process and on servers have in common."""
+
+    GROUP: ClassVar[str] = "Measuring"
+
+    max_tokens: int = Field(
+        128,
+        gt=0,
+        validation_alias=AliasChoices("max_tokens", "max_new_tokens"),
+        description="tokens to write per prompt",
+    )
+    temperature: float = Field(0.0, ge=0, description="0 is greedy, and checks the output")
+    warmup: int = Field(2, ge=0, description="prompts run before anything is measured")
+
+
+class DraftSettings(Settings):
+    """How drafts are run, and how their output is tested."""
+
+    GROUP: ClassVar[str] = "Drafting"
+
+    k: int = Field(3, gt=0, description="speculative tokens per step")
+    draft_sample_method: str | None = Field(
+        None, description="how drafts sample at temperature > 0, by vLLM's names"
+    )
+    samples: int = Field(
+        1000,
+        ge=0,
+        description="requests per arm that test the distribution at temperature > 0; 0: none",
+    )
+
+
+class ClientSettings(MeasureSettings):
+    """How running servers are asked."""
+
+    GROUP: ClassVar[str] = "Servers"
+
+    model: str | None = Field(None, description="the name that they serve the model by")
+    requests: int | None = Field(
+        None, gt=0, description="requests in a round (default: each prompt once)"
+    )
+    reuse_prefixes: bool = Field(False, description="let prompts hit the prefix cache")
+
+
+class VllmSettings(Settings):
+    """How vLLM's engines run."""
+
+    GROUP: ClassVar[str] = "vLLM"
+
+    dtype: str = Field("bfloat16", description="type that vLLM computes in")
+    enforce_eager: bool = Field(False, description="do not compile: starts sooner, runs slower")
+    cache_gib: float = Field(1.0, gt=0, description="KV cache per engine, in GiB")
+
+
+class BenchSettings(VllmSettings, DraftSettings, MeasureSettings):
+    """Measuring in process."""
+
+    GROUP: ClassVar[str] = "Measuring"
+
+    block: int = Field(4, gt=0, description="prompts that an arm runs at least before the next")
