@@ -30,7 +30,8 @@ from bench.report.files import read_report, write_report
 from bench.report.schema import Report
 from bench.stats.offline import offline_acceptance
 from drafts.files import read_json, write_json
-from drafts.registry import load_draft
+from drafts.registry import load_draft, read_draft
+from drafts.target import read_target
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
 Stage = Callable[[str, int, int], None]
@@ -102,7 +103,7 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
         BenchConfig(
             target=target,
             prompts=data,
-            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            arms=(Arm("none"), *(Arm(name, read_draft(folder)) for name, folder in drafts.items())),
             k=config.k,
             max_tokens=config.new_tokens,
             rounds=config.rounds,
@@ -227,5 +228,5 @@ def training_curve(run: Path) -> dict[str, list[Any]]:
 
 def offline_of(draft: Path, target: Path, store: FeatureStore, k: int) -> Acceptance:
     """Offline acceptance of a plain draft on a store."""
-    loaded = load_draft(draft, target).eval()
+    loaded = load_draft(read_draft(draft), read_target(target)).eval()
     return offline_acceptance(loaded, (store[i] for i in range(len(store))), k)

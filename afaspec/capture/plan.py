@@ -18,7 +18,7 @@ from bench.prompts.encode import EncodedPrompt, encode_prompts
 from bench.prompts.read import read_prompts
 from drafts.checkpoint.layer_ids import default_layer_ids
 from drafts.errors import UserError
-from drafts.registry import read_draft_info, wanted_layer_ids
+from drafts.registry import read_draft, wanted_layer_ids
 from drafts.target import TargetInfo, read_target
 
 GIB = 1 << 30
@@ -145,7 +145,7 @@ def choose_layer_ids(config: CaptureConfig, target: TargetInfo) -> tuple[int, ..
     hint = f"give --layer-ids {','.join(map(str, usual))}" if layers >= 4 else "see --layer-ids"
     ids, origin = config.chosen_layer_ids(), "--layer-ids"
     if ids is None and config.draft is not None:
-        info = read_draft_info(config.draft)
+        info = read_draft(config.draft)
         ids, origin = wanted_layer_ids(info, target), f"draft {config.draft}"
     if ids is None:
         ids, origin = default_layer_ids(layers), "the default (2, L/2, L-3)"

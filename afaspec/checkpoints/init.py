@@ -12,8 +12,7 @@ from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import atomic_folder, require_empty
-from drafts.init import init_draft
-from drafts.registry import read_draft_info, save_draft
+from drafts.registry import init_draft, read_draft, save_draft
 from drafts.target import TargetInfo, read_target
 from drafts.tokenizer_files import copy_tokenizer
 from serving.compatibility import FLOATS, require_compatible
@@ -58,7 +57,7 @@ def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> Dra
     options = InitOptions(config.layers, layer_ids, kept, seed=config.seed)
     if config.heads is not None:
         options = replace(options, max_k=config.heads)
-    draft = init_draft(config.family, config.target, options)
+    draft = init_draft(config.family, target, options)
     if config.layer_ids is not None and draft.reads != "layers":
         raise UserError(
             f"a draft of the family {config.family} reads no hidden states of inner layers",
@@ -68,13 +67,14 @@ def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> Dra
         save_draft(draft, config.family, folder, dtype=getattr(torch, choose_dtype(config, target)))
         if draft.reads == "nothing":  # a model of its own, which vLLM wants whole
             copy_tokenizer(config.target, folder)
-        require_compatible(config.target, folder)
-        if config.heads is not None and read_draft_info(folder).max_k is None:
+        written = read_draft(folder)
+        require_compatible(target, written)
+        if config.heads is not None and written.max_k is None:
             raise UserError(
                 f"a draft of the family {config.family} drafts any number of tokens",
                 hint="leave --heads out",
             )
-    return read_draft_info(config.out)
+    return read_draft(config.out)
 
 
 def read_layer_ids(text: str | None) -> tuple[int, ...] | None:

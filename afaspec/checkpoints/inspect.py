@@ -11,7 +11,7 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.load import vocabulary_map
 from drafts.errors import UserError
 from drafts.files import read_json
-from drafts.registry import FAMILIES, module_names, read_draft_info, wanted_layer_ids
+from drafts.registry import FAMILIES, module_names, read_draft, wanted_layer_ids
 from drafts.target import read_target
 from drafts.tensors import open_tensors
 from serving.compatibility import Check, compare
@@ -64,10 +64,10 @@ class Inspection:
 
 def inspect_draft(draft: Path, target: Path | None = None) -> Inspection:
     """Describe the draft, and compare it to `target`. Raises `UserError` for a damaged one."""
-    info = read_draft_info(draft)
+    info = read_draft(draft)
     names, tensors = module_names(info), open_tensors(info.folder)
     k = min(USUAL_K, info.max_k or USUAL_K)
-    config = speculative_config(draft, k)
+    config = speculative_config(info, k)
     assert config is not None
     made = draft / "afaspec.json"
     return Inspection(
@@ -97,7 +97,7 @@ def inspect_draft(draft: Path, target: Path | None = None) -> Inspection:
         speculative_config=config,
         sha256=info.sha256,
         made=read_json(made) if made.exists() else None,
-        checks=None if target is None else compare(target, draft),
+        checks=None if target is None else compare(read_target(target), info),
     )
 
 

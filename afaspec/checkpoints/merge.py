@@ -19,6 +19,7 @@ from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.adapted_target import resolve_target
 from afaspec.versions import versions
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import (
     atomic_folder,
@@ -29,7 +30,8 @@ from drafts.files import (
     write_json,
 )
 from drafts.nn.interface import Draft
-from drafts.registry import load_draft, module_names, read_draft_info, write_like
+from drafts.registry import load_draft, module_names, read_draft, write_like
+from drafts.target import TargetInfo, read_target
 from drafts.tensors import open_tensors, read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
@@ -64,15 +66,17 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
     remove_leftovers(out)
     check_replaceable(out)
 
-    draft = load_draft(base, target)
+    info = read_draft(base)
+    opened = None if target is None else read_target(target)
+    draft = load_draft(info, opened)
     before = {name: p.detach().clone() for name, p in draft.named_parameters()}
     adapted = load_result(draft, result)
     changed = merged_weights(adapted)
     changed = {n: w for n, w in changed.items() if not torch.equal(w, before[n])}
 
     with atomic_folder(out) as folder:
-        write_like(base, folder, changed)
-        parity = measure_parity(adapted, base, folder, changed, target)
+        write_like(info, folder, changed)
+        parity = measure_parity(adapted, info, read_draft(folder), changed, opened)
         # Adapter and merge differ by float32 rounding, of which a draft makes more or less.
         tolerance = max(1e-5, ROUNDINGS * parity.rounding)
         if parity.float32 > tolerance:
@@ -86,7 +90,7 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
             folder / "afaspec.json",
             {
                 "made_by": "afaspec merge",
-                "base_sha256": read_draft_info(base).sha256,
+                "base_sha256": info.sha256,
                 "adapter_sha256": {
                     p.name: hash_file(p) for p in sorted(result.glob("*.safetensors"))
                 },
@@ -154,13 +158,13 @@ def check_base(base: Path, run: Path | None, result: Path) -> None:
     manifest = run / "manifest.json" if run else None
     if manifest and manifest.exists():
         expected = read_json(manifest)["draft_sha256"]
-        if read_draft_info(base).sha256 != expected:
+        if read_draft(base).sha256 != expected:
             raise UserError(
                 "is not the draft that was adapted (its hash differs)",
                 where=base,
                 hint="give the base draft of the run, unchanged",
             )
-    names, headers = module_names(read_draft_info(base)), open_tensors(base).headers
+    names, headers = module_names(read_draft(base)), open_tensors(base).headers
     shapes = {names[stored]: header.shape for stored, header in headers.items()}
     for name, header in read_header(next(result.glob("*.safetensors"))).items():
         if name.endswith(("lora_A.weight", "lora_B.weight")):
@@ -221,17 +225,20 @@ def rounded(draft: Draft, changed: dict[str, Tensor], draws: int = 4) -> Iterato
 
 @torch.no_grad()
 def measure_parity(
-    adapted: nn.Module, base: Path, written: Path, changed: dict[str, Tensor], target: Path | None
+    adapted: nn.Module,
+    base: DraftInfo,
+    written: DraftInfo,
+    changed: dict[str, Tensor],
+    target: TargetInfo | None,
 ) -> Parity:
     """Run adapter, float32 merge and the written checkpoint on the same random input."""
     merged = load_draft(base, target).eval()
     merged.load_state_dict(changed, strict=False)
     stored = load_draft(written, target).eval()
-    info = read_draft_info(base)
-    steps = min(3, info.max_k or 3)
+    steps = min(3, base.max_k or 3)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 48, merged.feature_size, generator=generator)
-    ids = torch.randint(info.vocab_size, (2, 48), generator=generator)
+    ids = torch.randint(base.vocab_size, (2, 48), generator=generator)
 
     def outputs(draft: Any) -> Tensor:
         drafted = draft(features, ids, steps)
@@ -241,7 +248,8 @@ def measure_parity(
     peak = reference.abs().max()
     exact = outputs(merged)
     rounding = max(float((outputs(m) - exact).abs().max()) for m in rounded(merged, changed))
-    names, headers, written_headers = module_names(info), open_tensors(base), open_tensors(written)
+    names = module_names(base)
+    headers, written_headers = open_tensors(base.folder), open_tensors(written.folder)
     same = sum(
         torch.equal(headers.load(n).view(-1), written_headers.load(n).view(-1))
         for n in headers.headers
@@ -251,7 +259,7 @@ def measure_parity(
         float32=float((exact - reference).abs().max() / peak),
         rounding=rounding / float(peak),
         stored=float((outputs(stored) - reference).abs().max() / peak),
-        dtype=info.dtype,
+        dtype=base.dtype,
         untouched_tensors=same,
         changed_tensors=len(changed),
     )

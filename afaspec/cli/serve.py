@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from afaspec.cli.flags import TargetAdapter
+
+if TYPE_CHECKING:
+    from drafts.checkpoint.info import DraftInfo
 
 
 def serve(
@@ -50,12 +53,12 @@ def serve(
     """
     from afaspec.capture.adapted_target import resolve_target
     from afaspec.cli.console import console, note
-    from afaspec.embedded.names import resolve_model
+    from drafts.target import read_target
     from serving.server.serve import serve as run
 
     code = run(
-        resolve_target(target, target_adapter, note),
-        None if draft == "none" else "ngram" if draft == "ngram" else resolve_model(draft),
+        read_target(resolve_target(target, target_adapter, note)),
+        _drafter(draft),
         k,
         host,
         port,
@@ -65,3 +68,12 @@ def serve(
         console=console,
     )
     raise typer.Exit(code)
+
+
+def _drafter(draft: str) -> DraftInfo | Literal["ngram"] | None:
+    from afaspec.embedded.names import resolve_model
+    from drafts.registry import read_draft
+
+    if draft == "none":
+        return None
+    return "ngram" if draft == "ngram" else read_draft(resolve_model(draft))

@@ -20,7 +20,7 @@ from bench.prompts.rows import Prompt
 from bench.prompts.select import Split, content_sha256
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
-from drafts.registry import read_draft_info
+from drafts.registry import read_draft
 from drafts.target import read_target
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def gather(
 
     Raises `UserError` for the first fault, before any work is done.
     """
-    info, draft = read_target(target), read_draft_info(config.draft)
+    info, draft = read_target(target), read_draft(config.draft)
     prompts: Prompts = {}
     domains: dict[str, dict[str, dict[str, Any]]] = {}
     for name, domain in config.domains.items():

@@ -69,16 +69,16 @@ def time_step(config: TrainConfig, target: Path, tokens: tuple[int, int]) -> Ste
 
     from afaspec.train.arm import make_objective, prepare_arm
     from afaspec.train.objective import Batch
-    from drafts.registry import load_draft
+    from drafts.registry import load_draft, read_draft
     from drafts.target import read_target
 
-    device = Accelerator().device
-    draft = load_draft(config.draft, target)
+    device, info = Accelerator().device, read_target(target)
+    draft = load_draft(read_draft(config.draft), info)
     _, trained = prepare_arm(draft, config)
-    objective = make_objective(draft, target, config).to(device)
+    objective = make_objective(draft, info, config).to(device)
     optimizer = torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATES[config.arm], fused=True)
     prompt, answer = tokens
-    shape, width = (config.batch_size, prompt + answer), read_target(target).hidden_size
+    shape, width = (config.batch_size, prompt + answer), info.hidden_size
     layers = draft.feature_size // width if draft.reads == "layers" else 0
     batch = Batch(
         input_ids=torch.randint(draft.vocab_size, shape),

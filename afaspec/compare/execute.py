@@ -34,7 +34,8 @@ from bench.stats.offline import Captured, offline_acceptance
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from drafts.nn.interface import Draft
-from drafts.registry import load_draft, module_names, read_draft_info
+from drafts.registry import load_draft, module_names, read_draft
+from drafts.target import read_target
 from drafts.tensors import open_tensors
 
 LOSSES_KEPT = 200  # points of a training curve
@@ -96,7 +97,7 @@ class Executor:
 
     def _base(self, cell: Cell, plan: Plan) -> Json:
         store = self._store(plan.only("data", cell.domain), "eval")
-        draft = load_draft(self.config.draft, self.target)
+        draft = load_draft(read_draft(self.config.draft), read_target(self.target))
         return counted(draft, self._all(store), self.config.k)
 
     def _run(self, cell: Cell, plan: Plan) -> Json:
@@ -143,13 +144,13 @@ class Executor:
 
     def _vllm(self, cell: Cell, plan: Plan) -> Json:
         wanted, data = self.config.vllm, plan.only("data", cell.domain)
-        arms, offline, curves = [Arm("none"), Arm("base", self.config.draft)], {}, {}
+        arms, offline, curves = [Arm("none"), Arm("base", read_draft(self.config.draft))], {}, {}
         offline["base"] = as_acceptance(self.ledger[plan.only("base", cell.domain).key])
         for final in (c for c in plan.cells if c.key in cell.inputs["evals"]):
             assert final.variant
             run = plan.runs[final.key]
             name = final.variant.label(self.config)
-            arms.append(Arm(name, self._merged(run, plan)))
+            arms.append(Arm(name, read_draft(self._merged(run, plan))))
             offline[name] = as_acceptance(self.ledger[final.key])
             curves[name] = self.ledger[run.key]["curve"]
         settings = capture_config(
@@ -278,10 +279,11 @@ def merged_draft(base: Path, target: Path, result: Path) -> Draft:
     Raises `UserError` for an adapter that is not linear yet.
     """
     refuse_non_linear(read_record(result).beta, where=result)
-    weights = merged_weights(load_result(load_draft(base, target), result))
-    merged = load_draft(base, target).eval()
+    info, opened = read_draft(base), read_target(target)
+    weights = merged_weights(load_result(load_draft(info, opened), result))
+    merged = load_draft(info, opened).eval()
     stored = open_tensors(base)
-    for name, own in module_names(read_draft_info(base)).items():
+    for name, own in module_names(info).items():
         if own in weights:
             weights[own] = weights[own].to(stored.load(name).dtype)
     merged.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)

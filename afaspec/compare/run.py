@@ -24,7 +24,7 @@ from afaspec.store.write import locked
 from afaspec.train.checks import check_fit, check_steps
 from bench.records.progress import Progress
 from drafts.errors import UserError
-from drafts.registry import read_draft_info, wanted_layer_ids
+from drafts.registry import read_draft, wanted_layer_ids
 from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.runtime import require_vllm
@@ -161,8 +161,8 @@ def stand(plan: Plan, ledger: Ledger) -> Standing:
 
 def check_settings(config: CompareConfig, target: Path) -> None:
     """Raise `UserError` where draft, target and the arms' settings do not fit each other."""
-    require_compatible(target, config.draft)
-    draft, info = read_draft_info(config.draft), read_target(target)
+    draft, info = read_draft(config.draft), read_target(target)
+    require_compatible(info, draft)
     record = TargetRecord(
         path=str(target),
         sha256=info.sha256,

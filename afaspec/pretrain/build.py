@@ -26,9 +26,8 @@ from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
 from drafts.files import atomic_file, atomic_folder
-from drafts.init import init_draft
 from drafts.nn.interface import Draft
-from drafts.registry import save_draft
+from drafts.registry import init_draft, save_draft
 from drafts.target import read_target
 
 DRAFT_BITS = 8
@@ -158,9 +157,9 @@ def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Pa
 
 def random_draft(config: BuildConfig, target: Path) -> Draft:
     """A fresh head: small random weights, the target's own output rows, the commonest tokens."""
-    vocab = read_target(target).vocab_size
-    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, vocab)
-    return init_draft("eagle3", target, InitOptions(kept=kept, seed=config.seed))
+    info = read_target(target)
+    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, info.vocab_size)
+    return init_draft("eagle3", info, InitOptions(kept=kept, seed=config.seed))
 
 
 def common_tokens(streams: Path, count: int, vocab_size: int) -> torch.Tensor:

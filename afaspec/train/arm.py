@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from afaspec.train.loader import draw
 from afaspec.train.objective import DraftObjective, collate
 from drafts.errors import UserError
 from drafts.nn.interface import Draft
-from drafts.target import load_lm_head
+from drafts.target import TargetInfo, load_lm_head
 
 GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
 
@@ -98,12 +97,12 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
 
 
-def make_objective(draft: Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
+def make_objective(draft: Draft, target: TargetInfo, config: TrainConfig) -> DraftObjective:
     """The loss that `config` asks for, against the target's own output layer."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return DraftObjective(
         draft,
-        load_lm_head(target_folder).to(dtype),
+        load_lm_head(target).to(dtype),
         loss=config.loss,
         draft_steps=config.draft_steps,
         step_decay=config.step_decay,

@@ -29,7 +29,7 @@ from afaspec.train.state import Progress, load_state, save_state, trainable_stat
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
-from drafts.registry import load_draft, read_draft_info
+from drafts.registry import load_draft, read_draft
 from drafts.target import read_target
 
 Report = Callable[[dict[str, Any]], None]
@@ -59,7 +59,7 @@ def train(
     store = FeatureStore.open(config.store)
     given = resolve_optional(config.target, config.target_adapter, note)
     target_folder = given or Path(store.manifest.target["path"])
-    target, info = read_target(target_folder), read_draft_info(config.draft)
+    target, info = read_target(target_folder), read_draft(config.draft)
     check_fit(store.manifest, config.store, info, target)
     check_steps(info, config.draft_steps)
     train_ids, held_out = sides or split_sequences(len(store), config)
@@ -67,13 +67,13 @@ def train(
 
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
     torch.manual_seed(config.seed)
-    draft = load_draft(config.draft, target_folder)
+    draft = load_draft(info, target)
     wrapped, trained = prepare_arm(draft, config)
     check_stored(draft, info, lm_head=config.lm_head)
     claim_folder(config)  # nothing is written before all of the input has proved good
     # On its device before the optimizer, whose state lies where its parameters do. accelerate gets
     # the module alone: it skips an optimizer's steps where another trainer stopped between two.
-    objective = make_objective(draft, target_folder, config).to(accelerator.device)
+    objective = make_objective(draft, target, config).to(accelerator.device)
     optimizer = torch.optim.AdamW(trained, weight_decay=config.weight_decay, fused=True)
     progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
     if progress.step == 0:
@@ -232,7 +232,7 @@ def finish(
         {
             "made_by": "afaspec train",
             "arm": config.arm,
-            "draft_sha256": read_draft_info(config.draft).sha256,
+            "draft_sha256": read_draft(config.draft).sha256,
             "store": {"path": str(config.store), "target": dict(store.manifest.target)},
             "trainable_parameters": trained,
             "draft_parameters": sum(p.numel() for p in draft.parameters()),

@@ -22,15 +22,16 @@ from afaspec.train.config import DEFAULT_LEARNING_RATES, Arm, TrainConfig
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import collate
 from bench.stats.resample import Figure, Resampler, figure, ratio
-from drafts.registry import load_draft
+from drafts.registry import load_draft, read_draft
+from drafts.target import TargetInfo, read_target
 
 
-def stepper(config: TrainConfig, target: Path) -> Callable[[int], float]:
+def stepper(config: TrainConfig, target: TargetInfo) -> Callable[[int], float]:
     """A function that runs training step number i of the arm and returns its seconds."""
     store = FeatureStore.open(config.store)
     ids, _ = split_sequences(len(store), config)
     torch.manual_seed(config.seed)
-    draft = load_draft(config.draft, target)
+    draft = load_draft(read_draft(config.draft), target)
     _, trained = prepare_arm(draft, config)
     objective = make_objective(draft, target, config)
     optimizer = torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATES[config.arm], fused=True)
@@ -54,7 +55,8 @@ def step_cost(store: Path, draft: Path, target: Path, pairs: int = 40) -> Figure
     """Seconds of an AFA-LoRA step over seconds of a LoRA step, while beta is 1."""
     arms: tuple[Arm, ...] = ("afa-lora", "lora")
     steppers = [
-        stepper(TrainConfig(store=store, draft=draft, out=store, arm=arm), target) for arm in arms
+        stepper(TrainConfig(store=store, draft=draft, out=store, arm=arm), read_target(target))
+        for arm in arms
     ]
     for step in steppers:  # compile and warm up
         for i in range(3):

@@ -21,7 +21,8 @@ from bench.records.run import ArmRun
 from bench.report.build import build_report
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
 from bench.report.schema import Report
-from drafts.target import read_target
+from drafts.checkpoint.info import DraftInfo
+from drafts.target import TargetInfo, read_target
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
 
@@ -44,10 +45,10 @@ def run_bench(
     (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
     Raises `UserError` before any engine starts if prompts or drafts do not fit.
     """
-    read_target(config.target)
+    target = read_target(config.target)
     for arm in config.arms:
-        if isinstance(arm.draft, Path):
-            require_compatible(config.target, arm.draft)
+        if isinstance(arm.draft, DraftInfo):
+            require_compatible(target, arm.draft)
     encoded = list(prompts) if prompts is not None else load_prompts(config)
     inputs = [prompt.input_ids for prompt in encoded]
     turns = later_turns(config, encoded)
@@ -57,7 +58,7 @@ def run_bench(
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     with ExitStack() as stack:
         longest = turns.longest if turns else max(map(len, inputs))
-        engines = _start(config, longest, logs, stack, progress)
+        engines = _start(config, target, longest, logs, stack, progress)
         runs = measure(config, engines, inputs, progress, turns)
         differences, noise = compare_outputs(config, engines, names, runs, progress)
         distribution = compare_samples(config, engines, inputs, progress)
@@ -85,6 +86,7 @@ def run_bench(
 
 def _start(
     config: BenchConfig,
+    target: TargetInfo,
     longest: int,
     logs: Path,
     stack: ExitStack,
@@ -94,8 +96,8 @@ def _start(
     engines: dict[str, EngineProcess] = {}
     for arm in config.arms:
         settings = EngineSettings(
-            target=config.target,
-            draft=arm.draft,
+            target=target,
+            draft=arm.drafter,
             k=config.k,
             temperature=config.temperature,
             seed=config.seed,

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
-from drafts.registry import read_draft_info
+from drafts.checkpoint.info import DraftInfo
 from drafts.target import read_target
 from serving.runtime import usable_cores
 
@@ -48,10 +48,10 @@ def common_provenance(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def arm_provenance(arm: Arm, common: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     """The common part with the arm's draft and what its engine settled on."""
     draft: dict[str, Any] | None = None
-    if isinstance(arm.draft, Path):
-        info = read_draft_info(arm.draft)
+    if isinstance(arm.draft, DraftInfo):
+        info = arm.draft
         draft = {
-            "path": str(arm.draft),
+            "path": str(info.folder),
             "sha256": info.sha256,
             "format": info.format,
             "vocabulary": info.draft_vocab_size,

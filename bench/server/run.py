@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
@@ -16,8 +15,9 @@ from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
 from bench.server.measure import LoadRun, measure_servers, round_size
-from bench.server.report import UNKNOWN_DRAFT, build_server_report, first_differences
+from bench.server.report import build_server_report, first_differences
 from bench.server.requests import Request, content_hash, load_requests, require_same_model
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.target import read_target
 from serving.remote import RemoteServer, connect
@@ -120,7 +120,7 @@ def finish(
 ) -> Report:
     """The report of all that was measured."""
     arms = {
-        name: drafts.get(name) or Arm(name, UNKNOWN_DRAFT if server.k else None)
+        name: drafts.get(name) or Arm(name, "unknown" if server.k else None)
         for name, server in servers.items()
     }
     common = _common(config, servers, requests)
@@ -169,7 +169,6 @@ def _common(
 
 
 def _arm_provenance(arm: Arm, common: dict[str, Any], server: RemoteServer) -> dict[str, Any]:
-    known = isinstance(arm.draft, Path) and arm.draft != UNKNOWN_DRAFT
     own = {
         "method": None if server.k == 0 else "not known",
         "k": server.k or None,
@@ -177,13 +176,7 @@ def _arm_provenance(arm: Arm, common: dict[str, Any], server: RemoteServer) -> d
         "model": server.model,
         "server_vllm": server.version,
     }
-    if not known:
+    if not isinstance(arm.draft, DraftInfo):
         return {**common, **own, "draft": None}
     found = arm_provenance(arm, common, own)
-    return {**found, "method": _method(arm)}
-
-
-def _method(arm: Arm) -> str | None:
-    from drafts.registry import read_draft_info
-
-    return read_draft_info(arm.draft).method if isinstance(arm.draft, Path) else arm.draft
+    return {**found, "method": arm.draft.method}

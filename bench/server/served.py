@@ -16,6 +16,7 @@ from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
 from bench.server.requests import load_requests
 from bench.server.run import Explained, connect_all, explain_differences, finish, run_server_bench
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.target import read_target
 from serving.compatibility import require_compatible
@@ -50,11 +51,11 @@ def run_served_bench(
     """
     if config.target is None:
         raise UserError("--serve needs TARGET", hint="give the folder of the model to serve")
-    read_target(config.target)
+    target = read_target(config.target)
     refuse_flags(tuple(extra_args))
     for arm in arms:
-        if isinstance(arm.draft, Path):
-            require_compatible(config.target, arm.draft)
+        if isinstance(arm.draft, DraftInfo):
+            require_compatible(target, arm.draft)
     requests = load_requests(config, None, k)
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     share = len(arms) if how == "together" else 1
@@ -62,8 +63,8 @@ def run_served_bench(
     positions = longest + config.max_tokens + k + 1
     settings = {
         arm.name: ServerSettings(
-            config.target,
-            arm.draft,
+            target,
+            arm.drafter,
             k,
             port=0,
             extra_args=_flags(arm, positions, extra_args, share),

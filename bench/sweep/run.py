@@ -21,6 +21,7 @@ from bench.records.progress import Progress
 from bench.report.provenance import common_provenance, machine, versions
 from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
 from bench.sweep.grid import Cell, Drafting, SweepConfig, groups_of, require_waves
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from drafts.target import read_target
@@ -45,9 +46,10 @@ def run_sweep(
     tried again by the next run. Raises `UserError` before any engine starts for a draft that does
     not fit, for too few prompts, and where `out` holds cells of other settings.
     """
+    target = read_target(config.target)
     for arm in config.arms:
-        if isinstance(arm.draft, Path):
-            require_compatible(config.target, arm.draft)
+        if isinstance(arm.draft, DraftInfo):
+            require_compatible(target, arm.draft)
     inputs = list(prompts) if prompts is not None else _load(config)
     require_waves(config, len(inputs))
     _settle(config, inputs, out)
@@ -74,7 +76,13 @@ def sweep_provenance(config: SweepConfig, out: Path) -> dict[str, Any]:
         "max_tokens": list(config.max_tokens),
         "draft_sample_method": list(config.sample_methods),
     }
-    drafts = {arm.name: {"path": str(arm.draft), **describe_draft(arm)} for arm in config.arms}
+    drafts = {
+        arm.name: {
+            "path": str(arm.draft.folder) if isinstance(arm.draft, DraftInfo) else arm.draft,
+            **describe_draft(arm),
+        }
+        for arm in config.arms
+    }
     shared = {"drafts": drafts, "prompt_source": config.prompts, **grid, **settings}
     return common_provenance(config.target, shared)
 
@@ -153,8 +161,8 @@ def _engine(
 ) -> EngineProcess:
     """An engine that fits all conditions, so that it is the same one in each."""
     settings = EngineSettings(
-        target=config.target,
-        draft=drafting.arm.draft if drafting else None,
+        target=read_target(config.target),
+        draft=drafting.arm.drafter if drafting else None,
         k=drafting.k if drafting else max(config.ks),
         seed=config.seed,
         dtype=config.dtype,
@@ -255,7 +263,7 @@ def _path(cell: Cell, out: Path) -> Path:
 def _refusal(drafting: Drafting) -> str | None:
     """Why the draft cannot run with this k, None where it can."""
     try:
-        speculative_config(drafting.arm.draft, drafting.k)
+        speculative_config(drafting.arm.drafter, drafting.k)
     except UserError as error:
         return error.problem
     return None

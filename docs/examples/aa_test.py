@@ -37,6 +37,8 @@ from bench.stats.comparisons import quotient
 from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, SPEED, Comparison, compare
 from drafts.errors import UserError
 from drafts.files import atomic_folder, write_json
+from drafts.registry import read_draft
+from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 
 FIRST, SECOND, NOISY = "first", "second", "noisy"
@@ -64,7 +66,11 @@ def main(
     config = BenchConfig(
         target=target,
         prompts="suite:code@full",
-        arms=(Arm(FIRST, draft), Arm(SECOND, draft), Arm(NOISY, noisy)),
+        arms=(
+            Arm(FIRST, read_draft(draft)),
+            Arm(SECOND, read_draft(draft)),
+            Arm(NOISY, read_draft(noisy)),
+        ),
         rounds=rounds,
         max_tokens=max_tokens,
         ignore_eos=True,
@@ -124,8 +130,8 @@ def start(
     engines = {}
     for number, arm in enumerate(config.arms):
         settings = EngineSettings(
-            config.target,
-            arm.draft,
+            read_target(config.target),
+            arm.drafter,
             k=config.k,
             seed=1000 * seed + number,
             max_model_len=longest,

@@ -37,7 +37,7 @@ from bench.records.config import BenchConfig
 from bench.report.console import stage_bars
 from bench.report.files import read_report, write_report
 from drafts.files import atomic_folder, read_json, write_json
-from drafts.registry import FAMILIES, read_draft_info
+from drafts.registry import FAMILIES, read_draft
 
 K = 3
 RANK = 32
@@ -135,7 +135,7 @@ def base_draft(out: Path, family: str, target: Path, store: Path, steps: int, st
                 out=run,
                 target=target,
                 arm="full",
-                lm_head="lm_head.weight" not in read_draft_info(start).shared,
+                lm_head="lm_head.weight" not in read_draft(start).shared,
                 steps=steps,
                 learning_rate=1e-3,
                 draft_steps=K,
@@ -197,7 +197,7 @@ def measured(
         BenchConfig(
             target=target,
             prompts=str(cpp_headers()),
-            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            arms=(Arm("none"), *(Arm(name, read_draft(folder)) for name, folder in drafts.items())),
             k=K,
             max_tokens=128,
             rounds=rounds,

@@ -40,6 +40,8 @@ from bench.server.measure import measure_servers
 from bench.server.run import prepare
 from bench.stats.latency import client_figures, latency_figures
 from drafts.files import write_json
+from drafts.registry import read_draft
+from drafts.target import read_target
 from serving.metrics import sum_counters
 from serving.remote import connect
 from serving.runtime import runtime_environment
@@ -88,7 +90,7 @@ def main(
     )  # fmt: skip
     flags = ["--no-enable-prefix-caching", "--max-model-len", str(longest + max_tokens + k + 8)]
     settings = ServerSettings(
-        folder, drafted, k, port=0, log=out / "server.log",
+        read_target(folder), read_draft(drafted), k, port=0, log=out / "server.log",
         extra_args=(*flags, *(["--enforce-eager"] if enforce_eager else [])),
     )  # fmt: skip
     ours: list[Json] = []

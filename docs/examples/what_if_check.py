@@ -35,6 +35,7 @@ from bench.sweep.step_time import fit
 from bench.sweep.steps import points, source
 from bench.sweep.what_if import check, fit_summary
 from drafts.files import write_json
+from drafts.registry import read_draft
 
 FITTED_K, FITTED_LOADS = (1, 3), (1, 4)
 WITHIN = 0.10
@@ -70,7 +71,9 @@ def main(
         with progress() as bars:
             return run_sweep(config, out, stage_bars(bars))
 
-    base = measured([Arm("base", resolve_model("embedded-draft"))], (1, 2, 3, 4, 5), (1, 2, 4))
+    base = measured(
+        [Arm("base", read_draft(resolve_model("embedded-draft")))], (1, 2, 3, 4, 5), (1, 2, 4)
+    )
     further = [parse_arm(text) for text in draft or []]
     others = measured(further, (1, 3, 5), FITTED_LOADS) if further else []
     fitted = [c for c in base if c.k in FITTED_K and c.concurrency in FITTED_LOADS]

@@ -36,7 +36,14 @@ def convert(
     from afaspec.embedded.names import resolve_model
     from drafts.convert import RECORD
     from drafts.convert import convert as run
+    from drafts.registry import read_draft
+    from drafts.target import read_target
 
-    made = run(resolve_model(draft), to, out, resolve_model(target) if target else None)
+    made = run(
+        read_draft(resolve_model(draft)),
+        to,
+        out,
+        read_target(resolve_model(target)) if target else None,
+    )
     kept = f" What it has no place for is in {RECORD}." if (out / RECORD).exists() else ""
     console.print(f"{out}: {made.family} in the layout {made.format}.{kept}", soft_wrap=True)

@@ -12,10 +12,10 @@ from afaspec.checkpoints.init import StartConfig, frequent_tokens, next_commands
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
-from drafts.registry import FAMILIES, load_draft, read_draft_info
-from drafts.target import load_lm_head, read_target
-from serving.compatibility import require_compatible
+from drafts.registry import FAMILIES, read_draft
+from drafts.target import read_target
 from tests.command import run_command
+from tests.opened import load_draft, load_lm_head, require_compatible
 from tests.tiny_models import write_target
 from tests.tiny_store import write_store
 
@@ -114,7 +114,7 @@ def test_sizes_and_dtype_are_those_asked_for(tiny_target: Path, tmp_path: Path) 
     draft = start(
         "eagle3", tiny_target, tmp_path / "d", layers=2, layer_ids="0,2,4", dtype="float16"
     )
-    info = read_draft_info(draft)
+    info = read_draft(draft)
     assert (info.dtype, info.layer_ids) == ("float16", (0, 2, 4))
     assert info.config["num_hidden_layers"] == 2
 

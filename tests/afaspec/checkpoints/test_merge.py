@@ -15,9 +15,8 @@ from afaspec.checkpoints.merge import ROUNDINGS, load_result, merge, merged_weig
 from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
 from drafts.errors import UserError
-from drafts.registry import load_draft
-from serving.compatibility import require_compatible
 from tests.drafts.test_registry import speculators_draft
+from tests.opened import load_draft, require_compatible
 from tests.tiny_store import write_store
 
 

@@ -25,8 +25,8 @@ from afaspec.compare.run import compare, forecast, report_only, take_over
 from afaspec.store.read import FeatureStore
 from bench.prompts.read import read_prompts
 from drafts.errors import UserError
-from drafts.registry import load_draft
 from tests.nursery import Nursery, is_alive
+from tests.opened import load_draft
 
 KILLS = 4
 TIMES = ("seconds", "train_seconds", "spent_seconds", "made", "out")

@@ -19,8 +19,7 @@ from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import DraftObjective, collate
 from afaspec.train.run import train
-from drafts.registry import load_draft
-from drafts.target import load_lm_head
+from tests.opened import load_draft, load_lm_head
 from tests.tiny_store import write_store
 
 

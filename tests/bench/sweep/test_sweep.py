@@ -27,9 +27,10 @@ from bench.sweep.run import run_sweep
 from drafts.errors import UserError
 from tests.bench.sweep.made_cells import Truth, make_cell
 from tests.command import run_command
+from tests.opened import arm, no_draft_at
 
 ROOT = Path(__file__).parents[3]
-BASE, NGRAM = Arm("base", Path("drafts/base")), Arm("ngram", "ngram")
+BASE, NGRAM = Arm("base", no_draft_at(Path("drafts/base"))), Arm("ngram", "ngram")
 
 
 def grid(**changes: object) -> SweepConfig:
@@ -233,9 +234,9 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert all(cell["speedup"]["value"] > 0 for cell in sweep["cells"])
     for path in out.glob("cells/*.json"):
         cell = json.loads(path.read_text())
-        for arm in ("none", "series"):
-            assert cell[arm]["tokens"] == [[cell["max_tokens"] - 1] * 8]
-            assert len(cell[arm]["wave_seconds"][0]) == 8 // cell["concurrency"]
+        for name in ("none", "series"):
+            assert cell[name]["tokens"] == [[cell["max_tokens"] - 1] * 8]
+            assert len(cell[name]["wave_seconds"][0]) == 8 // cell["concurrency"]
         steps = np.array(cell["series"]["drafts"])
         kept = np.array(cell["series"]["accepted"]).sum(axis=2)
         assert (steps + kept >= cell["max_tokens"] - 1).all()
@@ -251,7 +252,7 @@ def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_pat
     config = replace(
         grid(ks=(3,), concurrencies=(1,)),
         target=tiny_target,
-        arms=(Arm("heads", tmp_path / "medusa"),),
+        arms=(arm("heads", tmp_path / "medusa"),),
     )
     (cell,) = run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 4)
     assert cell.refused == "drafts at most 2 tokens a step, not 3"
@@ -262,7 +263,7 @@ def test_too_few_prompts_for_the_load_start_nothing(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
     config = replace(
-        grid(concurrencies=(1, 4)), target=tiny_target, arms=(Arm("base", tiny_draft),)
+        grid(concurrencies=(1, 4)), target=tiny_target, arms=(arm("base", tiny_draft),)
     )
     with pytest.raises(UserError, match="15 prompts make 3 waves of 4 requests"):
         run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 15)
@@ -273,7 +274,7 @@ def test_another_draft_of_the_same_name_is_refused(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
     config = replace(
-        grid(ks=(1,), concurrencies=(1,)), target=tiny_target, arms=(Arm("base", tiny_draft),)
+        grid(ks=(1,), concurrencies=(1,)), target=tiny_target, arms=(arm("base", tiny_draft),)
     )
     (cell,) = config.cells
     path = tmp_path / "cells" / f"{cell.name}.json"

@@ -1,0 +1,159 @@
+"""A gate for CI: is a run worse than the baseline by more than chance?
+
+A regression is an arm of the baseline that is gone, whose acceptance length or speedup is shown to
+be lower, or whose output is no longer that of the target. Tokens per second stand in for a speedup
+only where the baseline has none and the machine is the same. Runs of other settings are refused
+rather than compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.runs.compare import Change, by_how_much, changes_between
+from bench.runs.saved import SavedRun
+from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP
+from drafts.errors import UserError
+
+EXIT_CODE = 3
+# What must be the same for two runs to be comparable, by dotted name in the provenance.
+SETTINGS = (
+    "target.sha256",
+    "prompts_sha256",
+    "k",
+    "temperature",
+    "max_tokens",
+    "ignore_eos",
+    "concurrency",
+    "loads",
+    "dtype",
+    "mode",
+)
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was checked (sentences), and what of it failed."""
+
+    checked: list[str]
+    failures: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing got worse."""
+        return not self.failures
+
+
+def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
+    """Hold `new` against `baseline`.
+
+    `tolerance` is the relative loss that is let pass: a lower figure fails only where its whole
+    interval lies beyond. Raises `UserError` where the two runs cannot be compared.
+    """
+    require_comparable(baseline, settings_to_match(new.report.provenance))
+    gated = _gated_metrics(baseline.report.provenance, new.report.provenance)
+    names = {arm["name"] for arm in new.report.arms}
+    failures = [
+        f"{arm['label']}: is missing; the baseline has it"
+        for arm in baseline.report.arms
+        if arm["name"] not in names
+    ]
+    checked = []
+    changes = changes_between(baseline, new, gated)
+    for change in _without_doubles(changes):
+        checked.append(change.words)
+        found = change.comparison
+        if found.verdict == "lower" and found.relative.high < -tolerance:
+            loss = -100 * found.relative.value
+            name = found.metric.replace("_", " ")
+            old, now = (figure["value"] for figure in change.values)
+            failures.append(
+                f"{change.label}: {name} fell by {loss:.1f}%, from {old:.3f} to {now:.3f} "
+                f"({by_how_much(found)})"
+            )
+    for arm in baseline.report.arms:
+        if arm["name"] in names:
+            failures += _lost(arm, new.report.arm(arm["name"]), gated)
+            failures += _output(arm, new.report.arm(arm["name"]))
+    return Gate(checked, failures)
+
+
+def settings_to_match(provenance: Json) -> dict[str, Any]:
+    """The values of `SETTINGS` in a provenance; None for those it has not."""
+    return {name: _look_up(provenance, name) for name in SETTINGS}
+
+
+def require_comparable(baseline: SavedRun, settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` where `settings`, by the names of `SETTINGS`, are not the baseline's."""
+    expected = settings_to_match(baseline.report.provenance)
+    differing = [
+        f"{name} is {value}, there it is {expected[name]}"
+        for name, value in settings.items()
+        if value != expected[name]
+    ]
+    if differing:
+        raise UserError(
+            f"was measured with other settings, so this run cannot be held against it: "
+            f"{'; '.join(differing)}",
+            where=baseline.path,
+            hint="measure with the baseline's settings, or make a new baseline",
+        )
+
+
+def _gated_metrics(old: Json, new: Json) -> list[str]:
+    same_machine = old.get("machine") is not None and old.get("machine") == new.get("machine")
+    return [ACCEPTANCE, SPEEDUP, *([SPEED] if same_machine else [])]
+
+
+def _without_doubles(changes: list[Change]) -> list[Change]:
+    """Without the tokens per second of runs whose arms have a speedup."""
+    if any(change.comparison.metric == SPEEDUP for change in changes):
+        return [change for change in changes if change.comparison.metric != SPEED]
+    return changes
+
+
+def _lost(old: Json, new: Json, gated: list[str]) -> list[str]:
+    """Figures of the baseline's arm that the new run did not measure."""
+    return [
+        f"{old['label']}: has no {metric.replace('_', ' ')} any more"
+        for metric in gated
+        if old[metric] and old[metric]["value"] is not None
+        if not new[metric] or new[metric]["value"] is None
+    ]
+
+
+def _output(old: Json, new: Json) -> list[str]:
+    failures: list[str] = []
+    was, now_is = _unexplained(old["lossless"]), _unexplained(new["lossless"])
+    if was == 0 and now_is is None:
+        failures.append(f"{old['label']}: whether its output is the same was not checked any more")
+    elif was is not None and now_is is not None and now_is > was:
+        failures.append(
+            f"{old['label']}: {now_is} outputs differ from those without speculation and not at "
+            f"a near-tie; in the baseline {was} did"
+        )
+    before, now = (arm.get("distribution") or {} for arm in (old, new))
+    if before.get("passed") and not now.get("passed"):
+        failures.append(
+            f"{old['label']}: "
+            + now.get("words", "the distribution test was not made any more").rstrip(".")
+        )
+    return failures
+
+
+def _unexplained(lossless: Json | None) -> int | None:
+    if not lossless:
+        return None
+    return int(lossless["prompts"] - lossless["matching"] - lossless["near_ties"])
+
+
+def _look_up(values: Json, name: str) -> Any:
+    """The value under a dotted name, None where there is none."""
+    found: Any = values
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found

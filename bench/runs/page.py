@@ -1,0 +1,161 @@
+"""Runs side by side for readers: a table for the console, a page, and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.report.markup import (
+    MARKS,
+    page,
+    paragraph,
+    plain_table,
+    plot_grid,
+    section,
+    table,
+    verdict_list,
+    warning_list,
+)
+from bench.report.words import Cell, figure_cell
+from bench.runs.compare import NAMES, Change, ReportComparison, by_how_much
+from bench.runs.plots import svg_comparison
+from bench.stats.verdict import NO_DIFFERENCE
+from drafts.files import atomic_file, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+FORMS = {"acceptance_length": "{:.2f}", "tokens_per_second": "{:,.1f}", "speedup": "{:.2f}×"}
+NOTE = (
+    "Ranges are 95% intervals. Paired: both runs asked the same prompts and kept their "
+    "measurements; otherwise the two runs' intervals are taken as independent. A verdict is given "
+    "where it holds after Holm's correction over the arms. Tokens per second also differ with what "
+    "the machine did during a whole run, which no interval here contains."
+)
+
+
+def write_comparison(found: ReportComparison, folder: Path) -> Path:
+    """Write comparison.json and comparison.html, each atomically; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "comparison.html"
+    with atomic_file(path) as temporary:
+        temporary.write_text(render_comparison(found), encoding="utf-8")
+    write_json(folder / "comparison.json", found.as_json())
+    return path
+
+
+def render_comparison(found: ReportComparison) -> str:
+    """The page: what changed, a table, plots, and the settings that differ."""
+    clear = [
+        (change.comparison.verdict, f"{change.words}.")
+        for change in found.changes
+        if change.comparison.verdict != NO_DIFFERENCE
+    ]
+    body = [
+        verdict_list(clear),
+        warning_list(f"{text}." for text in found.cautions),
+        table(columns(found), rows(found)) if found.changes else "",
+        paragraph(NOTE, "note"),
+        plot_grid(svg_comparison(found.runs)),
+        section("Not in every run", *(paragraph(text + ".") for text in found.missing)),
+        section("Settings that differ", settings_table(found)),
+    ]
+    return page(
+        "Benchmark runs compared",
+        headline(found),
+        " · ".join(
+            f"{run.name}: measured at {run.report.provenance.get('time', 'an unknown time')}"
+            for run in found.runs
+        ),
+        "\n".join(part for part in body if part),
+        "The same figures are in comparison.json.",
+    )
+
+
+def headline(found: ReportComparison) -> str:
+    """One sentence: how many figures changed, and which way."""
+    verdicts = [change.comparison.verdict for change in found.changes]
+    if not verdicts:
+        return "The runs have no arm in common that both measured."
+    higher, lower = verdicts.count("higher"), verdicts.count("lower")
+    text = f"Of {len(verdicts)} figures that both runs have, {higher} are higher"
+    if len(found.runs) > 2:
+        text = f"Of {len(verdicts)} figures shared with {found.runs[0].name}, {higher} are higher"
+    text += f", {lower} lower, and {len(verdicts) - higher - lower} show no difference."
+    if found.settings:
+        text += " The runs' settings are not the same."
+    return text
+
+
+def columns(found: ReportComparison) -> list[str]:
+    """The table's columns: the two runs by name where there are two."""
+    if len(found.runs) == 2:
+        return ["Arm", "Measure", *(run.name for run in found.runs), "Difference", "Verdict"]
+    return ["Arm", "Measure", "Run", f"There, in {found.runs[0].name}", "Difference", "Verdict"]
+
+
+def rows(found: ReportComparison) -> list[list[Cell]]:
+    """A row per arm, measure and later run."""
+    return [_row(change, len(found.runs) == 2) for change in found.changes]
+
+
+def render_table(found: ReportComparison) -> Table:
+    """The table for a console of 80 columns: the verdict is a mark before the difference."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    how = {True: "the same prompts, paired", False: "unpaired"}
+    kinds = " and ".join(dict.fromkeys(how[change.paired] for change in found.changes))
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        caption=f"▲ ▼ shown, = no difference shown; 95% intervals; {kinds}",
+    )
+    for index, column in enumerate(columns(found)[:-1]):
+        shown.add_column(column, justify="left" if index < 2 else "right", no_wrap=index > 1)
+    styles = {"higher": "bold green", "lower": "bold red"}
+    for change, row in zip(found.changes, rows(found), strict=True):
+        verdict = change.comparison.verdict
+        texts = [Text(cell.text) for cell in row[:-1]]
+        texts[-1] = Text(f"{MARKS.get(verdict, '=')} {row[-2].text}", styles.get(verdict, ""))
+        for cell, text in zip(row, texts, strict=False):
+            if cell.detail:
+                text.append(f"\n{cell.detail}", style="not bold dim")
+        shown.add_row(*texts)
+    return shown
+
+
+def settings_table(found: ReportComparison) -> str:
+    """A row per setting that differs, a column per run."""
+    names = [run.name for run in found.runs]
+    texts = [[name, *map(_said, values)] for name, values in found.settings.items()]
+    return plain_table(["Setting", *names], texts) if texts else ""
+
+
+def _row(change: Change, two: bool) -> list[Cell]:
+    form = FORMS[change.comparison.metric]
+    old, new = (figure_cell(figure, form) for figure in change.values)
+    middle = [old, new] if two else [Cell(change.new, ""), old]
+    verdict = change.comparison.verdict
+    return [
+        Cell(change.label),
+        Cell(NAMES[change.comparison.metric]),
+        *middle,
+        _difference(change),
+        Cell(verdict, "paired" if change.paired else "unpaired", best=verdict == "higher"),
+    ]
+
+
+def _difference(change: Change) -> Cell:
+    value, _, interval = by_how_much(change.comparison).partition(" ")
+    return Cell(value.rstrip(","), interval.strip("()"))
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value)

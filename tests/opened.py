@@ -1,0 +1,84 @@
+"""What commands do at their door, for tests that have folders: open them, then call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.records.arms import Arm
+from drafts import convert as conversion
+from drafts import registry, target
+from drafts.checkpoint import shared
+from drafts.checkpoint.family import InitOptions
+from drafts.checkpoint.info import DraftInfo
+from drafts.nn.interface import Draft
+from drafts.registry import read_draft
+from drafts.target import TargetInfo, read_target
+from serving import compatibility, speculation
+
+
+def load_draft(draft: Path, of: Path | None = None) -> Draft:
+    return registry.load_draft(read_draft(draft), _target(of))
+
+
+def init_draft(family: str, of: Path, options: InitOptions | None = None) -> Draft:
+    return registry.init_draft(family, read_target(of), options)
+
+
+def write_like(base: Path, folder: Path, changed: dict[str, Any]) -> None:
+    registry.write_like(read_draft(base), folder, changed)
+
+
+def convert(draft: Path, layout: str, out: Path, of: Path | None = None) -> DraftInfo:
+    return conversion.convert(read_draft(draft), layout, out, _target(of))
+
+
+def load_embedding(of: Path) -> Any:
+    return target.load_embedding(read_target(of))
+
+
+def load_lm_head(of: Path) -> Any:
+    return target.load_lm_head(read_target(of))
+
+
+def take_from_target(draft: Draft, of: Path, kept: Any) -> None:
+    shared.take_from_target(draft, read_target(of), kept)
+
+
+def compare(of: Path, draft: Path) -> list[compatibility.Check]:
+    return compatibility.compare(read_target(of), read_draft(draft))
+
+
+def require_compatible(of: Path, draft: Path) -> list[compatibility.Check]:
+    return compatibility.require_compatible(read_target(of), read_draft(draft))
+
+
+def speculative_config(
+    draft: Path | Literal["ngram"] | None, k: int, **options: Any
+) -> dict[str, Any] | None:
+    return speculation.speculative_config(drafter(draft), k, **options)
+
+
+def engine_options(of: Path, draft: Path | Literal["ngram"] | None) -> dict[str, bool]:
+    return speculation.engine_options(read_target(of), drafter(draft))
+
+
+def arm(name: str, draft: Path | Literal["ngram"] | None = None) -> Arm:
+    return Arm(name, drafter(draft))
+
+
+def no_draft_at(folder: Path) -> DraftInfo:
+    """What an opened draft looks like, where nothing reads its files."""
+    return DraftInfo(
+        folder=folder, family="eagle3", format="eagle", method="eagle3", hidden_size=8,
+        target_hidden_size=8, vocab_size=16, draft_vocab_size=16, layer_ids=(1, 2, 3),
+        max_positions=64, rope=None, dtype="bfloat16", shared=(), config={}, sha256="0" * 64,
+    )  # fmt: skip
+
+
+def _target(of: Path | None) -> TargetInfo | None:
+    return None if of is None else read_target(of)
+
+
+def drafter(draft: Path | Literal["ngram"] | None) -> DraftInfo | Literal["ngram"] | None:
+    return read_draft(draft) if isinstance(draft, Path) else draft
