@@ -89,7 +89,7 @@ def test_weights_that_are_not_floats(tiny_target: Path, tiny_draft: Path, tmp_pa
 def test_nothing_starts_for_a_draft_that_does_not_fit(tiny_draft: Path, tmp_path: Path) -> None:
     other = write_target(tmp_path / "other", vocab=600)
     with serving(tmp_path, str(other), "--draft", str(tiny_draft), "--") as command:
-        assert command.process.wait(timeout=60) == 2
+        assert command.process.wait(timeout=120) == 2
         assert command.err.count("Error:") == 1
         assert "vocabulary" in command.err
         assert "Traceback" not in command.err

@@ -42,9 +42,9 @@ def server(
         yield command
         assert len(command.children()) >= 4
         command.process.send_signal(signal.SIGTERM)
-        assert command.process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert command.process.wait(timeout=120) == 128 + signal.SIGTERM
         assert "acceptance length" in command.err
-        command.assert_all_ended(seconds=1)
+        command.assert_all_ended()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_no_process_is_left_when_it_ends_while_vllm_starts(
     with serving(tmp_path, *arguments) as command:
         command.wait_for_engine()
         command.process.send_signal(number)
-        assert command.process.wait(timeout=30) == status
+        assert command.process.wait(timeout=120) == status
         command.assert_all_ended()
 
 
