@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from afaspec.capture import plan as planning
+from afaspec.capture import run as capturing
+from afaspec.capture.adapted_target import open_target
+from afaspec.capture.config import CaptureConfig
+from afaspec.checkpoints import init, inspect
+from afaspec.checkpoints import merge as merging
+from afaspec.checkpoints.config import InitConfig
+from afaspec.cli.adapt.compare import open_models
+from afaspec.cli.adapt.train import open_inputs
+from afaspec.compare import run as studies
+from afaspec.compare.config import CompareConfig
+from afaspec.embedded.names import open_draft
+from afaspec.store.read import FeatureStore
+from afaspec.train import run as training
+from afaspec.train.config import TrainConfig
 from bench.records.arms import Arm
 from drafts import convert as conversion
 from drafts import registry, target
@@ -63,6 +79,50 @@ def engine_options(of: Path, draft: Path | Literal["ngram"] | None) -> dict[str,
     return speculation.engine_options(read_target(of), drafter(draft))
 
 
+def resolve_target(
+    of: Path, adapter: Path | None, note: Callable[[str], object] = lambda text: None
+) -> Path:
+    return open_target(of, adapter, note).folder
+
+
+def capture(
+    config: CaptureConfig,
+    on_progress: Callable[[capturing.CaptureProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> FeatureStore:
+    return capturing.capture(config, *_models(config, note), on_progress, note)
+
+
+def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> planning.CapturePlan:
+    return planning.plan_capture(config, *_models(config, note), note)
+
+
+def train(config: TrainConfig, *rest: Any, **options: Any) -> training.Trained:
+    return training.train(config, *open_inputs(config), *rest, **options)
+
+
+def merge(trained: Path, base: Path | None, out: Path, of: Path | None = None) -> merging.Parity:
+    draft = merging.recorded_draft(trained) if base is None else open_draft(base)
+    return merging.merge(trained, draft, out, _target(of) or merging.recorded_target(trained))
+
+
+def inspect_draft(draft: Path, of: Path | None = None) -> inspect.Inspection:
+    return inspect.inspect_draft(read_draft(draft), _target(of))
+
+
+def init_checkpoint(config: InitConfig, note: Callable[[str], None] = print) -> DraftInfo:
+    store = FeatureStore.open(config.store) if config.store else None
+    return init.init_checkpoint(config, open_target(config.target), store, note)
+
+
+def compare_arms(config: CompareConfig, *rest: Any, **options: Any) -> dict[str, Any]:
+    return studies.compare(config, *open_models(config), *rest, **options)
+
+
+def forecast(config: CompareConfig) -> studies.Forecast:
+    return studies.forecast(config, *open_models(config))
+
+
 def arm(name: str, draft: Path | Literal["ngram"] | None = None) -> Arm:
     return Arm(name, drafter(draft))
 
@@ -74,6 +134,13 @@ def no_draft_at(folder: Path) -> DraftInfo:
         target_hidden_size=8, vocab_size=16, draft_vocab_size=16, layer_ids=(1, 2, 3),
         max_positions=64, rope=None, dtype="bfloat16", shared=(), config={}, sha256="0" * 64,
     )  # fmt: skip
+
+
+def _models(
+    config: CaptureConfig, note: Callable[[str], None] | None
+) -> tuple[TargetInfo, DraftInfo | None]:
+    target = open_target(config.target, config.target_adapter, note or (lambda text: None))
+    return target, open_draft(config.draft) if config.draft else None
 
 
 def _target(of: Path | None) -> TargetInfo | None:

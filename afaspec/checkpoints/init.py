@@ -14,7 +14,7 @@ from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.errors import UserError
 from drafts.files import atomic_folder, require_empty
 from drafts.registry import init_draft, read_draft, save_draft
-from drafts.target import TargetInfo, read_target
+from drafts.target import TargetInfo
 from drafts.tensors import FLOATS
 from drafts.tokenizer_files import copy_tokenizer
 from serving.compatibility import require_compatible
@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
 
 
-def init_checkpoint(config: InitConfig, note: Callable[[str], None] = print) -> DraftInfo:
+def init_checkpoint(
+    config: InitConfig,
+    target: TargetInfo,
+    store: FeatureStore | None = None,
+    note: Callable[[str], None] = print,
+) -> DraftInfo:
     """Write the draft to the new folder `config.out`. Raises `UserError` for unfit settings."""
     import torch
 
     require_empty(config.out)
-    target = read_target(config.target)
-    store = open_store(config, target)
+    if store is not None:
+        check_store(store, target)
     kept = None if config.vocab is None else frequent_tokens(config, target, store, note)
     layer_ids = choose_layer_ids(config, store)
     options = InitOptions(config.layers, layer_ids, kept, seed=config.seed)
@@ -49,7 +54,7 @@ def init_checkpoint(config: InitConfig, note: Callable[[str], None] = print) -> 
     with atomic_folder(config.out) as folder:
         save_draft(draft, config.family, folder, dtype=getattr(torch, stored_dtype(config, target)))
         if draft.reads == "nothing":  # a model of its own, which vLLM wants whole
-            copy_tokenizer(config.target, folder)
+            copy_tokenizer(target.folder, folder)
         written = read_draft(folder)
         require_compatible(target, written)
         if config.heads is not None and written.max_k is None:
@@ -84,20 +89,14 @@ def stored_dtype(config: InitConfig, target: TargetInfo) -> str:
     return dtype
 
 
-def open_store(config: InitConfig, target: TargetInfo) -> FeatureStore | None:
-    """The store that was given, which has to be the target's."""
-    from afaspec.store.read import FeatureStore
-
-    if config.store is None:
-        return None
-    store = FeatureStore.open(config.store)
+def check_store(store: FeatureStore, target: TargetInfo) -> None:
+    """Raise `UserError` for a store of another target's answers."""
     if store.manifest.target["sha256"] != target.sha256:
         raise UserError(
-            f"was captured from another target than {config.target}",
-            where=config.store,
+            f"was captured from another target than {target.folder}",
+            where=store.folder,
             hint="give a store of this target",
         )
-    return store
 
 
 def frequent_tokens(
@@ -130,7 +129,7 @@ def frequent_tokens(
     covered = counts[kept].sum() / counts.sum()
     note(
         f"{config.vocab:,} of {target.vocab_size:,} tokens kept, {covered:.2%} of the "
-        f"{int(counts.sum()):,} response tokens in {config.store}."
+        f"{int(counts.sum()):,} response tokens in {store.folder}."
     )
     if seen < config.vocab:
         note(f"The responses have only {all_seen:,} different tokens; capture more of them.")

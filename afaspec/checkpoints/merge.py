@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
-from afaspec.capture.adapted_target import resolve_target
+from afaspec.capture.adapted_target import open_target
+from afaspec.embedded.names import open_draft
 from afaspec.versions import versions
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -49,34 +50,30 @@ class Parity:
     changed_tensors: int
 
 
-def merge(trained: Path, base: Path | None, out: Path, target: Path | None = None) -> Parity:
+def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None = None) -> Parity:
     """Merge the run or adapter in `trained` into `base` and write the draft to `out`.
 
-    `base` and `target` default to those recorded by the run. Raises `UserError` for beta > 0, for
-    an adapter of another draft, and where merging would lose precision beyond rounding.
+    Raises `UserError` for beta > 0, for an adapter of another draft, and where merging would lose
+    precision beyond rounding.
     """
     result, run = find_result(trained)
-    base = base or recorded(run, result, "draft")
-    target = target or recorded_target(run)
     record = read_record(result)
     refuse_non_linear(record.beta, where=result)
     check_base(base, run, result)
-    if out.resolve() == base.resolve():
+    if out.resolve() == base.folder.resolve():
         raise UserError("is the base draft itself", where=out, hint="choose another --out")
     remove_leftovers(out)
     check_replaceable(out)
 
-    info = read_draft(base)
-    opened = None if target is None else read_target(target)
-    draft = load_draft(info, opened)
+    draft = load_draft(base, target)
     before = {name: p.detach().clone() for name, p in draft.named_parameters()}
     adapted = load_result(draft, result)
     changed = merged_weights(adapted)
     changed = {n: w for n, w in changed.items() if not torch.equal(w, before[n])}
 
     with atomic_folder(out) as folder:
-        write_like(info, folder, changed)
-        parity = measure_parity(adapted, info, read_draft(folder), changed, opened)
+        write_like(base, folder, changed)
+        parity = measure_parity(adapted, base, read_draft(folder), changed, target)
         # Adapter and merge differ by float32 rounding, of which a draft makes more or less.
         tolerance = max(1e-5, ROUNDINGS * parity.rounding)
         if parity.float32 > tolerance:
@@ -90,7 +87,7 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
             folder / "afaspec.json",
             {
                 "made_by": "afaspec merge",
-                "base_sha256": info.sha256,
+                "base_sha256": base.sha256,
                 "adapter_sha256": {
                     p.name: hash_file(p) for p in sorted(result.glob("*.safetensors"))
                 },
@@ -131,40 +128,42 @@ def find_result(trained: Path) -> tuple[Path, Path | None]:
     )
 
 
-def recorded(run: Path | None, result: Path, key: str) -> Path:
-    """A path from the run's configuration, or the base that a bare PEFT adapter names."""
+def recorded_draft(trained: Path) -> DraftInfo:
+    """The base draft that the run's configuration or a bare PEFT adapter names."""
+    result, run = find_result(trained)
     if run is not None and (run / "config.json").exists():
-        return Path(read_json(run / "config.json")[key])
+        return open_draft(read_json(run / "config.json")["draft"])
     config = result / "adapter_config.json"
     named = read_json(config).get("base_model_name_or_path") if config.exists() else None
     if not named:
         raise UserError("does not say which draft it adapts", where=result, hint="give --draft DIR")
-    return Path(named)
+    return open_draft(named)
 
 
-def recorded_target(run: Path | None) -> Path | None:
-    """The run's target: its configuration's, else its feature store's."""
+def recorded_target(trained: Path) -> TargetInfo | None:
+    """The run's target: its configuration's, else its feature store's; None where none is named."""
+    _, run = find_result(trained)
     if run is None or not (run / "config.json").exists():
         return None
     config = read_json(run / "config.json")
     if config.get("target"):
-        return resolve_target(config["target"], config.get("target_adapter"))
+        return open_target(config["target"], config.get("target_adapter"))
     manifest = Path(config["store"]) / "manifest.json"
-    return Path(read_json(manifest)["target"]["path"]) if manifest.exists() else None
+    return read_target(Path(read_json(manifest)["target"]["path"])) if manifest.exists() else None
 
 
-def check_base(base: Path, run: Path | None, result: Path) -> None:
+def check_base(base: DraftInfo, run: Path | None, result: Path) -> None:
     """The base draft is the one that was adapted."""
     manifest = run / "manifest.json" if run else None
     if manifest and manifest.exists():
         expected = read_json(manifest)["draft_sha256"]
-        if read_draft(base).sha256 != expected:
+        if base.sha256 != expected:
             raise UserError(
                 "is not the draft that was adapted (its hash differs)",
-                where=base,
+                where=base.folder,
                 hint="give the base draft of the run, unchanged",
             )
-    names, headers = module_names(read_draft(base)), open_tensors(base).headers
+    names, headers = module_names(base), open_tensors(base.folder).headers
     shapes = {names[stored]: header.shape for stored, header in headers.items()}
     for name, header in read_header(next(result.glob("*.safetensors"))).items():
         if name.endswith(("lora_A.weight", "lora_B.weight")):
@@ -175,7 +174,8 @@ def check_base(base: Path, run: Path | None, result: Path) -> None:
             fits = shapes.get(name) == header.shape
         if not fits:
             raise UserError(
-                f"was trained for another draft: {name} {list(header.shape)} does not fit {base}",
+                f"was trained for another draft: {name} {list(header.shape)} does not fit "
+                f"{base.folder}",
                 where=result,
                 hint="give the base draft of the run",
             )

@@ -46,14 +46,13 @@ def serve(config: ServeConfig) -> None:
 
       afaspec serve embedded --draft runs/demo/afa-lora-merged -- --max-model-len 2048
     """
-    from afaspec.capture.adapted_target import resolve_target
+    from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console, note
-    from drafts.target import read_target
     from serving.server.serve import serve as run
 
-    target = resolve_target(config.target, config.target_adapter, note)
+    target = open_target(config.target, config.target_adapter, note)
     code = run(
-        read_target(target),
+        target,
         _drafter(config.draft),
         config.k,
         config.host,
@@ -67,9 +66,8 @@ def serve(config: ServeConfig) -> None:
 
 
 def _drafter(draft: str) -> DraftInfo | Literal["ngram"] | None:
-    from afaspec.embedded.names import resolve_model
-    from drafts.registry import read_draft
+    from afaspec.embedded.names import open_draft
 
     if draft == "none":
         return None
-    return "ngram" if draft == "ngram" else read_draft(resolve_model(draft))
+    return "ngram" if draft == "ngram" else open_draft(draft)

@@ -19,10 +19,10 @@ from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
 from bench.prompts.select import content_sha256
 from bench.records.settings import Split
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
-from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from afaspec.store.read import FeatureStore
@@ -82,13 +82,15 @@ class Division:
 
 
 def read_study_prompts(
-    config: CompareConfig, target: Path, note: Callable[[str], None] = lambda text: None
+    config: CompareConfig,
+    target: TargetInfo,
+    draft: DraftInfo,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Facts, Prompts]:
     """Read every domain's prompts and hash all that results depend on. Loads no model.
 
     Raises `UserError` for the first fault, before any work is done.
     """
-    info, draft = read_target(target), read_draft(config.draft)
     prompts: Prompts = {}
     domains: dict[str, dict[str, dict[str, Any]]] = {}
     for name, domain in config.domains.items():
@@ -121,7 +123,8 @@ def read_study_prompts(
                 where=domain.prompts,
                 hint="raise train_limit, give more prompts, or lower samples",
             )
-    facts = Facts(str(target), info.sha256, str(config.draft), draft.sha256, domains)
+    models = (str(target.folder), target.sha256, str(draft.folder), draft.sha256)
+    facts = Facts(*models, domains)
     return facts, prompts
 
 

@@ -29,17 +29,18 @@ from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.report.files import write_report
 from bench.stats.offline import offline_acceptance
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, read_draft
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 CURVE, CURVE_POINTS = ("step", "loss", "acceptance_length"), 200  # that are kept of a training
 
 
 class Executor:
-    """Does tasks of one study. `target` is the resolved target's folder.
+    """Does tasks of one study, whose models are handed in opened.
 
     `progress` is told (what, done, total) while a task is being done.
     """
@@ -47,12 +48,13 @@ class Executor:
     def __init__(
         self,
         config: CompareConfig,
-        target: Path,
+        target: TargetInfo,
+        draft: DraftInfo,
         prompts: Prompts,
         ledger: Ledger,
         progress: Progress,
     ):
-        self.config, self.target, self.prompts = config, target, prompts
+        self.config, self.target, self.draft, self.prompts = config, target, draft, prompts
         self.ledger, self.progress = ledger, progress
         self._stores: dict[Path, FeatureStore] = {}
 
@@ -90,11 +92,10 @@ class Executor:
             self.progress(f"{task.domain}: answers ({split})", int(now.done), now.total)
 
         settings = capture_config(self.config, task.domain, split, self._store_folder(task, split))
-        return capture(settings, on_progress)
+        return capture(settings, self.target, self.draft, on_progress)
 
     def _base(self, task: Task, plan: Plan) -> Json:
-        draft = load_draft(read_draft(self.config.draft), read_target(self.target))
-        return self._measure(draft, task, plan)
+        return self._measure(load_draft(self.draft, self.target), task, plan)
 
     def _run(self, task: Task, plan: Plan) -> Json:
         assert task.variant
@@ -103,18 +104,23 @@ class Executor:
         data = plan.only("data", task.domain)
         division = self.ledger[data.key]
         train_ids = division["train"][: task.variant.samples]
+        store = self._store(data, "train")
         settings = train_config(
             self.config, task.variant, task.rate, task.seed, task.settings["steps"]
         ).model_copy(
             update={
-                "store": self._store(data, "train").folder,
-                "target": self.target,
+                "store": store.folder,
+                "draft": self.draft.folder,
+                "target": self.target.folder,
                 "out": self.run_folder(task),
             }
         )
         update_recorded_paths(settings)
         trained = train(
             settings,
+            store,
+            self.draft,
+            self.target,
             lambda row: self.progress(task.name, row["step"], settings.steps),
             split=(train_ids, division["validation"][: self.config.tuning.validation_limit]),
         )
@@ -132,8 +138,7 @@ class Executor:
 
     def _eval(self, task: Task, plan: Plan) -> Json:
         result, _ = find_result(self._trained(plan.runs[task.key], plan))
-        base, target = read_draft(self.config.draft), read_target(self.target)
-        return self._measure(load_merged(base, result, target), task, plan)
+        return self._measure(load_merged(self.draft, result, self.target), task, plan)
 
     def _measure(self, draft: Draft, task: Task, plan: Plan) -> Json:
         """Offline acceptance on the eval split of the task's domain."""
@@ -143,7 +148,7 @@ class Executor:
 
     def _vllm(self, task: Task, plan: Plan) -> Json:
         wanted, data = self.config.vllm, plan.only("data", task.domain)
-        arms, offline, curves = [Arm("none"), Arm("base", read_draft(self.config.draft))], {}, {}
+        arms, offline, curves = [Arm("none"), Arm("base", self.draft)], {}, {}
         offline["base"] = as_acceptance(self.ledger[plan.only("base", task.domain).key])
         for final in (c for c in plan.tasks if c.key in task.inputs["evals"]):
             assert final.variant
@@ -155,7 +160,7 @@ class Executor:
         settings = capture_config(
             self.config, task.domain, "eval", self._store_folder(data, "eval")
         )
-        prompts = plan_capture(settings, lambda text: None).prompts[: wanted.prompts]
+        prompts = plan_capture(settings, self.target, self.draft, lambda text: None).prompts
         bench = BenchConfig(
             target=self.target,
             prompts=self.config.domains[task.domain].prompts,
@@ -172,7 +177,7 @@ class Executor:
         report = run_bench(
             bench,
             self.progress,
-            prompts=prompts,
+            prompts=prompts[: wanted.prompts],
             offline=offline,
             training=curves,
             log_folder=folder / "logs",
@@ -191,7 +196,7 @@ class Executor:
     def _merged(self, run: Task, plan: Plan) -> Path:
         folder = self.config.out / "merged" / run.key
         if not folder.exists():
-            merge(self._trained(run, plan), self.config.draft, folder, self.target)
+            merge(self._trained(run, plan), self.draft, folder, self.target)
         return folder
 
     def _store_folder(self, data: Task, split: Split) -> Path:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from afaspec.capture.adapted_target import resolve_target
 from afaspec.compare.config import CompareConfig
 from afaspec.compare.data import FACTS, Facts, read_study_prompts
 from afaspec.compare.estimate import remaining_seconds
@@ -23,9 +22,10 @@ from afaspec.store.write import locked
 from afaspec.train.checks import check_fit, check_steps
 from afaspec.train.step_cost import StepCost, time_step
 from bench.records.progress import Progress
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.registry import read_draft, wanted_layer_ids
-from drafts.target import read_target
+from drafts.registry import wanted_layer_ids
+from drafts.target import TargetInfo
 from serving.compatibility import require_compatible
 from serving.runtime import require_vllm
 
@@ -43,24 +43,25 @@ class StudyProgress:
 
 def compare(
     config: CompareConfig,
+    target: TargetInfo,
+    draft: DraftInfo,
     progress: Progress = lambda what, done, total: None,
     study_progress: Callable[[StudyProgress], None] = lambda now: None,
     note: Say = lambda text: None,
 ) -> Json:
     """Do all tasks that are not done, and write the study to `config.out`; returns study.json.
 
-    `progress` is told of the task at work, `study_progress` of the whole. Raises `UserError` for
-    bad input before any model loads.
+    `target` and `draft` are what `config` names, opened. `progress` is told of the task at work,
+    `study_progress` of the whole. Raises `UserError` for bad input before any model loads.
     """
     from afaspec.compare.execute import Executor
 
-    target = resolve_target(config.target, config.target_adapter, note)
-    facts, prompts = read_study_prompts(config, target, note)
-    check_settings(config, target)
+    facts, prompts = read_study_prompts(config, target, draft, note)
+    check_settings(config, target, draft)
     with locked(config.out, "afaspec compare"):
         facts.write(config.out)
         ledger = Ledger(config.out / "cells")
-        executor = Executor(config, target, prompts, ledger, progress)
+        executor = Executor(config, target, draft, prompts, ledger, progress)
         plan = current_plan(config, facts, ledger)
         while pending := plan.pending(ledger):
             study_progress(progress_of(plan, ledger))
@@ -119,14 +120,17 @@ class Forecast:
     training_left: float
 
 
-def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
+def forecast(
+    config: CompareConfig,
+    target: TargetInfo,
+    draft: DraftInfo,
+    note: Say = lambda text: None,
+) -> Forecast:
     """The plan of a study, with one step of every arm and rank timed. Writes nothing."""
-    target = resolve_target(config.target, config.target_adapter, note)
-    facts, _ = read_study_prompts(config, target, note)
-    check_settings(config, target)
+    facts, _ = read_study_prompts(config, target, draft, note)
+    check_settings(config, target, draft)
     ledger = Ledger(config.out / "cells")
     plan = current_plan(config, facts, ledger)
-    draft, opened = read_draft(config.draft), read_target(target)
     tokens = max(((d.prompt_tokens, d.max_new_tokens) for d in config.domains.values()), key=sum)
     costs: dict[str, StepCost] = {}
     by_arm: dict[str, StepCost] = {}
@@ -135,7 +139,7 @@ def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
         if label in costs:
             continue
         settings = train_config(config, variant, 1e-4, 0, variant.steps)
-        costs[label] = time_step(settings, draft, opened, tokens)
+        costs[label] = time_step(settings, draft, target, tokens)
         by_arm[variant.arm] = costs[label]
     return Forecast(
         plan,
@@ -160,19 +164,18 @@ def progress_of(plan: Plan, ledger: Ledger) -> StudyProgress:
     return StudyProgress(done, total, remaining_seconds(plan, ledger))
 
 
-def check_settings(config: CompareConfig, target: Path) -> None:
+def check_settings(config: CompareConfig, target: TargetInfo, draft: DraftInfo) -> None:
     """Raise `UserError` where draft, target and the arms' settings do not fit each other."""
-    draft, info = read_draft(config.draft), read_target(target)
-    require_compatible(info, draft)
+    require_compatible(target, draft)
     record = TargetRecord(
-        path=str(target),
-        sha256=info.sha256,
-        hidden_size=info.hidden_size,
-        vocab_size=info.vocab_size,
-        num_layers=info.num_layers,
+        path=str(target.folder),
+        sha256=target.sha256,
+        hidden_size=target.hidden_size,
+        vocab_size=target.vocab_size,
+        num_layers=target.num_layers,
     )
-    store = Manifest(record, wanted_layer_ids(draft, info) or (), dtype="bfloat16", settings={})
-    check_fit(store, config.out, draft, info)  # what a captured store will be
+    store = Manifest(record, wanted_layer_ids(draft, target) or (), dtype="bfloat16", settings={})
+    check_fit(store, config.out, draft, target)  # what a captured store will be
     labels = {variant.label(config) for variant in variants(config)}
     for variant in variants(config):
         settings = train_config(config, variant, 1e-4, 0, variant.steps)

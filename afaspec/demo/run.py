@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from afaspec.capture.adapted_target import open_target
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import merge
 from afaspec.demo.config import DemoConfig
-from afaspec.embedded.names import resolve_model
+from afaspec.embedded.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
 from afaspec.train.config import TrainConfig
@@ -29,9 +30,10 @@ from bench.records.config import BenchConfig
 from bench.report.files import read_report, write_report
 from bench.report.schema import Report
 from bench.stats.offline import offline_acceptance
+from drafts.checkpoint.info import DraftInfo
 from drafts.files import read_json, write_json
 from drafts.registry import load_draft, read_draft
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -51,7 +53,7 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
     prepare_folder(config)
     if (config.out / "report.json").exists():
         return Demo(read_report(config.out / "report.json"), config.out / "report.html")
-    target, base = resolve_model(config.target), resolve_model(config.draft)
+    target, base = open_target(config.target), open_draft(config.draft)
     data = config.data or str(cpp_headers())
     train_store, eval_store = (
         capture_split(config, target, base, data, split, stage, say) for split in SPLITS
@@ -62,27 +64,26 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
     for arm in ARMS:
         rate = None
         if config.tune:
-            rate = tune_rate(config, arm, train_store, base, stage)
+            rate = tune_rate(config, arm, train_store, base, target, stage)
             say(f"{arm}: learning rate {rate:g}, best in short runs")
         trained = train_arm(
-            config, arm, rate, config.steps, config.out / arm, train_store, base, stage
+            config, arm, rate, config.steps, config.out / arm, train_store, base, target, stage
         )
-        drafts[arm] = config.out / f"{arm}-merged"
-        if not drafts[arm].exists():
-            merge(trained.folder, base, drafts[arm], target)
+        merged = config.out / f"{arm}-merged"
+        if not merged.exists():
+            merge(trained.folder, base, merged, target)
+        drafts[arm] = read_draft(merged)
         curves[arm] = training_curve(trained.folder)
 
     offline = {
-        name: offline_acceptance(
-            load_draft(read_draft(folder), read_target(target)), eval_store, config.k
-        )
-        for name, folder in drafts.items()
+        name: offline_acceptance(load_draft(draft, target), eval_store, config.k)
+        for name, draft in drafts.items()
     }
     report = run_bench(
         BenchConfig(
             target=target,
             prompts=data,
-            arms=(Arm("none"), *(Arm(name, read_draft(folder)) for name, folder in drafts.items())),
+            arms=(Arm("none"), *(Arm(name, draft) for name, draft in drafts.items())),
             k=config.k,
             max_tokens=config.new_tokens,
             rounds=config.rounds,
@@ -121,8 +122,8 @@ def prepare_folder(config: DemoConfig) -> None:
 
 def capture_split(
     config: DemoConfig,
-    target: Path,
-    base: Path,
+    target: TargetInfo,
+    base: DraftInfo,
     data: str,
     split: Split,
     stage: Stage,
@@ -134,17 +135,17 @@ def capture_split(
         stage(f"target answers ({split})", int(progress.done), progress.total)
 
     settings = CaptureConfig(
-        target=str(target),
+        target=str(target.folder),
         prompts=data,
         out=config.out / f"store-{split}",
-        draft=base,
+        draft=base.folder,
         split=split,
         limit=config.train_prompts if split == "train" else config.eval_prompts,
         prompt_tokens=config.prompt_tokens,
         max_new_tokens=config.new_tokens,
         seed=config.seed,
     )
-    return capture(settings, on_progress, say)
+    return capture(settings, target, base, on_progress, say)
 
 
 def train_arm(
@@ -154,14 +155,15 @@ def train_arm(
     steps: int,
     out: Path,
     store: FeatureStore,
-    base: Path,
+    base: DraftInfo,
+    target: TargetInfo,
     stage: Stage,
 ) -> Trained:
     """One training run at the given or the default rate; all arms see the same data in order."""
     name = f"training {arm}" if steps == config.steps else f"tuning {arm} at {rate:g}"
     settings = TrainConfig(
         store=store.folder,
-        draft=base,
+        draft=base.folder,
         out=out,
         arm=arm,
         rank=config.rank,
@@ -172,11 +174,16 @@ def train_arm(
         checkpoint_every=40,
         seed=config.seed,
     )
-    return train(settings, lambda row: stage(name, row["step"], steps))
+    return train(settings, store, base, target, lambda row: stage(name, row["step"], steps))
 
 
 def tune_rate(
-    config: DemoConfig, arm: ArmName, store: FeatureStore, base: Path, stage: Stage
+    config: DemoConfig,
+    arm: ArmName,
+    store: FeatureStore,
+    base: DraftInfo,
+    target: TargetInfo,
+    stage: Stage,
 ) -> float:
     """The peak rate with the best held-out acceptance in short runs; never sees the eval split."""
     tries = {
@@ -188,6 +195,7 @@ def tune_rate(
             config.out / "tuning" / f"{arm}-{rate:g}",
             store,
             base,
+            target,
             stage,
         ).acceptance_length
         for rate in config.learning_rates

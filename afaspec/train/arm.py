@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: tor
     """The draft as it begins, with what trains it. Sets the seed."""
     torch.manual_seed(config.seed)
     draft = load_draft(info, target)
-    wrapped, parameters = prepare_arm(draft, config)
+    wrapped, parameters = prepare_arm(draft, config, info.folder)
     # On its device before the optimizer, whose state lies where its parameters do.
     objective = make_objective(draft, target, config).to(device)
     optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
@@ -101,8 +102,13 @@ def init_from_gradients(
             init_lora_a(A.weight, gradient)
 
 
-def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
-    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft)."""
+def prepare_arm(
+    draft: nn.Module, config: TrainConfig, base: Path
+) -> tuple[Any, list[nn.Parameter]]:
+    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft).
+
+    A saved adapter names `base`, the draft's folder.
+    """
     if config.arm == "full":
         frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
         for name, parameter in draft.named_parameters():
@@ -122,7 +128,7 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
         ),
         config.activation if config.arm == "afa-lora" else None,
     )
-    wrapped.peft_config["default"].base_model_name_or_path = str(config.draft)
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from afaspec.adapters.afa import save_adapter
 from afaspec.adapters.annealing import Annealer, annealed_layers
-from afaspec.capture.adapted_target import resolve_optional
 from afaspec.store.read import FeatureStore
 from afaspec.train.arm import Setup, init_from_gradients, learning_rate, set_up
 from afaspec.train.checks import check_fit, check_steps, check_stored
@@ -30,11 +28,11 @@ from afaspec.train.state import Progress, load_state, save_state, trainable_stat
 from afaspec.train.step import training_step
 from afaspec.versions import versions
 from bench.stats.offline import offline_acceptance
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
 from drafts.nn.interface import Draft
-from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 
 @dataclass
@@ -49,28 +47,26 @@ class Trained:
 
 def train(
     config: TrainConfig,
+    store: FeatureStore,
+    base: DraftInfo,
+    target: TargetInfo,
     report: Report = lambda row: None,
-    note: Callable[[str], None] = lambda text: None,
     split: tuple[list[int], list[int]] | None = None,
 ) -> Trained:
-    """Run (or go on with) the training that `config` describes.
+    """Run (or go on with) the training that `config` describes, on what it names, opened.
 
-    `report` gets each metrics row; `note` is told where a target merged with its adapter lies.
-    `split` are the store's sequences to train on and to hold out, in place of a random division.
+    `report` gets each metrics row. `split` are the store's sequences to train on and to hold out,
+    in place of a random division.
     """
-    store = FeatureStore.open(config.store)
-    given = resolve_optional(config.target, config.target_adapter, note)
-    target_folder = given or Path(store.manifest.target["path"])
-    target, info = read_target(target_folder), read_draft(config.draft)
-    check_fit(store.manifest, config.store, info, target)
-    check_steps(info, config.draft_steps)
+    check_fit(store.manifest, store.folder, base, target)
+    check_steps(base, config.draft_steps)
     train_ids, held_out = split or split_sequences(len(store), config)
     peak = config.peak_learning_rate(len(train_ids))
 
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
-    setup = set_up(config, info, target, accelerator.device)
+    setup = set_up(config, base, target, accelerator.device)
     draft, optimizer = setup.draft, setup.optimizer
-    check_stored(draft, info, lm_head=config.lm_head)
+    check_stored(draft, base, lm_head=config.lm_head)
     write_or_check_config(config)  # nothing is written before all of the input has proved good
     progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
     if progress.step == 0:
@@ -124,7 +120,7 @@ def train(
         if accelerator.is_main_process and (progress.step % config.checkpoint_every == 0 or last):
             save_state(config.out / "checkpoint", draft, optimizer, progress)
     metrics.close()
-    return finish(config, store, progress, draft)
+    return finish(config, store, base, progress, draft)
 
 
 def evaluate(
@@ -180,7 +176,13 @@ def write_or_check_config(config: TrainConfig) -> None:
         )
 
 
-def finish(config: TrainConfig, store: FeatureStore, progress: Progress, draft: Draft) -> Trained:
+def finish(
+    config: TrainConfig,
+    store: FeatureStore,
+    base: DraftInfo,
+    progress: Progress,
+    draft: Draft,
+) -> Trained:
     """Write the run's manifest and describe its result."""
     trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
     write_json(
@@ -188,7 +190,7 @@ def finish(config: TrainConfig, store: FeatureStore, progress: Progress, draft: 
         {
             "made_by": "afaspec train",
             "arm": config.arm,
-            "draft_sha256": read_draft(config.draft).sha256,
+            "draft_sha256": base.sha256,
             "store": {"path": str(config.store), "target": dict(store.manifest.target)},
             "trainable_parameters": trained,
             "draft_parameters": sum(p.numel() for p in draft.parameters()),

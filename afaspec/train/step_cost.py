@@ -18,7 +18,7 @@ import torch
 import typer
 from accelerate import Accelerator
 
-from afaspec.embedded.names import model_folder
+from afaspec.embedded.names import open_draft, resolve_model
 from afaspec.train.arm import Setup, set_up
 from afaspec.train.config import Arm, TrainConfig
 from afaspec.train.objective import Batch
@@ -26,7 +26,6 @@ from afaspec.train.step import training_step
 from bench.stats.resample import Figure, Resampler, figure, ratio
 from drafts.checkpoint.info import DraftInfo
 from drafts.nn.interface import Draft
-from drafts.registry import read_draft
 from drafts.target import TargetInfo, read_target
 
 TOKENS = (96, 128)  # of the prompt and of the answer
@@ -113,7 +112,7 @@ def main(
     pairs: Annotated[int, typer.Option(help="Pairs of steps.")] = 40,
 ) -> None:
     """Time AFA-LoRA's training step against plain LoRA's, side by side."""
-    opened = read_draft(model_folder(draft)), read_target(model_folder(target))
+    opened = open_draft(draft), read_target(resolve_model(target))
     cost = relative_cost(*opened, pairs=pairs)
     typer.echo(
         f"AFA-LoRA / LoRA, seconds per step: {cost.value:.4f} "

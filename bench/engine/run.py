@@ -22,7 +22,6 @@ from bench.report.build import build_report
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
 from bench.report.schema import Report
 from drafts.checkpoint.info import DraftInfo
-from drafts.target import TargetInfo, read_target
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
 
@@ -45,10 +44,9 @@ def run_bench(
     (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
     Raises `UserError` before any engine starts if prompts or drafts do not fit.
     """
-    target = read_target(config.target)
     for arm in config.arms:
         if isinstance(arm.draft, DraftInfo):
-            require_compatible(target, arm.draft)
+            require_compatible(config.target, arm.draft)
     encoded = list(prompts) if prompts is not None else load_prompts(config)
     inputs = [prompt.input_ids for prompt in encoded]
     turns = later_turns(config, encoded)
@@ -58,7 +56,7 @@ def run_bench(
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     with ExitStack() as stack:
         longest = turns.longest if turns else max(map(len, inputs))
-        engines = _start(config, target, longest, logs, stack, progress)
+        engines = _start(config, longest, logs, stack, progress)
         runs = measure(config, engines, inputs, progress, turns)
         differences, noise = compare_outputs(config, engines, names, runs, progress)
         distribution = compare_samples(config, engines, inputs, progress)
@@ -86,7 +84,6 @@ def run_bench(
 
 def _start(
     config: BenchConfig,
-    target: TargetInfo,
     longest: int,
     logs: Path,
     stack: ExitStack,
@@ -96,7 +93,7 @@ def _start(
     engines: dict[str, EngineProcess] = {}
     for arm in config.arms:
         settings = EngineSettings(
-            target=target,
+            target=config.target,
             draft=arm.drafter,
             k=config.k,
             temperature=config.temperature,
@@ -150,7 +147,7 @@ def compare_outputs(
         differences,
         lambda done, total: progress("explaining differences", done, total),
     )
-    return with_texts(explained, config.target), noise
+    return with_texts(explained, config.target.folder), noise
 
 
 def count_not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:

@@ -19,7 +19,6 @@ from bench.server.report import build_server_report, first_differences
 from bench.server.requests import Request, content_hash, load_requests, require_same_model
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import read_target
 from serving.remote import RemoteServer, connect
 
 Explained = tuple[dict[str, list[Difference]] | None, Noise | None]
@@ -47,8 +46,6 @@ def run_server_bench(
 
 def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, RemoteServer]:
     """The servers by arm name, all of the same model as far as that shows."""
-    if config.target is not None:
-        read_target(config.target)
     servers = {name: connect(url, config.model) for name, url in urls.items()}
     require_same_model(servers, config.target)
     return servers
@@ -107,7 +104,7 @@ def explain_differences(
         lambda done, total: progress("explaining differences", done, total),
     )
     assert config.target  # whose tokenizer made the ids
-    return with_texts(differences, config.target), noise
+    return with_texts(differences, config.target.folder), noise
 
 
 def finish(

@@ -18,7 +18,6 @@ from bench.server.requests import load_requests
 from bench.server.run import Explained, connect_all, explain_differences, finish, run_server_bench
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.remote import RemoteServer
 from serving.runtime import has_gpu
@@ -51,11 +50,10 @@ def run_served_bench(
     """
     if config.target is None:
         raise UserError("--serve needs TARGET", hint="give the folder of the model to serve")
-    target = read_target(config.target)
     refuse_flags(tuple(extra_args))
     for arm in arms:
         if isinstance(arm.draft, DraftInfo):
-            require_compatible(target, arm.draft)
+            require_compatible(config.target, arm.draft)
     requests = load_requests(config, None, k)
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     share = len(arms) if how == "together" else 1
@@ -63,7 +61,7 @@ def run_served_bench(
     positions = longest + config.max_tokens + k + 1
     settings = {
         arm.name: ServerSettings(
-            target,
+            config.target,
             arm.drafter,
             k,
             port=0,

@@ -25,7 +25,6 @@ from bench.sweep.grid import Cell, Drafting, SweepConfig, groups_of, require_wav
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
-from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
 from serving.speculation import speculative_config
@@ -47,10 +46,9 @@ def run_sweep(
     tried again by the next run. Raises `UserError` before any engine starts for a draft that does
     not fit, for too few prompts, and where `out` holds cells of other settings.
     """
-    target = read_target(config.target)
     for arm in config.arms:
         if isinstance(arm.draft, DraftInfo):
-            require_compatible(target, arm.draft)
+            require_compatible(config.target, arm.draft)
     inputs = list(prompts) if prompts is not None else _load(config)
     require_waves(config, len(inputs))
     _settle(config, inputs, out)
@@ -162,7 +160,7 @@ def _engine(
 ) -> EngineProcess:
     """An engine that fits all conditions, so that it is the same one in each."""
     settings = EngineSettings(
-        target=read_target(config.target),
+        target=config.target,
         draft=drafting.arm.drafter if drafting else None,
         k=drafting.k if drafting else max(config.ks),
         seed=config.seed,
@@ -212,7 +210,7 @@ def _load(config: SweepConfig) -> list[list[int]]:
 def _settle(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
     """Write what all cells share, or compare with what `out` has. The grid itself may grow."""
     settings = {
-        "target_sha256": read_target(config.target).sha256,
+        "target_sha256": config.target.sha256,
         "prompts_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "prompts": len(inputs),
         "rounds": config.rounds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from afaspec.compare.config import CompareConfig
     from afaspec.compare.run import Forecast
     from bench.records.progress import Progress
+    from drafts.checkpoint.info import DraftInfo
+    from drafts.target import TargetInfo
 
 
 class StudyConfig(Settings):
@@ -75,7 +78,7 @@ def compare(asked: StudyConfig) -> None:
     for one in asked.stored:
         import_study(config, one)
     if asked.dry_run:
-        show_forecast(forecast(config, note))
+        show_forecast(forecast(config, *open_models(config, note), note))
         return
     result = write_again(config) if asked.report_only else run_with_bars(config)
     for domain, results in result["domains"].items():
@@ -92,13 +95,20 @@ def read_study(asked: StudyConfig) -> CompareConfig:
     """The checked study: its file, what is given in place of that, and the part to do now."""
     from afaspec.compare.config import CompareConfig, part, quick
     from afaspec.config import load_config
-    from afaspec.embedded.names import model_folder
 
     flags = {"out": asked.out, **dict(parse_setting(text) for text in asked.settings)}
     config = part(load_config(CompareConfig, asked.study, flags), asked.only)
-    folders = {"target": model_folder(config.target), "draft": model_folder(config.draft)}
-    config = config.model_copy(update=folders)
     return quick(config) if asked.quick else config
+
+
+def open_models(
+    config: CompareConfig, note: Callable[[str], object] = lambda text: None
+) -> tuple[TargetInfo, DraftInfo]:
+    """The target and the base draft that the study names."""
+    from afaspec.capture.adapted_target import open_target
+    from afaspec.embedded.names import open_draft
+
+    return open_target(config.target, config.target_adapter, note), open_draft(config.draft)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -146,7 +156,7 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
         def say(text: str) -> None:
             bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-        return run(config, current_bar(bars), study_progress, say)
+        return run(config, *open_models(config, say), current_bar(bars), study_progress, say)
 
 
 def current_bar(bars: Any) -> Progress:

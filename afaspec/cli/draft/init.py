@@ -21,12 +21,14 @@ def init(config: InitConfig) -> None:
 
       afaspec init medusa --target MODEL --heads 4 --out runs/heads
     """
+    from afaspec.capture.adapted_target import open_target
     from afaspec.checkpoints.init import init_checkpoint, next_commands
     from afaspec.cli.console import note
-    from afaspec.embedded.names import resolve_model
+    from afaspec.store.read import FeatureStore
 
-    target = resolve_model(str(config.target))
-    info = init_checkpoint(config.model_copy(update={"target": target}), note)
+    target = open_target(config.target)
+    store = FeatureStore.open(config.store) if config.store else None
+    info = init_checkpoint(config, target, store, note)
     note(f"{config.out}: a random draft ({info.family}, {info.dtype}). Next:")
     for command in next_commands(config, info, str(config.target)):
         note(f"  {command}")

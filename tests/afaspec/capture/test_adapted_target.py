@@ -16,14 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.capture.adapted_target import resolve_target
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from drafts.errors import UserError
 from drafts.files import hash_model
 from drafts.target import read_target
 from tests.command import run_command
 from tests.nursery import Nursery, is_alive
+from tests.opened import merge, resolve_target
 from tests.tiny_models import LAYER_IDS, write_draft, write_target
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from afaspec.checkpoints.config import InitConfig
-from afaspec.checkpoints.init import frequent_tokens, init_checkpoint, next_commands
+from afaspec.checkpoints.init import frequent_tokens, next_commands
 from afaspec.config import load_config
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
@@ -17,7 +17,7 @@ from drafts.errors import UserError
 from drafts.registry import FAMILIES, read_draft
 from drafts.target import read_target
 from tests.command import run_command
-from tests.opened import load_draft, load_lm_head, require_compatible
+from tests.opened import init_checkpoint, load_draft, load_lm_head, require_compatible
 from tests.tiny_models import write_target
 from tests.tiny_store import write_store
 

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from afaspec.capture.run import capture
-from afaspec.checkpoints.merge import find_result, load_merged, merge
+from afaspec.checkpoints.merge import find_result, load_merged
 from afaspec.compare.config import CompareConfig, part
 from afaspec.compare.data import Facts, capture_config, divide_store, read_study_prompts
 from afaspec.compare.execute import as_counts
-from afaspec.compare.run import compare, forecast, import_study, report_only
+from afaspec.compare.run import import_study, report_only
 from afaspec.store.read import FeatureStore
 from bench.prompts.read import read_prompts
 from bench.stats.offline import offline_acceptance
@@ -29,7 +28,8 @@ from drafts.errors import UserError
 from drafts.registry import read_draft
 from drafts.target import read_target
 from tests.nursery import Nursery, is_alive
-from tests.opened import load_draft
+from tests.opened import capture, forecast, load_draft, merge
+from tests.opened import compare_arms as compare
 
 KILLS = 4
 TIMES = ("seconds", "train_seconds", "spent_seconds", "made", "out")

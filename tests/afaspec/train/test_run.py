@@ -12,14 +12,12 @@ from accelerate.state import GradientState
 from safetensors.torch import load_file
 
 from afaspec.adapters.afa import read_record
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from afaspec.train.arm import learning_rate
 from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA_RATES, TrainConfig
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import DraftObjective, collate
-from afaspec.train.run import train
-from tests.opened import load_draft, load_lm_head
+from tests.opened import load_draft, load_lm_head, merge, train
 from tests.tiny_store import write_store
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from afaspec.checkpoints.config import InitConfig
-from afaspec.checkpoints.init import init_checkpoint
 from afaspec.config import load_config
 from bench.records.arms import Arm
 from bench.records.config import Condition
@@ -30,7 +29,7 @@ from bench.sweep.settings import parse_axis
 from drafts.errors import UserError
 from tests.bench.sweep.made_cells import Truth, make_cell
 from tests.command import run_command
-from tests.opened import arm, no_draft_at
+from tests.opened import arm, init_checkpoint, no_draft_at
 
 ROOT = Path(__file__).parents[3]
 BASE, NGRAM = Arm("base", no_draft_at(Path("drafts/base"))), Arm("ngram", "ngram")

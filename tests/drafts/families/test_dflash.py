@@ -12,14 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from afaspec.checkpoints.merge import merge
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.dflash.module import DFlashConfig, DFlashDraft
 from drafts.registry import read_draft, save_draft
-from tests.opened import init_draft, load_draft, require_compatible, speculative_config, write_like
+from tests.opened import (
+    init_draft,
+    load_draft,
+    merge,
+    require_compatible,
+    speculative_config,
+    train,
+    write_like,
+)
 from tests.tiny_models import HIDDEN, LAYER_IDS, VOCAB
 from tests.tiny_store import write_store
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.family import InitOptions
@@ -23,6 +22,7 @@ from tests.opened import (
     load_draft,
     load_embedding,
     load_lm_head,
+    merge,
     require_compatible,
     write_like,
 )

@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.merge import load_result, merge
+from afaspec.checkpoints.merge import load_result
 from afaspec.store.read import Sequence
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from bench.stats.offline import match_matrix
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
@@ -26,8 +25,10 @@ from tests.opened import (
     engine_options,
     init_draft,
     load_draft,
+    merge,
     require_compatible,
     speculative_config,
+    train,
     write_like,
 )
 from tests.tiny_architectures import write_architecture

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.family import InitOptions
@@ -24,6 +23,7 @@ from tests.opened import (
     init_draft,
     load_draft,
     load_lm_head,
+    merge,
     require_compatible,
     speculative_config,
     write_like,

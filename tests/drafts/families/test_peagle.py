@@ -11,15 +11,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afaspec.checkpoints.merge import merge
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.peagle.module import PEagleConfig, PEagleDraft
 from drafts.registry import read_draft, save_draft
 from tests.drafts.test_registry import speculators_draft
-from tests.opened import init_draft, load_draft, require_compatible, speculative_config, write_like
+from tests.opened import (
+    init_draft,
+    load_draft,
+    merge,
+    require_compatible,
+    speculative_config,
+    train,
+    write_like,
+)
 from tests.tiny_models import DRAFT_VOCAB, HIDDEN, LAYER_IDS, VOCAB, write_draft
 from tests.tiny_store import write_store
 
