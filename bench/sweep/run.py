@@ -51,7 +51,7 @@ def run_sweep(
             require_compatible(config.target, arm.draft)
     inputs = list(prompts) if prompts is not None else _load(config)
     require_waves(config, len(inputs))
-    _settle(config, inputs, out)
+    _write_or_check_settings(config, inputs, out)
     drafts = {arm: describe_draft(arm) for arm in config.arms}
     results = {cell: _finished(cell, drafts[cell.drafting.arm], out) for cell in config.cells}
     for cell, result in results.items():
@@ -207,7 +207,7 @@ def _load(config: SweepConfig) -> list[list[int]]:
     return [prompt.input_ids for prompt in prompts]
 
 
-def _settle(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
+def _write_or_check_settings(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
     """Write what all cells share, or compare with what `out` has. The grid itself may grow."""
     settings = {
         "target_sha256": config.target.sha256,
