@@ -79,6 +79,14 @@ def engine_options(of: Path, draft: Path | Literal["ngram"] | None) -> dict[str,
     return speculation.engine_options(read_target(of), drafter(draft))
 
 
+def no_target_at(folder: Path) -> TargetInfo:
+    """What an opened target looks like, where nothing reads its files."""
+    return TargetInfo(
+        folder=folder, model_type="llama", hidden_size=8, vocab_size=16, num_layers=4,
+        max_positions=64, dtype="bfloat16", rope={}, config={}, sha256="0" * 64,
+    )  # fmt: skip
+
+
 def resolve_target(
     of: Path, adapter: Path | None, note: Callable[[str], object] = lambda text: None
 ) -> Path:

@@ -24,8 +24,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import console, progress
-from afaspec.embedded.names import resolve_model
+from afaspec.embedded.names import open_draft
 from bench.engine.measure import measure
 from bench.prompts.load import load_prompts
 from bench.records.arms import Arm
@@ -38,7 +39,6 @@ from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, SPEED, Comparison, co
 from drafts.errors import UserError
 from drafts.files import atomic_folder, write_json
 from drafts.registry import read_draft
-from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 
 FIRST, SECOND, NOISY = "first", "second", "noisy"
@@ -61,14 +61,14 @@ def main(
     seed: Annotated[int, typer.Option(help="Of prompts, noise and sampling.")] = 0,
 ) -> None:
     """Count verdicts between equal drafts, and against a worse one; prints a table."""
-    target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
-    noisy = with_noise(draft, out / "noisy-draft", noise, seed)
+    target, draft = open_target("embedded"), open_draft("embedded-draft")
+    noisy = with_noise(draft.folder, out / "noisy-draft", noise, seed)
     config = BenchConfig(
         target=target,
         prompts="suite:code@full",
         arms=(
-            Arm(FIRST, read_draft(draft)),
-            Arm(SECOND, read_draft(draft)),
+            Arm(FIRST, draft),
+            Arm(SECOND, draft),
             Arm(NOISY, read_draft(noisy)),
         ),
         rounds=rounds,
@@ -130,7 +130,7 @@ def start(
     engines = {}
     for number, arm in enumerate(config.arms):
         settings = EngineSettings(
-            read_target(config.target),
+            config.target,
             arm.drafter,
             k=config.k,
             seed=1000 * seed + number,

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from afaspec.checkpoints.merge import find_result, load_merged
+from afaspec.cli.adapt.compare import open_models
 from afaspec.compare.config import CompareConfig, part
 from afaspec.compare.data import Facts, capture_config, divide_store, read_study_prompts
 from afaspec.compare.execute import as_counts
@@ -145,7 +146,7 @@ def test_a_prompt_of_two_sides_is_dropped_from_training(
     finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
 ) -> None:
     config = CompareConfig(**given)
-    found = read_study_prompts(config, Path(given["target"]))[1]
+    found = read_study_prompts(config, *open_models(config))[1]
     store = FeatureStore.open(next((Path(given["out"]) / "stores").glob("code-train-*")))
     both = capture(capture_config(config, "code", "train", tmp_path / "again"))
     with pytest.raises(Exception, match="are the same"):  # eval is the train side itself

@@ -1,4 +1,4 @@
-"""Figures of a study from made-up counts: seeds and prompts, arms that are compared, and the gap."""
+"""Figures of a study from made-up counts: seeds and prompts, compared arms, and the gap."""
 
 from __future__ import annotations
 

@@ -155,7 +155,13 @@ def test_conversations_go_on_with_the_arms_own_answers(
     tokenizer = AutoTokenizer.from_pretrained(looping_target)
     arms = (Arm("none"), arm("eagle3", tiny_draft))
     config = BenchConfig(
-        target=looping_target, prompts="", arms=arms, k=K, max_tokens=6, rounds=2, ignore_eos=True
+        target=read_target(looping_target),
+        prompts="",
+        arms=arms,
+        k=K,
+        max_tokens=6,
+        rounds=2,
+        ignore_eos=True,
     )
     rows = [("import os", ("def f",)), ("x = 1", ()), ("class A", ("self", "return"))]
     prompts = encode_prompts(

@@ -27,16 +27,18 @@ from bench.sweep.report import build_sweep, write_sweep
 from bench.sweep.run import run_sweep
 from bench.sweep.settings import parse_axis
 from drafts.errors import UserError
+from drafts.target import read_target
 from tests.bench.sweep.made_cells import Truth, make_cell
 from tests.command import run_command
-from tests.opened import arm, init_checkpoint, no_draft_at
+from tests.opened import arm, init_checkpoint, no_draft_at, no_target_at
 
 ROOT = Path(__file__).parents[3]
+TARGET = no_target_at(Path("target"))
 BASE, NGRAM = Arm("base", no_draft_at(Path("drafts/base"))), Arm("ngram", "ngram")
 
 
 def grid(**changes: object) -> SweepConfig:
-    given = {"target": Path("target"), "prompts": "prompts.jsonl", "arms": (BASE, NGRAM)}
+    given = {"target": TARGET, "prompts": "prompts.jsonl", "arms": (BASE, NGRAM)}
     return load_config(SweepConfig, None, given | changes)
 
 
@@ -255,7 +257,7 @@ def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_pat
         lambda text: None,
     )
     heads = Arm("heads", tmp_path / "medusa")
-    config = grid(ks=(3,), concurrencies=(1,), target=tiny_target, arms=(heads,))
+    config = grid(ks=(3,), concurrencies=(1,), target=read_target(tiny_target), arms=(heads,))
     (cell,) = run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 4)
     assert cell.refused == "drafts at most 2 tokens a step, not 3"
     assert not (tmp_path / "out" / "logs").exists()
@@ -265,7 +267,7 @@ def test_too_few_prompts_for_the_load_start_nothing(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
     base = arm("base", tiny_draft)
-    config = grid(concurrencies=(1, 4), target=tiny_target, arms=(base,))
+    config = grid(concurrencies=(1, 4), target=read_target(tiny_target), arms=(base,))
     with pytest.raises(UserError, match="15 prompts make 3 waves of 4 requests"):
         run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 15)
     assert not (tmp_path / "out").exists()
@@ -275,7 +277,7 @@ def test_another_draft_of_the_same_name_is_refused(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
     base = arm("base", tiny_draft)
-    config = grid(ks=(1,), concurrencies=(1,), target=tiny_target, arms=(base,))
+    config = grid(ks=(1,), concurrencies=(1,), target=read_target(tiny_target), arms=(base,))
     (cell,) = config.cells
     path = tmp_path / "cells" / f"{cell.name}.json"
     write_cell(path, make_cell(1, 1))  # its draft has another hash
