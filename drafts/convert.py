@@ -17,7 +17,9 @@ from drafts.checkpoint.family import Family
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, require_empty, write_json
-from drafts.registry import FAMILIES, read_draft_info
+from drafts.registry import FAMILIES, read_draft
+from drafts.target import TargetInfo
+from drafts.tensors import open_tensors
 
 RECORD = "afaspec-convert.json"
 INDEX = "model.safetensors.index.json"
@@ -27,44 +29,45 @@ IDENTITY = ("folder", "format", "config", "sha256")
 Path_ = tuple[str, ...]
 
 
-def convert(draft: Path, layout: str, out: Path, target: Path | None = None) -> DraftInfo:
+def convert(
+    draft: DraftInfo, layout: str, out: Path, target: TargetInfo | None = None
+) -> DraftInfo:
     """Write `draft` to the new folder `out` in another layout of its family, and describe it.
 
     `target` is named in layouts that have a place for it. Raises `UserError` for a layout that the
     family has not, and for a draft that it cannot hold.
     """
-    info = read_draft_info(draft)
-    family = FAMILIES[info.family]
-    check_layout(family, info, layout)
+    family = FAMILIES[draft.family]
+    check_layout(family, draft, layout)
     require_empty(out)
-    assert family.to_layout is not None
-    raw = read_json(draft / "config.json")
-    record = read_record(draft, info.format, layout)
-    made = family.to_layout(info, raw, layout)
-    names = {old: record["names"].get(old) or made.rename(old) for old in stored_names(draft)}
+    raw = read_json(draft.folder / "config.json")
+    record = read_record(draft.folder, draft.format, layout)
+    made = family.to_layout(draft, raw, layout)
+    stored = open_tensors(draft.folder).headers
+    names = {old: record["names"].get(old) or made.rename(old) for old in stored}
     config = changed(made.config, record)
     if target is not None and "speculators_config" in config:
         config["speculators_config"]["verifier"] = {
-            "architectures": read_json(target / "config.json").get("architectures", []),
-            "name_or_path": str(target),
+            "architectures": read_json(target.folder / "config.json").get("architectures", []),
+            "name_or_path": str(target.folder),
         }
     with atomic_folder(out) as folder:
         write_json(folder / "config.json", config)
-        copy_files(draft, folder, names)
-        written = read_draft_info(folder)
-        check_same(info, written)
-        back = family.to_layout(written, config, info.format)
+        copy_files(draft.folder, folder, names)
+        written = read_draft(folder)
+        check_same(draft, written)
+        back = family.to_layout(written, config, draft.format)
         kept = {
             **differences(back.config, raw),
             "names": {new: old for old, new in names.items() if back.rename(new) != old},
         }
         if any(kept.values()):
-            write_json(folder / RECORD, {"from": info.format, "to": layout, **kept})
-    return read_draft_info(out)
+            write_json(folder / RECORD, {"from": draft.format, "to": layout, **kept})
+    return read_draft(out)
 
 
 def check_layout(family: Family, info: DraftInfo, layout: str) -> None:
-    if family.to_layout is None or len(family.formats) == 1:
+    if len(family.formats) == 1:
         raise UserError(
             f"is a draft of the family {family.title}, which has one layout only "
             f"({family.formats[0]})",
@@ -134,12 +137,6 @@ def leaves(config: dict[str, Any], at: Path_ = ()) -> list[tuple[Path_, Any]]:
         else:
             found.append(((*at, key), value))
     return found
-
-
-def stored_names(folder: Path) -> list[str]:
-    from drafts.tensors import open_tensors
-
-    return list(open_tensors(folder).headers)
 
 
 def copy_files(draft: Path, folder: Path, names: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,8 @@ class TargetInfo:
     num_layers: int
     max_positions: int
     dtype: str
-    rope: dict[str, Any]
-    config: dict[str, Any]
+    rope: dict[str, Any] = field(hash=False)
+    config: dict[str, Any] = field(hash=False)
     sha256: str
 
 
@@ -77,14 +77,14 @@ def rope_of(config: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def load_embedding(folder: Path) -> Tensor:
+def load_embedding(target: TargetInfo) -> Tensor:
     """The target's input embedding [vocab, hidden]."""
-    return _first_of(open_tensors(folder), EMBEDDING_NAMES)
+    return _first_of(open_tensors(target.folder), EMBEDDING_NAMES)
 
 
-def load_lm_head(folder: Path) -> Tensor:
+def load_lm_head(target: TargetInfo) -> Tensor:
     """The target's output matrix [vocab, hidden] (the embedding where they are tied)."""
-    return _first_of(open_tensors(folder), ("lm_head.weight", *EMBEDDING_NAMES))
+    return _first_of(open_tensors(target.folder), ("lm_head.weight", *EMBEDDING_NAMES))
 
 
 def _first_of(tensors: TensorFile, names: tuple[str, ...]) -> Tensor:

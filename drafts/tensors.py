@@ -6,17 +6,24 @@ import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from drafts.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 
+Float = Literal["bfloat16", "float16", "float32"]  # what models are computed in
+FLOATS: tuple[str, ...] = get_args(Float)
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+def dtype_name(of: dtype) -> str:
+    """A type's name as a model's config.json has it: `bfloat16`, not `torch.bfloat16`."""
+    return str(of).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.registry import module_names, read_draft_info, wanted_layer_ids
-from drafts.target import TargetInfo, read_target
-from drafts.tensors import open_tensors
+from drafts.registry import module_names, wanted_layer_ids
+from drafts.target import TargetInfo
+from drafts.tensors import FLOATS, open_tensors
 from drafts.tokenizer_files import vocabulary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-FLOATS = ("bfloat16", "float16", "float32")
 OWN_TARGET = "use the draft with the target it was trained for"
 
 
@@ -36,9 +34,8 @@ class Check:
     note: str = ""
 
 
-def compare(target: Path, draft: Path) -> list[Check]:
-    """All rows. Raises `UserError` only for a folder that cannot be read at all."""
-    t, d = read_target(target), read_draft_info(draft)
+def compare(t: TargetInfo, d: DraftInfo) -> list[Check]:
+    """A row for each thing in which target `t` and draft `d` must agree, or may differ."""
     checks = [Check("method", t.model_type, d.method, True), _vocabulary(t, d)]
     if d.reads != "nothing":
         checks.append(_hidden_size(t, d))
@@ -53,15 +50,15 @@ def compare(target: Path, draft: Path) -> list[Check]:
     return [*checks, _dtype(t, d)]
 
 
-def require_compatible(target: Path, draft: Path) -> list[Check]:
+def require_compatible(target: TargetInfo, draft: DraftInfo) -> list[Check]:
     """All rows, when each is ok. Raises `UserError` that lists the rows that are not."""
     checks = compare(target, draft)
     wrong = [check for check in checks if not check.ok]
     if wrong:
         rows = [f"  {c.name}: the target has {c.target}, the draft {c.draft}" for c in wrong]
         raise UserError(
-            "\n".join([f"does not fit the target {target}:", *rows]),
-            where=draft,
+            "\n".join([f"does not fit the target {target.folder}:", *rows]),
+            where=draft.folder,
             hint="; ".join(dict.fromkeys(check.hint for check in wrong)),
         )
     return checks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -10,10 +9,8 @@ from typing import Any
 
 PREFIX = "vllm:spec_decode_num_"
 POSITIONS = "accepted_tokens_per_pos"
-_LINE = re.compile(r"vllm:spec_decode_num_(\w+?)_total(?:\{(.*)\})?\s+(\S+)")
-_POSITION = re.compile(r'position="(\d+)"')
-_REQUESTS = re.compile(r"^vllm:request_success_total(?:\{.*\})?\s+(\S+)", re.MULTILINE)
-_TOKENS = re.compile(r"^vllm:generation_tokens_total(?:\{.*\})?\s+(\S+)", re.MULTILINE)
+REQUESTS = "vllm:request_success_total"
+TOKENS = "vllm:generation_tokens_total"
 
 
 @dataclass(frozen=True)
@@ -69,24 +66,37 @@ def counters_from_engine(llm: Any) -> SpecCounters:
 def counters_from_prometheus(text: str) -> SpecCounters:
     """Counters from the text of a server's /metrics page; all zero without speculation."""
     samples = []
-    for line in text.splitlines():
-        if match := _LINE.match(line):
-            name, labels, value = match.groups()
-            position = _POSITION.search(labels or "")
-            samples.append((name, int(position[1]) if position else 0, float(value)))
+    for name, labels, value in _samples(text):
+        if name.startswith(PREFIX) and name.endswith("_total"):
+            counter = name.removeprefix(PREFIX).removesuffix("_total")
+            samples.append((counter, int(labels.get("position", 0)), value))
     return _sum(samples)
 
 
 def server_counters(text: str) -> ServerCounters | None:
     """All counters that a server's /metrics page has; None where vLLM's are not on it."""
-    requests, tokens = _REQUESTS.findall(text), _TOKENS.findall(text)
-    if not requests or not tokens:
+    totals: dict[str, float] = {}
+    for name, _, value in _samples(text):
+        totals[name] = totals.get(name, 0) + value
+    if REQUESTS not in totals or TOKENS not in totals:
         return None
     return ServerCounters(
-        int(sum(map(float, requests))),
-        int(sum(map(float, tokens))),
-        counters_from_prometheus(text),
+        int(totals[REQUESTS]), int(totals[TOKENS]), counters_from_prometheus(text)
     )
+
+
+def _samples(text: str) -> list[tuple[str, dict[str, str], float]]:
+    """Name, labels and value of every sample on the page; none where it is not such a page."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        return [
+            (sample.name, sample.labels, sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        ]
+    except ValueError:  # HTML, for one
+        return []
 
 
 def counters_from_histogram(histogram: Sequence[int], draft_tokens: int) -> SpecCounters:

@@ -1,26 +1,27 @@
-"""The speculative-decoding settings that vLLM takes, from a draft's folder."""
+"""The speculative-decoding settings that vLLM takes, from a target and a draft."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.registry import read_draft_info
+from drafts.target import TargetInfo
 
 # The n-gram drafter looks for the last 2 to 4 tokens earlier in the text.
 NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 
 
 def speculative_config(
-    draft: Path | Literal["ngram"] | None,
+    draft: DraftInfo | Literal["ngram"] | None,
     k: int,
     *,
     draft_sample_method: str | None = None,
 ) -> dict[str, Any] | None:
     """vLLM's `speculative_config` for `k` tokens per step; None means no speculation.
 
-    The method comes from the draft's own config.json. Raises `UserError` for a bad draft or k.
+    The method is that of the draft's family. Raises `UserError` for a k that it cannot draft.
     """
     if draft is None:
         return None
@@ -28,37 +29,37 @@ def speculative_config(
         raise UserError(f"k is {k}, expected at least 1", hint="give --k 1 or more (3 is usual)")
     if draft == "ngram":
         return {"method": "ngram", "num_speculative_tokens": k, **NGRAM_LOOKUP}
-    info = read_draft_info(Path(draft))
-    if info.max_k is not None and k > info.max_k:
+    if draft.max_k is not None and k > draft.max_k:
         raise UserError(
-            f"drafts at most {info.max_k} tokens a step, not {k}",
-            where=info.folder,
-            hint=f"give --k {info.max_k} or less",
+            f"drafts at most {draft.max_k} tokens a step, not {k}",
+            where=draft.folder,
+            hint=f"give --k {draft.max_k} or less",
         )
     config: dict[str, Any] = {
-        "method": info.method,
-        "model": str(draft),
+        "method": draft.method,
+        "model": str(draft.folder),
         "num_speculative_tokens": k,
-        **(info.speculation or {}),
+        **(draft.speculation or {}),
     }
     if draft_sample_method is not None:
         config["draft_sample_method"] = draft_sample_method
     return config
 
 
-def engine_options(target: Path, draft: Path | Literal["ngram"] | None) -> dict[str, bool]:
+def engine_options(
+    target: TargetInfo, draft: DraftInfo | Literal["ngram"] | None
+) -> dict[str, bool]:
     """Further options that vLLM's engine needs for this pair.
 
     vLLM drafts with one group of caches only. It gives each kind of attention (full, sliding) of
     target and draft a group of its own and spreads a draft's layers over them, unless its hybrid
     cache manager is off.
     """
-    if draft in (None, "ngram"):
+    if draft is None or draft == "ngram":
         return {}
-    info = read_draft_info(Path(draft))
-    several = info.config.get("num_hidden_layers", 1) > 1 and info.family != "medusa"
-    own = info.family == "draft_model" and mixes_attention(info.folder)
-    mixed = several and (own or mixes_attention(target))
+    several = draft.config.get("num_hidden_layers", 1) > 1 and draft.family != "medusa"
+    own = draft.family == "draft_model" and mixes_attention(draft.folder)
+    mixed = several and (own or mixes_attention(target.folder))
     return {"disable_hybrid_kv_cache_manager": True} if mixed else {}
 
 

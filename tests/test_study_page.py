@@ -1,4 +1,4 @@
-"""docs/study.md says what the stored studies say, and their files ask what was stored."""
+"""docs/study.md and docs/log.md say what the stored studies say, and their files ask for it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,24 @@ def writer() -> Any:
     return module
 
 
-def test_every_number_of_a_table_is_the_stored_one(writer: Any) -> None:
-    text = writer.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["PAGE", "LOG"])
+def test_every_number_of_a_table_is_the_stored_one(writer: Any, page: str) -> None:
+    text = getattr(writer, page).read_text(encoding="utf-8")
     assert writer.filled(text, writer.stored()) == text
+
+
+@pytest.mark.parametrize(("part", "rows"), [("cpp", "arms"), ("cpp/comparisons", "comparisons")])
+def test_rows_of_deleted_arms_are_in_the_log_and_all_others_in_the_study(
+    writer: Any, part: str, rows: str
+) -> None:
+    ablation = writer.stored()["ablation"]
+    assert {arm["arm"] for arm in ablation["domains"]["cpp"]["arms"]} > writer.DELETED
+    study, log = (set(writer.content(ablation, p).splitlines()) for p in (part, f"{part}/deleted"))
+    for found, deleted in ((study - log, False), (log - study, True)):
+        for row in found:
+            arms = {cell.strip() for cell in row.split("|")[1:3]}
+            assert bool(arms & writer.DELETED) == deleted
+    assert len(study ^ log) == len(ablation["domains"]["cpp"][rows])
 
 
 def test_no_table_is_kept_for_a_number_changed_by_hand(writer: Any) -> None:

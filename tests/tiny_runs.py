@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
-from drafts.init import init_draft
 from drafts.registry import save_draft
+from tests.opened import init_draft, train
 
 
 def write_fresh(

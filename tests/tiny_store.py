@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.capture.run import capture
+from tests.opened import capture
 
 
 def write_store(folder: Path, target: Path, draft: Path, prompts: int = 24) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.metrics import counters_from_engine
-from serving.speculation import engine_options, speculative_config
+from tests.opened import engine_options, speculative_config
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 CACHE_BYTES = 32 << 20

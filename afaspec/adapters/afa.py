@@ -16,11 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from afaspec.adapters.annealing import (
-    ACTIVATION_NAMES,
-    _annealed_linear,
-    annealed_layers,
-)
+from afaspec.adapters.annealing import ACTIVATIONS, annealed_layers, annealed_linear
 from afaspec.adapters.schedule import AnnealingSchedule
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
@@ -34,12 +30,12 @@ def adapt(model: nn.Module, config: LoraConfig, sigma: str | None) -> PeftModel:
     Raises `UserError` for an unknown activation, and for another LoRA variant such as DoRA.
     """
     if sigma is not None:
-        if sigma not in ACTIVATION_NAMES:
+        if sigma not in ACTIVATIONS:
             raise UserError(
                 f"activation {sigma!r} is unknown",
-                hint=f"choose one of {', '.join(ACTIVATION_NAMES)}",
+                hint=f"choose one of {', '.join(ACTIVATIONS)}",
             )
-        config._register_custom_module(dict.fromkeys((nn.Linear, Conv1D), _annealed_linear(sigma)))
+        config._register_custom_module(dict.fromkeys((nn.Linear, Conv1D), annealed_linear(sigma)))
     return get_peft_model(model, config)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from afaspec.adapters.schedule import AnnealingSchedule
+from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from drafts.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 class Annealer:
     """Drives beta of an adapted model from its optimizer's steps, in any training loop.
 
-        annealer = Annealer(adapters(model), schedule, total_steps)
-        annealer.follow(optimizer)
+        annealer = Annealer(annealed_layers(model), schedule, total_steps)
+        annealer.attach(optimizer)
 
     Each `optimizer.step()` then sets beta. `state_dict` and `load_state_dict` make it resumable.
     """
@@ -40,7 +39,7 @@ class Annealer:
         """The largest of any layer."""
         return max((layer.beta for layer in self.layers), default=0.0)
 
-    def follow(self, optimizer: Optimizer) -> None:
+    def attach(self, optimizer: Optimizer) -> None:
         """Advance after each `optimizer.step()`."""
         optimizer.register_step_post_hook(lambda *_: self.advance())
 
@@ -60,22 +59,14 @@ class Annealer:
             layer.beta = self.schedule.beta(self.step, self.total_steps)
 
 
-Activation = Callable[[Tensor], Tensor]
-
-
-def _leaky(z: Tensor) -> Tensor:
+def leaky_relu(z: Tensor) -> Tensor:
     return F.leaky_relu(z, 0.1)
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": F.relu,
-    "leaky_relu": _leaky,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
+# torch's functions of these names, but for the slope
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    name: leaky_relu if name == "leaky_relu" else getattr(F, name) for name in get_args(Activation)
 }
-
-ACTIVATION_NAMES = tuple(ACTIVATIONS)
 
 
 class AnnealedLora(LoraVariant):
@@ -108,7 +99,7 @@ class AnnealedLora(LoraVariant):
         return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
 
-def _annealed_linear(name: str) -> type[LoraLinear]:
+def annealed_linear(name: str) -> type[LoraLinear]:
     class AnnealedLinear(LoraLinear):
         def __init__(
             self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any

@@ -73,7 +73,7 @@ class AnnealingCallback(TrainerCallback):
             frozen.beta = 0.0  # GRPO's reference: what the weights say as the LoRA they will be
         self.annealer = Annealer(layers, self.schedule, state.max_steps)
         refuse_another_schedule(self.annealer, state)
-        follow(self.annealer, state)
+        sync_beta(self.annealer, state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -88,7 +88,7 @@ class AnnealingCallback(TrainerCallback):
     ) -> None:
         """After each optimizer step, before the trainer logs, evaluates and saves."""
         if self.annealer is not None:
-            follow(self.annealer, state)
+            sync_beta(self.annealer, state)
 
     def on_log(
         self,
@@ -141,7 +141,7 @@ class AnnealingCallback(TrainerCallback):
             write_record(model, folder, self.schedule, state.global_step, state.max_steps)
 
 
-def follow(annealer: Annealer, state: TrainerState) -> None:
+def sync_beta(annealer: Annealer, state: TrainerState) -> None:
     """Set beta by the trainer's count of steps."""
     annealer.load_state_dict({"step": state.global_step, "total_steps": state.max_steps})
 

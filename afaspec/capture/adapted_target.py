@@ -28,37 +28,36 @@ UNMERGEABLE = {  # of LoRA's settings: each makes a model that no plain weights 
 TRAINED_FOR = "give the base model that the adapter was trained on"
 
 
-def resolve_target(
-    target: str | Path,
-    adapter: str | Path | None,
+def open_target(
+    name_or_path: str | Path,
+    adapter: str | Path | None = None,
     note: Callable[[str], object] = lambda text: None,
-) -> Path:
-    """The target's folder, or that of target and adapter merged (done once, then found again).
+) -> TargetInfo:
+    """The target of that name or folder, or target and adapter merged (done once, then found).
 
     `note` is told where the merged one lies. Raises `UserError` before any model loads for an
     adapter that is damaged, cannot be merged, or belongs to another model.
     """
-    base = resolve_model(str(target))
+    target = read_target(resolve_model(name_or_path))
     if adapter is None:
-        return base
+        return target
     adapter = Path(adapter).expanduser()
-    info = read_target(base)
-    check_adapter(adapter, info)
-    folder = cache_folder() / "targets" / address(info, adapter)
+    check_adapter(adapter, target)
+    folder = cache_folder() / "targets" / address(target, adapter)
     if not folder.exists():
-        merge_target(info, adapter, folder)
+        merge_target(target, adapter, folder)
     note(f"The target merged with its adapter lies in {folder}")
-    return folder
+    return read_target(folder)
 
 
-def resolve_optional(
-    target: Path | None,
-    adapter: Path | None,
+def open_target_if_given(
+    name_or_path: str | Path | None,
+    adapter: str | Path | None,
     note: Callable[[str], object] = lambda text: None,
-) -> Path | None:
-    """As `resolve_target`, where the target need not be given; an adapter alone is refused."""
-    if target is not None:
-        return resolve_target(target, adapter, note)
+) -> TargetInfo | None:
+    """As `open_target`, where the target need not be given; an adapter alone is refused."""
+    if name_or_path is not None:
+        return open_target(name_or_path, adapter, note)
     if adapter is not None:
         raise UserError(
             "adapts a target that is not given",

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 
 from afaspec.config import TargetAdapter
 from bench.records.settings import Listed, PromptSettings, Settings
+from drafts.checkpoint.layer_ids import parse_layer_ids
+from drafts.tensors import Float
 
 # What a store must share with the settings of a run that goes on with it.
 FIXED = (
@@ -62,9 +64,7 @@ class MachineSettings(Settings):
     GROUP: ClassVar[str] = "Machine"
 
     batch_size: int | None = Field(None, gt=0, le=4096, description="default: fits the memory")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="type that the target computes in"
-    )
+    dtype: Literal["auto", Float] = Field("auto", description="type that the target computes in")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
 
@@ -91,10 +91,7 @@ class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace)
     def _distinct_layers(cls, text: str | None) -> str | None:
         if text in (None, "none"):
             return text
-        parts = [part.strip() for part in text.split(",")]
-        if len(set(parts)) != len(parts) or not all(part.isdigit() for part in parts):
-            raise ValueError("expected distinct layer ids, such as 2,6,9, or none")
-        return ",".join(parts)
+        return ",".join(map(str, parse_layer_ids(text)))
 
     @field_validator("suffixes")
     @classmethod
@@ -104,7 +101,7 @@ class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace)
     def chosen_layer_ids(self) -> tuple[int, ...] | None:
         if self.layer_ids is None:
             return None
-        return () if self.layer_ids == "none" else tuple(map(int, self.layer_ids.split(",")))
+        return () if self.layer_ids == "none" else parse_layer_ids(self.layer_ids)
 
     def fixed_settings(self) -> dict[str, Any]:
         """The settings that decide what a store holds, as JSON values."""

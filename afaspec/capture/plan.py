@@ -9,17 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from afaspec.capture.adapted_target import resolve_target
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.target_model import load_tokenizer, read_model_config
 from afaspec.store.manifest import Manifest, TargetRecord, token_bytes
 from afaspec.versions import versions
 from bench.prompts.encode import EncodedPrompt, encode_prompts
 from bench.prompts.read import read_prompts
+from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import default_layer_ids
 from drafts.errors import UserError
-from drafts.registry import read_draft_info, wanted_layer_ids
-from drafts.target import TargetInfo, read_target
+from drafts.registry import wanted_layer_ids
+from drafts.target import TargetInfo
 
 GIB = 1 << 30
 LARGEST_BATCH = {"cpu": 64, "cuda": 256}
@@ -85,13 +85,17 @@ class CapturePlan:
         )
 
 
-def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CapturePlan:
-    """Check the target, the layers and every prompt. Raises `UserError` for the first fault."""
-    target = read_target(resolve_target(config.target, config.target_adapter, note))
+def plan_capture(
+    config: CaptureConfig,
+    target: TargetInfo,
+    draft: DraftInfo | None,
+    note: Callable[[str], None],
+) -> CapturePlan:
+    """Check the layers and every prompt. Raises `UserError` for the first fault."""
     model_config = read_model_config(target.folder)
-    layer_ids = choose_layer_ids(config, target)
+    layer_ids = choose_layer_ids(config, target, draft)
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, target, device)
+    dtype = compute_dtype(config.dtype, target, device)
     prompts = read_prompts(
         config.prompts,
         limit=config.limit,
@@ -139,15 +143,16 @@ def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> CaptureP
     )
 
 
-def choose_layer_ids(config: CaptureConfig, target: TargetInfo) -> tuple[int, ...]:
+def choose_layer_ids(
+    config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None
+) -> tuple[int, ...]:
     """From the config, else from the draft, else vLLM's default for this depth; checked."""
     layers = target.num_layers
     usual = (1, max(2, layers // 2), layers - 1)
     hint = f"give --layer-ids {','.join(map(str, usual))}" if layers >= 4 else "see --layer-ids"
     ids, origin = config.chosen_layer_ids(), "--layer-ids"
-    if ids is None and config.draft is not None:
-        info = read_draft_info(config.draft)
-        ids, origin = wanted_layer_ids(info, target), f"draft {config.draft}"
+    if ids is None and draft is not None:
+        ids, origin = wanted_layer_ids(draft, target), f"draft {draft.folder}"
     if ids is None:
         ids, origin = default_layer_ids(layers), "the default (2, L/2, L-3)"
     wrong = [i for i in ids if not 0 <= i <= layers]
@@ -178,7 +183,7 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
-def choose_dtype(wanted: str, target: TargetInfo, device: str) -> str:
+def compute_dtype(wanted: str, target: TargetInfo, device: str) -> str:
     """`auto` is bfloat16, as at serving, but float16 for a float16 target on a GPU."""
     if wanted != "auto":
         return wanted

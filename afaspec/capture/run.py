@@ -13,7 +13,9 @@ from afaspec.capture.target_model import end_ids, load_target
 from afaspec.store.manifest import NAME, Manifest, read_manifest
 from afaspec.store.read import FeatureStore
 from afaspec.store.write import StoreWriter, locked
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
+from drafts.target import TargetInfo
 
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
 NOT_COMPARED = ("prompts",)  # where they lie; `prompts_sha256` says whether they are the same
@@ -30,16 +32,19 @@ class CaptureProgress:
 
 def capture(
     config: CaptureConfig,
+    target: TargetInfo,
+    draft: DraftInfo | None = None,
     on_progress: Callable[[CaptureProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> FeatureStore:
     """Capture, go on with an interrupted capture, or return the store if it is complete.
 
-    `note` is told the size before it starts. The store's bytes depend on the configuration and
-    the machine only, not on how often it was interrupted. Raises `UserError`.
+    The layers that `draft` reads are kept, where it is given and `config` names none. `note` is
+    told the size before it starts. The store's bytes depend on the configuration and the machine
+    only, not on how often it was interrupted. Raises `UserError`.
     """
     say = note or (lambda _: None)
-    plan = plan_capture(config, say)
+    plan = plan_capture(config, target, draft, say)
     with locked(config.out):
         manifest = _resume(plan)
         if manifest is not None and manifest.complete:

@@ -10,7 +10,7 @@ from pydantic import Field
 from bench.records.settings import Listed, Settings
 
 
-class StartConfig(Settings):
+class InitConfig(Settings):
     """What `afaspec init` takes. None means the family's usual, or the target's own."""
 
     GROUP: ClassVar[str] = "Draft"

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from afaspec.checkpoints.config import StartConfig
+from afaspec.checkpoints.config import InitConfig
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.errors import UserError
 from drafts.files import atomic_folder, require_empty
-from drafts.init import init_draft
-from drafts.registry import read_draft_info, save_draft
-from drafts.target import TargetInfo, read_target
+from drafts.registry import init_draft, read_draft, save_draft
+from drafts.target import TargetInfo
+from drafts.tensors import FLOATS
 from drafts.tokenizer_files import copy_tokenizer
-from serving.compatibility import FLOATS, require_compatible
+from serving.compatibility import require_compatible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,55 +26,62 @@ if TYPE_CHECKING:
 
 
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
-DISTINCT = "give distinct layer ids in ascending order, such as --layer-ids 2,6,9"
 
 
-def start_draft(config: StartConfig, note: Callable[[str], None] = print) -> DraftInfo:
+def init_checkpoint(
+    config: InitConfig,
+    target: TargetInfo,
+    store: FeatureStore | None = None,
+    note: Callable[[str], None] = print,
+) -> DraftInfo:
     """Write the draft to the new folder `config.out`. Raises `UserError` for unfit settings."""
     import torch
 
     require_empty(config.out)
-    target = read_target(config.target)
-    store = open_store(config, target)
+    if store is not None:
+        check_store(store, target)
     kept = None if config.vocab is None else frequent_tokens(config, target, store, note)
-    layer_ids = read_layer_ids(config.layer_ids)
-    if layer_ids is None and store is not None:
-        layer_ids = tuple(store.manifest.layer_ids) or None
+    layer_ids = choose_layer_ids(config, store)
     options = InitOptions(config.layers, layer_ids, kept, seed=config.seed)
     if config.heads is not None:
         options = replace(options, max_k=config.heads)
-    draft = init_draft(config.family, config.target, options)
+    draft = init_draft(config.family, target, options)
     if config.layer_ids is not None and draft.reads != "layers":
         raise UserError(
             f"a draft of the family {config.family} reads no hidden states of inner layers",
             hint="leave --layer-ids out",
         )
     with atomic_folder(config.out) as folder:
-        save_draft(draft, config.family, folder, dtype=getattr(torch, choose_dtype(config, target)))
+        save_draft(draft, config.family, folder, dtype=getattr(torch, stored_dtype(config, target)))
         if draft.reads == "nothing":  # a model of its own, which vLLM wants whole
-            copy_tokenizer(config.target, folder)
-        require_compatible(config.target, folder)
-        if config.heads is not None and read_draft_info(folder).max_k is None:
+            copy_tokenizer(target.folder, folder)
+        written = read_draft(folder)
+        require_compatible(target, written)
+        if config.heads is not None and written.max_k is None:
             raise UserError(
                 f"a draft of the family {config.family} drafts any number of tokens",
                 hint="leave --heads out",
             )
-    return read_draft_info(config.out)
+    return read_draft(config.out)
 
 
-def read_layer_ids(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise UserError(f"--layer-ids is {text!r}", hint=DISTINCT)
-    ids = tuple(map(int, parts))
-    if list(ids) != sorted(set(ids)):
-        raise UserError(f"--layer-ids is {text!r}", hint=DISTINCT)
+def choose_layer_ids(config: InitConfig, store: FeatureStore | None) -> tuple[int, ...] | None:
+    """Those given, ascending, else the store's; None for the family's usual."""
+    if config.layer_ids is None:
+        return None if store is None else tuple(store.manifest.layer_ids) or None
+    try:
+        ids = parse_layer_ids(config.layer_ids)
+        if list(ids) != sorted(ids):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--layer-ids is {config.layer_ids!r}",
+            hint="give distinct layer ids in ascending order, such as --layer-ids 2,6,9",
+        ) from None
     return ids
 
 
-def choose_dtype(config: StartConfig, target: TargetInfo) -> str:
+def stored_dtype(config: InitConfig, target: TargetInfo) -> str:
     """The one asked for, else the target's; bfloat16 for a target that is not stored in floats."""
     dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
     if dtype not in FLOATS:
@@ -81,24 +89,18 @@ def choose_dtype(config: StartConfig, target: TargetInfo) -> str:
     return dtype
 
 
-def open_store(config: StartConfig, target: TargetInfo) -> FeatureStore | None:
-    """The store that was given, which has to be the target's."""
-    from afaspec.store.read import FeatureStore
-
-    if config.store is None:
-        return None
-    store = FeatureStore.open(config.store)
+def check_store(store: FeatureStore, target: TargetInfo) -> None:
+    """Raise `UserError` for a store of another target's answers."""
     if store.manifest.target["sha256"] != target.sha256:
         raise UserError(
-            f"was captured from another target than {config.target}",
-            where=config.store,
+            f"was captured from another target than {target.folder}",
+            where=store.folder,
             hint="give a store of this target",
         )
-    return store
 
 
 def frequent_tokens(
-    config: StartConfig,
+    config: InitConfig,
     target: TargetInfo,
     store: FeatureStore | None,
     note: Callable[[str], None],
@@ -120,23 +122,22 @@ def frequent_tokens(
             hint="give fewer, or leave --vocab out for the full vocabulary",
         )
     counts = torch.zeros(target.vocab_size, dtype=torch.long)
-    for i in range(len(store)):
-        sequence = store[i]
+    for sequence in store:
         counts += sequence.input_ids[sequence.loss_mask].bincount(minlength=target.vocab_size)
     kept = counts.argsort(descending=True, stable=True)[: config.vocab].sort().values
     seen, all_seen = int((counts[kept] > 0).sum()), int((counts > 0).sum())
     covered = counts[kept].sum() / counts.sum()
     note(
         f"{config.vocab:,} of {target.vocab_size:,} tokens kept, {covered:.2%} of the "
-        f"{int(counts.sum()):,} response tokens in {config.store}."
+        f"{int(counts.sum()):,} response tokens in {store.folder}."
     )
     if seen < config.vocab:
         note(f"The responses have only {all_seen:,} different tokens; capture more of them.")
     return kept
 
 
-def next_commands(config: StartConfig, info: DraftInfo, target: str) -> list[str]:
-    """The commands that make a base draft of this start; `target` as the user calls it."""
+def next_commands(config: InitConfig, info: DraftInfo, target: str) -> list[str]:
+    """The commands that make a base draft of this one; `target` as the user calls it."""
     target, out = shlex.quote(target), shlex.quote(str(config.out))
     store = STORE if config.store is None else shlex.quote(str(config.store))
     flags = "--arm full" if "lm_head.weight" in info.shared else "--arm full --lm-head"

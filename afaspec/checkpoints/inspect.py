@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.load import vocabulary_map
 from drafts.errors import UserError
 from drafts.files import read_json
-from drafts.registry import FAMILIES, module_names, read_draft_info, wanted_layer_ids
-from drafts.target import read_target
+from drafts.registry import FAMILIES, module_names, wanted_layer_ids
+from drafts.target import TargetInfo
 from drafts.tensors import open_tensors
 from serving.compatibility import Check, compare
 from serving.speculation import speculative_config
@@ -62,16 +61,15 @@ class Inspection:
         return not broken and all(check.ok for check in self.checks or [])
 
 
-def inspect_draft(draft: Path, target: Path | None = None) -> Inspection:
-    """Describe the draft, and compare it to `target`. Raises `UserError` for a damaged one."""
-    info = read_draft_info(draft)
+def inspect_draft(info: DraftInfo, target: TargetInfo | None = None) -> Inspection:
+    """Describe the draft, and compare it to `target`."""
     names, tensors = module_names(info), open_tensors(info.folder)
     k = min(USUAL_K, info.max_k or USUAL_K)
-    config = speculative_config(draft, k)
+    config = speculative_config(info, k)
     assert config is not None
-    made = draft / "afaspec.json"
+    made = info.folder / "afaspec.json"
     return Inspection(
-        folder=str(draft),
+        folder=str(info.folder),
         family=info.family,
         title=FAMILIES[info.family].title,
         layout=info.format,
@@ -92,16 +90,16 @@ def inspect_draft(draft: Path, target: Path | None = None) -> Inspection:
             for name, header in tensors.headers.items()
             if names[name] not in MAPS
         ),
-        bytes=sum(path.stat().st_size for path in draft.glob("*.safetensors")),
+        bytes=sum(path.stat().st_size for path in info.folder.glob("*.safetensors")),
         largest_k=info.max_k,
         speculative_config=config,
         sha256=info.sha256,
         made=read_json(made) if made.exists() else None,
-        checks=None if target is None else compare(target, draft),
+        checks=None if target is None else compare(target, info),
     )
 
 
-def hidden_states(info: DraftInfo, target: Path | None) -> str:
+def hidden_states(info: DraftInfo, target: TargetInfo | None) -> str:
     """Which of the target's hidden states the draft reads."""
     if info.reads == "nothing":
         return "none: it is a model of its own"
@@ -111,7 +109,7 @@ def hidden_states(info: DraftInfo, target: Path | None) -> str:
         return f"after layers {', '.join(map(str, info.layer_ids))}"
     if target is None:
         return "not named: vLLM takes those after layers 2, L/2 and L-3 of a target of L layers"
-    ids = wanted_layer_ids(info, read_target(target))
+    ids = wanted_layer_ids(info, target)
     return f"not named: vLLM takes those after layers {', '.join(map(str, ids))}"
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
-from afaspec.capture.adapted_target import resolve_target
+from afaspec.capture.adapted_target import open_target
+from afaspec.embedded.names import open_draft
 from afaspec.versions import versions
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import (
     atomic_folder,
@@ -29,7 +31,8 @@ from drafts.files import (
     write_json,
 )
 from drafts.nn.interface import Draft
-from drafts.registry import load_draft, module_names, read_draft_info, write_like
+from drafts.registry import load_draft, module_names, read_draft, write_like
+from drafts.target import TargetInfo, read_target
 from drafts.tensors import open_tensors, read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
@@ -47,19 +50,17 @@ class Parity:
     changed_tensors: int
 
 
-def merge(trained: Path, base: Path | None, out: Path, target: Path | None = None) -> Parity:
+def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None = None) -> Parity:
     """Merge the run or adapter in `trained` into `base` and write the draft to `out`.
 
-    `base` and `target` default to those recorded by the run. Raises `UserError` for beta > 0, for
-    an adapter of another draft, and where merging would lose precision beyond rounding.
+    Raises `UserError` for beta > 0, for an adapter of another draft, and where merging would lose
+    precision beyond rounding.
     """
     result, run = find_result(trained)
-    base = base or recorded(run, result, "draft")
-    target = target or recorded_target(run)
     record = read_record(result)
     refuse_non_linear(record.beta, where=result)
     check_base(base, run, result)
-    if out.resolve() == base.resolve():
+    if out.resolve() == base.folder.resolve():
         raise UserError("is the base draft itself", where=out, hint="choose another --out")
     remove_leftovers(out)
     check_replaceable(out)
@@ -72,7 +73,7 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
 
     with atomic_folder(out) as folder:
         write_like(base, folder, changed)
-        parity = measure_parity(adapted, base, folder, changed, target)
+        parity = measure_parity(adapted, base, read_draft(folder), changed, target)
         # Adapter and merge differ by float32 rounding, of which a draft makes more or less.
         tolerance = max(1e-5, ROUNDINGS * parity.rounding)
         if parity.float32 > tolerance:
@@ -86,7 +87,7 @@ def merge(trained: Path, base: Path | None, out: Path, target: Path | None = Non
             folder / "afaspec.json",
             {
                 "made_by": "afaspec merge",
-                "base_sha256": read_draft_info(base).sha256,
+                "base_sha256": base.sha256,
                 "adapter_sha256": {
                     p.name: hash_file(p) for p in sorted(result.glob("*.safetensors"))
                 },
@@ -127,40 +128,42 @@ def find_result(trained: Path) -> tuple[Path, Path | None]:
     )
 
 
-def recorded(run: Path | None, result: Path, key: str) -> Path:
-    """A path from the run's configuration, or the base that a bare PEFT adapter names."""
+def recorded_draft(trained: Path) -> DraftInfo:
+    """The base draft that the run's configuration or a bare PEFT adapter names."""
+    result, run = find_result(trained)
     if run is not None and (run / "config.json").exists():
-        return Path(read_json(run / "config.json")[key])
+        return open_draft(read_json(run / "config.json")["draft"])
     config = result / "adapter_config.json"
     named = read_json(config).get("base_model_name_or_path") if config.exists() else None
     if not named:
         raise UserError("does not say which draft it adapts", where=result, hint="give --draft DIR")
-    return Path(named)
+    return open_draft(named)
 
 
-def recorded_target(run: Path | None) -> Path | None:
-    """The run's target: its configuration's, else its feature store's."""
+def recorded_target(trained: Path) -> TargetInfo | None:
+    """The run's target: its configuration's, else its feature store's; None where none is named."""
+    _, run = find_result(trained)
     if run is None or not (run / "config.json").exists():
         return None
     config = read_json(run / "config.json")
     if config.get("target"):
-        return resolve_target(config["target"], config.get("target_adapter"))
+        return open_target(config["target"], config.get("target_adapter"))
     manifest = Path(config["store"]) / "manifest.json"
-    return Path(read_json(manifest)["target"]["path"]) if manifest.exists() else None
+    return read_target(Path(read_json(manifest)["target"]["path"])) if manifest.exists() else None
 
 
-def check_base(base: Path, run: Path | None, result: Path) -> None:
+def check_base(base: DraftInfo, run: Path | None, result: Path) -> None:
     """The base draft is the one that was adapted."""
     manifest = run / "manifest.json" if run else None
     if manifest and manifest.exists():
         expected = read_json(manifest)["draft_sha256"]
-        if read_draft_info(base).sha256 != expected:
+        if base.sha256 != expected:
             raise UserError(
                 "is not the draft that was adapted (its hash differs)",
-                where=base,
+                where=base.folder,
                 hint="give the base draft of the run, unchanged",
             )
-    names, headers = module_names(read_draft_info(base)), open_tensors(base).headers
+    names, headers = module_names(base), open_tensors(base.folder).headers
     shapes = {names[stored]: header.shape for stored, header in headers.items()}
     for name, header in read_header(next(result.glob("*.safetensors"))).items():
         if name.endswith(("lora_A.weight", "lora_B.weight")):
@@ -171,7 +174,8 @@ def check_base(base: Path, run: Path | None, result: Path) -> None:
             fits = shapes.get(name) == header.shape
         if not fits:
             raise UserError(
-                f"was trained for another draft: {name} {list(header.shape)} does not fit {base}",
+                f"was trained for another draft: {name} {list(header.shape)} does not fit "
+                f"{base.folder}",
                 where=result,
                 hint="give the base draft of the run",
             )
@@ -204,6 +208,22 @@ def merged_weights(adapted: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def load_merged(base: DraftInfo, result: Path, target: TargetInfo | None) -> Draft:
+    """What `merge` would write and `load_draft` read: merged weights, rounded to the base's types.
+
+    Raises `UserError` for an adapter that is not linear yet.
+    """
+    refuse_non_linear(read_record(result).beta, where=result)
+    weights = merged_weights(load_result(load_draft(base, target), result))
+    merged = load_draft(base, target).eval()
+    stored = open_tensors(base.folder)
+    for name, own in module_names(base).items():
+        if own in weights:
+            weights[own] = weights[own].to(stored.load(name).dtype)
+    merged.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
+    return merged
+
+
 def rounded(draft: Draft, changed: dict[str, Tensor], draws: int = 4) -> Iterator[Draft]:
     """The draft with the `changed` weights rounded otherwise, by chance, a few times.
 
@@ -221,17 +241,20 @@ def rounded(draft: Draft, changed: dict[str, Tensor], draws: int = 4) -> Iterato
 
 @torch.no_grad()
 def measure_parity(
-    adapted: nn.Module, base: Path, written: Path, changed: dict[str, Tensor], target: Path | None
+    adapted: nn.Module,
+    base: DraftInfo,
+    written: DraftInfo,
+    changed: dict[str, Tensor],
+    target: TargetInfo | None,
 ) -> Parity:
     """Run adapter, float32 merge and the written checkpoint on the same random input."""
     merged = load_draft(base, target).eval()
     merged.load_state_dict(changed, strict=False)
     stored = load_draft(written, target).eval()
-    info = read_draft_info(base)
-    steps = min(3, info.max_k or 3)
+    steps = min(3, base.max_k or 3)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 48, merged.feature_size, generator=generator)
-    ids = torch.randint(info.vocab_size, (2, 48), generator=generator)
+    ids = torch.randint(base.vocab_size, (2, 48), generator=generator)
 
     def outputs(draft: Any) -> Tensor:
         drafted = draft(features, ids, steps)
@@ -241,7 +264,8 @@ def measure_parity(
     peak = reference.abs().max()
     exact = outputs(merged)
     rounding = max(float((outputs(m) - exact).abs().max()) for m in rounded(merged, changed))
-    names, headers, written_headers = module_names(info), open_tensors(base), open_tensors(written)
+    names = module_names(base)
+    headers, written_headers = open_tensors(base.folder), open_tensors(written.folder)
     same = sum(
         torch.equal(headers.load(n).view(-1), written_headers.load(n).view(-1))
         for n in headers.headers
@@ -251,7 +275,7 @@ def measure_parity(
         float32=float((exact - reference).abs().max() / peak),
         rounding=rounding / float(peak),
         stored=float((outputs(stored) - reference).abs().max() / peak),
-        dtype=info.dtype,
+        dtype=base.dtype,
         untouched_tensors=same,
         changed_tensors=len(changed),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from pydantic import Field
@@ -10,6 +11,9 @@ from pydantic import Field
 from afaspec.cli.flags import configured
 from afaspec.config import TargetAdapter
 from bench.records.settings import Settings
+
+if TYPE_CHECKING:
+    from drafts.checkpoint.info import DraftInfo
 
 
 class ServeConfig(Settings):
@@ -42,16 +46,14 @@ def serve(config: ServeConfig) -> None:
 
       afaspec serve embedded --draft runs/demo/afa-lora-merged -- --max-model-len 2048
     """
-    from afaspec.capture.adapted_target import resolve_target
+    from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console, note
-    from afaspec.embedded.names import resolve_model
     from serving.server.serve import serve as run
 
-    target = resolve_target(config.target, config.target_adapter, note)
-    draft = config.draft
+    target = open_target(config.target, config.target_adapter, note)
     code = run(
         target,
-        None if draft == "none" else "ngram" if draft == "ngram" else resolve_model(draft),
+        _drafter(config.draft),
         config.k,
         config.host,
         config.port,
@@ -61,3 +63,11 @@ def serve(config: ServeConfig) -> None:
         console=console,
     )
     raise typer.Exit(code)
+
+
+def _drafter(draft: str) -> DraftInfo | Literal["ngram"] | None:
+    from afaspec.embedded.names import open_draft
+
+    if draft == "none":
+        return None
+    return "ngram" if draft == "ngram" else open_draft(draft)

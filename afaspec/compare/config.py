@@ -47,7 +47,7 @@ class DomainConfig(Part):
     prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
     train_limit: int | None = Field(320, gt=1, description="prompts to train and validate on")
     eval_limit: int | None = Field(60, gt=0, description="prompts to measure on")
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval side")
+    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval split")
     suffixes: list[str] | None = Field(None, description="endings of the files to read")
     prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
     max_prompt_tokens: int | None = Field(None, gt=0, description="longest prompt allowed")
@@ -110,7 +110,7 @@ class TuningConfig(Part):
     steps: int | None = Field(None, gt=0, description="steps of each try [default: the budget]")
     seed: int = Field(0, description="seed of the tries")
     validation: float = Field(
-        0.2, gt=0, lt=1, description="share of the training side held out, by content"
+        0.2, gt=0, lt=1, description="share of the train split held out, by content"
     )
     validation_limit: int = Field(64, gt=0, description="of them, sequences looked at")
     tie: float = Field(0.005, ge=0, lt=1, description="share of the best that counts as a tie")
@@ -159,7 +159,7 @@ class CompareConfig(Part):
         return named
 
     @model_validator(mode="after")
-    def _rivals_are_arms(self) -> CompareConfig:
+    def _against_other_arms(self) -> CompareConfig:
         for name, arm in self.arms.items():
             if unknown := sorted(set(arm.against or []) - (self.arms.keys() - {name})):
                 raise ValueError(f"the arm {name} is against {unknown[0]!r}, which is no other arm")

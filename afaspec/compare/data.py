@@ -1,7 +1,7 @@
-"""The prompts of a study's domains, and their three sides: train, validation, eval.
+"""The prompts of a study's domains, and their three splits: train, validation, eval.
 
-Which side a prompt falls on is a matter of its content alone. `afaspec capture` divides train from
-eval; the validation side is a part of train, divided by another hash of the same content.
+Which split a prompt falls into is a matter of its content alone. `afaspec capture` divides train
+from eval; the validation split is a part of train, divided by another hash of the same content.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
 from bench.prompts.select import content_sha256
 from bench.records.settings import Split
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
-from drafts.registry import read_draft_info
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from afaspec.store.read import FeatureStore
+    from afaspec.store.read import Sequence as StoredSequence
 
 
 FACTS = "facts.json"
-SIDES: tuple[Split, ...] = ("train", "eval")
+SPLITS: tuple[Split, ...] = ("train", "eval")
 Prompts = dict[tuple[str, Split], list[Prompt]]
 
 
@@ -37,7 +38,7 @@ Prompts = dict[tuple[str, Split], list[Prompt]]
 class Facts:
     """What a study depends on beside its settings: hashes of models and of prompts.
 
-    `domains` holds, by domain and side, the SHA-256 of the prompts and their number.
+    `domains` holds, by domain and split, the SHA-256 of the prompts and their number.
     """
 
     target: str
@@ -69,10 +70,10 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Sides:
+class Division:
     """Sequence numbers in a domain's train store, shuffled, so that the first few are a sample.
 
-    `dropped` ones repeat prompts of other sides.
+    `dropped` is the number of those that repeat prompts of another split.
     """
 
     train: list[int]
@@ -80,31 +81,33 @@ class Sides:
     dropped: int
 
 
-def gather(
-    config: CompareConfig, target: Path, note: Callable[[str], None] = lambda text: None
+def read_study_prompts(
+    config: CompareConfig,
+    target: TargetInfo,
+    draft: DraftInfo,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Facts, Prompts]:
     """Read every domain's prompts and hash all that results depend on. Loads no model.
 
     Raises `UserError` for the first fault, before any work is done.
     """
-    info, draft = read_target(target), read_draft_info(config.draft)
     prompts: Prompts = {}
     domains: dict[str, dict[str, dict[str, Any]]] = {}
     for name, domain in config.domains.items():
         domains[name] = {}
-        for side in SIDES:
+        for split in SPLITS:
             found = read_prompts(
                 domain.prompts,
-                limit=domain.train_limit if side == "train" else domain.eval_limit,
+                limit=domain.train_limit if split == "train" else domain.eval_limit,
                 seed=domain.seed,
-                split=side,
+                split=split,
                 eval_fraction=domain.eval_fraction,
                 prompt_tokens=domain.prompt_tokens,
                 suffixes=_dotted(domain.suffixes),
-                note=note if side == "train" else None,
+                note=note if split == "train" else None,
             )
-            prompts[name, side] = found
-            domains[name][side] = {"sha256": content_sha256(found), "prompts": len(found)}
+            prompts[name, split] = found
+            domains[name][split] = {"sha256": content_sha256(found), "prompts": len(found)}
         held = [in_validation(p, config.tuning.validation) for p in prompts[name, "train"]]
         most = max(samples or 1 for samples in config.samples)
         if all(held) or not any(held):
@@ -120,12 +123,13 @@ def gather(
                 where=domain.prompts,
                 hint="raise train_limit, give more prompts, or lower samples",
             )
-    facts = Facts(str(target), info.sha256, str(config.draft), draft.sha256, domains)
+    models = (str(target.folder), target.sha256, str(draft.folder), draft.sha256)
+    facts = Facts(*models, domains)
     return facts, prompts
 
 
-def capture_config(config: CompareConfig, domain: str, side: Split, out: Path) -> CaptureConfig:
-    """The capture of one side of a domain."""
+def capture_config(config: CompareConfig, domain: str, split: Split, out: Path) -> CaptureConfig:
+    """The capture of one split of a domain."""
     settings = config.domains[domain]
     shared = settings.model_dump(exclude={"train_limit", "eval_limit"})
     return CaptureConfig(
@@ -134,46 +138,45 @@ def capture_config(config: CompareConfig, domain: str, side: Split, out: Path) -
         target_adapter=config.target_adapter,
         draft=config.draft,
         out=out,
-        split=side,
-        limit=settings.train_limit if side == "train" else settings.eval_limit,
+        split=split,
+        limit=settings.train_limit if split == "train" else settings.eval_limit,
     )
 
 
 def in_validation(prompt: Prompt, share: float) -> bool:
-    """Whether a prompt of the train side is held out. Near-copies are held out together."""
+    """Whether a prompt of the train split is held out. Near-copies are held out together."""
     key = " ".join(prompt.split_key.split())
     return int(_digest(f"validation\n{key}")[:13], 16) < share * 16**13
 
 
-def divide(
+def divide_store(
     train: FeatureStore, evaluation: FeatureStore, prompts: Sequence[Prompt], share: float
-) -> Sides:
-    """The sides of a domain's captured sequences; `prompts` are those of its train store.
+) -> Division:
+    """The splits of a domain's captured sequences; `prompts` are those of its train store.
 
     A prompt that is, token for token, also one of eval is dropped from train and validation, and
     one of validation is dropped from train: passages of different files can begin alike.
     """
-    seen = {_prompt_ids(evaluation, i) for i in range(len(evaluation))}
+    seen = {_prompt_ids(sequence) for sequence in evaluation}
     held = [in_validation(prompt, share) for prompt in prompts]
-    sides: dict[bool, list[int]] = {True: [], False: []}
+    chosen: dict[bool, list[int]] = {True: [], False: []}
     for validation in (True, False):
         mine = [i for i in range(len(train)) if held[train[i].prompt_index] == validation]
-        sides[validation] = [i for i in mine if _prompt_ids(train, i) not in seen]
-        seen |= {_prompt_ids(train, i) for i in sides[validation]}
-    if not sides[True] or not sides[False]:
+        chosen[validation] = [i for i in mine if _prompt_ids(train[i]) not in seen]
+        seen |= {_prompt_ids(train[i]) for i in chosen[validation]}
+    if not chosen[True] or not chosen[False]:
         raise UserError(
             "its prompts of train, validation and eval are the same",
             where=train.folder,
             hint="give more varied prompts",
         )
-    dropped = len(train) - len(sides[True]) - len(sides[False])
-    for numbers in sides.values():  # a store has answers of like length together
+    dropped = len(train) - len(chosen[True]) - len(chosen[False])
+    for numbers in chosen.values():  # a store has answers of like length together
         random.Random(0).shuffle(numbers)
-    return Sides(sides[False], sides[True], dropped)
+    return Division(chosen[False], chosen[True], dropped)
 
 
-def _prompt_ids(store: FeatureStore, i: int) -> tuple[int, ...]:
-    sequence = store[i]
+def _prompt_ids(sequence: StoredSequence) -> tuple[int, ...]:
     return tuple(sequence.input_ids[~sequence.loss_mask].tolist())
 
 

@@ -1,164 +1,169 @@
-"""How each kind of cell is done."""
+"""How each kind of task is done."""
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
-from afaspec.adapters.afa import read_record
-from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.plan import plan_capture
 from afaspec.capture.run import CaptureProgress, capture
-from afaspec.checkpoints.merge import find_result, load_result, merge, merged_weights
+from afaspec.checkpoints.merge import find_result, load_merged, merge
 from afaspec.compare.config import CompareConfig
-from afaspec.compare.data import Prompts, capture_config, divide
+from afaspec.compare.data import SPLITS, Prompts, capture_config, divide_store
 from afaspec.compare.ledger import Ledger
-from afaspec.compare.plan import Cell, Json, Plan, train_config
+from afaspec.compare.plan import Json, Plan, Task, train_config
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import RunPlace, TrainConfig
+from afaspec.train.metrics import training_curve
 from afaspec.train.run import train
 from bench.engine.run import run_bench
+from bench.prompts.select import Split
 from bench.records.acceptance import Acceptance
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.report.files import write_report
-from bench.stats.offline import Captured, offline_acceptance
+from bench.stats.offline import offline_acceptance
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from drafts.nn.interface import Draft
-from drafts.registry import load_draft, module_names, read_draft_info
-from drafts.tensors import open_tensors
+from drafts.registry import load_draft, read_draft
+from drafts.target import TargetInfo
 
-LOSSES_KEPT = 200  # points of a training curve
+CURVE, CURVE_POINTS = ("step", "loss", "acceptance_length"), 200  # that are kept of a training
 
 
 class Executor:
-    """Does cells of one study. `target` is the resolved target's folder.
+    """Does tasks of one study, whose models are handed in opened.
 
-    `progress` is told (what, done, total) while a cell is being done.
+    `progress` is told (what, done, total) while a task is being done.
     """
 
     def __init__(
         self,
         config: CompareConfig,
-        target: Path,
+        target: TargetInfo,
+        draft: DraftInfo,
         prompts: Prompts,
         ledger: Ledger,
         progress: Progress,
     ):
-        self.config, self.target, self.prompts = config, target, prompts
+        self.config, self.target, self.draft, self.prompts = config, target, draft, prompts
         self.ledger, self.progress = ledger, progress
         self._stores: dict[Path, FeatureStore] = {}
 
-    def do(self, cell: Cell, plan: Plan) -> Json:
-        """The cell's result. What it needs of other cells is in the ledger."""
-        doing: dict[str, Callable[[Cell, Plan], Json]] = {
+    def run(self, task: Task, plan: Plan) -> Json:
+        """The task's result. What it needs of other tasks is in the ledger."""
+        by_kind: dict[str, Callable[[Task, Plan], Json]] = {
             "data": self._data,
             "base": self._base,
             "run": self._run,
             "eval": self._eval,
             "vllm": self._vllm,
         }
-        return doing[cell.kind](cell, plan)
+        return by_kind[task.kind](task, plan)
 
-    def run_folder(self, run: Cell) -> Path:
+    def run_folder(self, run: Task) -> Path:
         return self.config.out / "runs" / run.key
 
-    def _data(self, cell: Cell, plan: Plan) -> Json:
-        stores = {side: self._capture(cell, side) for side in ("train", "eval")}
-        sides = divide(
-            stores["train"],
-            stores["eval"],
-            self.prompts[cell.domain, "train"],
+    def _data(self, task: Task, plan: Plan) -> Json:
+        train_store, eval_store = (self._capture(task, split) for split in SPLITS)
+        division = divide_store(
+            train_store,
+            eval_store,
+            self.prompts[task.domain, "train"],
             self.config.tuning.validation,
         )
         return {
-            **asdict(sides),
-            "eval_sequences": len(stores["eval"]),
-            "train_tokens": stores["train"].tokens,
-            "eval_tokens": stores["eval"].tokens,
+            **asdict(division),
+            "eval_sequences": len(eval_store),
+            "train_tokens": train_store.tokens,
+            "eval_tokens": eval_store.tokens,
         }
 
-    def _capture(self, cell: Cell, side: Any) -> FeatureStore:
+    def _capture(self, task: Task, split: Split) -> FeatureStore:
         def on_progress(now: CaptureProgress) -> None:
-            self.progress(f"{cell.domain}: answers ({side})", int(now.done), now.total)
+            self.progress(f"{task.domain}: answers ({split})", int(now.done), now.total)
 
-        settings = capture_config(self.config, cell.domain, side, self._store_folder(cell, side))
-        return capture(settings, on_progress)
+        settings = capture_config(self.config, task.domain, split, self._store_folder(task, split))
+        return capture(settings, self.target, self.draft, on_progress)
 
-    def _base(self, cell: Cell, plan: Plan) -> Json:
-        store = self._store(plan.only("data", cell.domain), "eval")
-        draft = load_draft(self.config.draft, self.target)
-        return counted(draft, self._all(store), self.config.k)
+    def _base(self, task: Task, plan: Plan) -> Json:
+        return self._measure(load_draft(self.draft, self.target), task, plan)
 
-    def _run(self, cell: Cell, plan: Plan) -> Json:
-        assert cell.variant
-        assert cell.rate is not None
-        assert cell.seed is not None
-        data = plan.only("data", cell.domain)
-        sides = self.ledger[data.key]
+    def _run(self, task: Task, plan: Plan) -> Json:
+        assert task.variant
+        assert task.rate is not None
+        assert task.seed is not None
+        data = plan.only("data", task.domain)
+        division = self.ledger[data.key]
+        train_ids = division["train"][: task.variant.samples]
+        store = self._store(data, "train")
         settings = train_config(
-            self.config, cell.variant, cell.rate, cell.seed, cell.settings["steps"]
+            self.config, task.variant, task.rate, task.seed, task.settings["steps"]
         ).model_copy(
             update={
-                "store": self._store(data, "train").folder,
-                "target": self.target,
-                "out": self.run_folder(cell),
+                "store": store.folder,
+                "draft": self.draft.folder,
+                "target": self.target.folder,
+                "out": self.run_folder(task),
             }
         )
-        follow(settings)
+        update_recorded_paths(settings)
         trained = train(
             settings,
-            lambda row: self.progress(cell.name, row["step"], settings.steps),
-            sides=(
-                sides["train"][: cell.variant.samples],
-                sides["validation"][: self.config.tuning.validation_limit],
-            ),
+            store,
+            self.draft,
+            self.target,
+            lambda row: self.progress(task.name, row["step"], settings.steps),
+            split=(train_ids, division["validation"][: self.config.tuning.validation_limit]),
         )
         manifest = read_json(trained.folder / "manifest.json")
         added = 0 if settings.arm == "full" else manifest["trainable_parameters"]
         return {
-            "sequences": len(sides["train"][: cell.variant.samples]),
+            "sequences": len(train_ids),
             "validation_acceptance_length": trained.acceptance_length,
             "best_step": trained.best_step,
             "trainable_parameters": manifest["trainable_parameters"],
             "draft_parameters": manifest["draft_parameters"] - added,  # the base draft's
             "train_seconds": manifest["seconds"],
-            "curve": training_curve(trained.folder),
+            "curve": training_curve(trained.folder, CURVE, CURVE_POINTS),
         }
 
-    def _eval(self, cell: Cell, plan: Plan) -> Json:
-        store = self._store(plan.only("data", cell.domain), "eval")
-        result, _ = find_result(self._trained(plan.runs[cell.key], plan))
-        draft = merged_draft(self.config.draft, self.target, result)
-        return counted(draft, self._all(store), self.config.k)
+    def _eval(self, task: Task, plan: Plan) -> Json:
+        result, _ = find_result(self._trained(plan.runs[task.key], plan))
+        return self._measure(load_merged(self.draft, result, self.target), task, plan)
 
-    def _vllm(self, cell: Cell, plan: Plan) -> Json:
-        wanted, data = self.config.vllm, plan.only("data", cell.domain)
-        arms, offline, curves = [Arm("none"), Arm("base", self.config.draft)], {}, {}
-        offline["base"] = as_acceptance(self.ledger[plan.only("base", cell.domain).key])
-        for final in (c for c in plan.cells if c.key in cell.inputs["evals"]):
+    def _measure(self, draft: Draft, task: Task, plan: Plan) -> Json:
+        """Offline acceptance on the eval split of the task's domain."""
+        store = self._store(plan.only("data", task.domain), "eval")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return as_counts(offline_acceptance(draft.to(device), store, self.config.k))
+
+    def _vllm(self, task: Task, plan: Plan) -> Json:
+        wanted, data = self.config.vllm, plan.only("data", task.domain)
+        arms, offline, curves = [Arm("none"), Arm("base", self.draft)], {}, {}
+        offline["base"] = as_acceptance(self.ledger[plan.only("base", task.domain).key])
+        for final in (c for c in plan.tasks if c.key in task.inputs["evals"]):
             assert final.variant
             run = plan.runs[final.key]
             name = final.variant.label(self.config)
-            arms.append(Arm(name, self._merged(run, plan)))
+            arms.append(Arm(name, read_draft(self._merged(run, plan))))
             offline[name] = as_acceptance(self.ledger[final.key])
             curves[name] = self.ledger[run.key]["curve"]
         settings = capture_config(
-            self.config, cell.domain, "eval", self._store_folder(data, "eval")
+            self.config, task.domain, "eval", self._store_folder(data, "eval")
         )
-        prompts = plan_capture(settings, lambda text: None).prompts[: wanted.prompts]
+        prompts = plan_capture(settings, self.target, self.draft, lambda text: None).prompts
         bench = BenchConfig(
             target=self.target,
-            prompts=self.config.domains[cell.domain].prompts,
+            prompts=self.config.domains[task.domain].prompts,
             arms=tuple(arms),
             k=self.config.k,
             max_tokens=wanted.max_tokens,
@@ -166,13 +171,13 @@ class Executor:
             concurrency=wanted.concurrency,
             enforce_eager=wanted.enforce_eager,
             cache_gib=wanted.cache_gib,
-            seed=cell.seed or 0,
+            seed=task.seed or 0,
         )
-        folder = self.config.out / "vllm" / f"{cell.domain}-seed{cell.seed}"
+        folder = self.config.out / "vllm" / f"{task.domain}-seed{task.seed}"
         report = run_bench(
             bench,
             self.progress,
-            prompts=prompts,
+            prompts=prompts[: wanted.prompts],
             offline=offline,
             training=curves,
             log_folder=folder / "logs",
@@ -180,7 +185,7 @@ class Executor:
         write_report(report, folder)
         return report.as_json()
 
-    def _trained(self, run: Cell, plan: Plan) -> Path:
+    def _trained(self, run: Task, plan: Plan) -> Path:
         """The folder of a finished run, trained again where it was deleted."""
         folder = self.run_folder(run)
         if not any((folder / name).exists() for name in ("adapter", "weights")):
@@ -188,26 +193,26 @@ class Executor:
             self._run(run, plan)
         return folder
 
-    def _merged(self, run: Cell, plan: Plan) -> Path:
+    def _merged(self, run: Task, plan: Plan) -> Path:
         folder = self.config.out / "merged" / run.key
         if not folder.exists():
-            merge(self._trained(run, plan), self.config.draft, folder, self.target)
+            merge(self._trained(run, plan), self.draft, folder, self.target)
         return folder
 
-    def _store_folder(self, data: Cell, side: str) -> Path:
-        return self.config.out / "stores" / f"{data.domain}-{side}-{data.key}"
+    def _store_folder(self, data: Task, split: Split) -> Path:
+        return self.config.out / "stores" / f"{data.domain}-{split}-{data.key}"
 
-    def _store(self, data: Cell, side: str) -> FeatureStore:
-        folder = self._store_folder(data, side)
+    def _store(self, data: Task, split: Split) -> FeatureStore:
+        folder = self._store_folder(data, split)
         if folder not in self._stores:
-            store = FeatureStore.open(folder) if folder.exists() else self._again(data, side)
+            store = FeatureStore.open(folder) if folder.exists() else self._recapture(data, split)
             self._stores[folder] = store
         return self._stores[folder]
 
-    def _again(self, data: Cell, side: str) -> FeatureStore:
+    def _recapture(self, data: Task, split: Split) -> FeatureStore:
         """A store that another machine captured, or that was deleted. Greedy answers repeat."""
-        store = self._capture(data, side)
-        if store.tokens != self.ledger[data.key][f"{side}_tokens"]:
+        store = self._capture(data, split)
+        if store.tokens != self.ledger[data.key][f"{split}_tokens"]:
             raise UserError(
                 f"the target answers {data.domain} otherwise here than where the study was begun",
                 where=store.folder,
@@ -215,19 +220,15 @@ class Executor:
             )
         return store
 
-    @staticmethod
-    def _all(store: FeatureStore) -> Any:
-        return (store[i] for i in range(len(store)))
-
-    def tidy(self, plan: Plan) -> None:
-        """Delete what `keep` does not ask for and no cell will read again."""
+    def delete_unneeded(self, plan: Plan) -> None:
+        """Delete what `keep` does not ask for and no task will read again."""
         if self.config.keep == "all":
             return
         waiting = [*plan.pending(self.ledger), *plan.later]
-        pending = {cell.key for cell in waiting}
-        in_vllm = any(cell.kind == "vllm" for cell in waiting)
+        pending = {task.key for task in waiting}
+        in_vllm = any(task.kind == "vllm" for task in waiting)
         finals = {run.key: final for final, run in plan.runs.items()}
-        for run in plan.cells:
+        for run in plan.tasks:
             if run.kind != "run" or run.key not in self.ledger:
                 continue
             folder, final = self.run_folder(run), finals.get(run.key)
@@ -241,10 +242,10 @@ class Executor:
             shutil.rmtree(self.config.out / "merged", ignore_errors=True)
 
 
-def follow(settings: TrainConfig) -> None:
+def update_recorded_paths(settings: TrainConfig) -> None:
     """Let a run that was left half done find its store and models where they are now.
 
-    A study may be moved, and the key of a run's cell says already that they are the same.
+    A study may be moved, and the key of a run's task says already that they are the same.
     """
     path = settings.out / "config.json"
     if path.exists():
@@ -252,47 +253,14 @@ def follow(settings: TrainConfig) -> None:
         write_json(path, read_json(path) | places)
 
 
-def as_acceptance(result: Json) -> Acceptance:
-    """The counts of an evaluated cell."""
-    import numpy as np
-
-    return Acceptance(np.array(result["drafts"]), np.array(result["accepted"]))
-
-
-def training_curve(run: Path) -> Json:
-    """Loss and validation acceptance by step, thinned out, as the report's plot takes them."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    stride = -(-len(rows) // LOSSES_KEPT)
-    kept = [row for row in rows if row["step"] % stride == 0 or "acceptance_length" in row]
-    losses = [row["loss"] if math.isfinite(row["loss"]) else None for row in kept]
-    return {
-        "step": [row["step"] for row in kept],
-        "loss": [None if loss is None else round(loss, 5) for loss in losses],
-        "acceptance_length": [row.get("acceptance_length") for row in kept],
-    }
-
-
-def merged_draft(base: Path, target: Path, result: Path) -> Draft:
-    """What `merge` would write and `load_draft` read: merged weights, rounded to the base's types.
-
-    Raises `UserError` for an adapter that is not linear yet.
-    """
-    refuse_non_linear(read_record(result).beta, where=result)
-    weights = merged_weights(load_result(load_draft(base, target), result))
-    merged = load_draft(base, target).eval()
-    stored = open_tensors(base)
-    for name, own in module_names(read_draft_info(base)).items():
-        if own in weights:
-            weights[own] = weights[own].to(stored.load(name).dtype)
-    merged.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
-    return merged
-
-
-def counted(draft: Draft, sequences: Iterable[Captured], k: int) -> dict[str, list]:
-    """Offline acceptance as counts: `drafts` [prompts], and `accepted` [prompts][k]."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = offline_acceptance(draft.to(device).eval(), sequences, k)
+def as_counts(found: Acceptance) -> Json:
+    """What is stored of an acceptance: `drafts` [prompts], and `accepted` [prompts][k]."""
     return {
         "drafts": found.drafts_per_prompt.tolist(),
         "accepted": found.accepted_per_prompt.tolist(),
     }
+
+
+def as_acceptance(counts: Json) -> Acceptance:
+    """The inverse of `as_counts`."""
+    return Acceptance(np.array(counts["drafts"]), np.array(counts["accepted"]))

@@ -1,4 +1,4 @@
-"""What the finished cells of one domain say: figures over seeds and prompts, and differences.
+"""What the finished tasks of one domain say: figures over seeds and prompts, and differences.
 
 Seeds and prompts both vary, and an interval holds the chance of both (`bench.stats.seeds`). Arms
 trained with the same seed saw the same data in the same order, so differences are paired by seed
@@ -35,7 +35,7 @@ class Measured:
 
     @classmethod
     def of(cls, label: str, results: Sequence[Json], variant: Variant | None = None) -> Measured:
-        """From the results of evaluated cells, one per seed."""
+        """From the results of evaluated tasks, one per seed."""
         return cls(
             label,
             np.array([r["drafts"] for r in results], dtype=float),
@@ -119,7 +119,7 @@ def pooled_difference(arm: str, against: str, by_domain: Sequence[Pairs]) -> Com
     return contrast(arm, against, ACCEPTANCE, first, second, accounts)
 
 
-def rivals(measured: Sequence[Measured], arms: Mapping[str, ArmConfig]) -> Pairs:
+def comparable_pairs(measured: Sequence[Measured], arms: Mapping[str, ArmConfig]) -> Pairs:
     """Pairs of variants that differ in nothing but the arm; an arm without rank meets all ranks.
 
     Of two arms that say whom they are `against`, one has to name the other.
@@ -131,13 +131,13 @@ def rivals(measured: Sequence[Measured], arms: Mapping[str, ArmConfig]) -> Pairs
             assert one
             assert other
             same_rank = one.rank == other.rank or None in (one.rank, other.rank)
-            alike = (one.steps, one.samples) == (other.steps, other.samples)
-            if one.arm != other.arm and same_rank and alike and meant(one.arm, other.arm, arms):
+            alike = same_rank and (one.steps, one.samples) == (other.steps, other.samples)
+            if one.arm != other.arm and alike and should_compare(one.arm, other.arm, arms):
                 pairs.append((arm, against))
     return pairs
 
 
-def meant(one: str, other: str, arms: Mapping[str, ArmConfig]) -> bool:
+def should_compare(one: str, other: str, arms: Mapping[str, ArmConfig]) -> bool:
     """Whether a study asks how these two arms compare."""
     lists = [arms[one].against, arms[other].against]
     if lists == [None, None]:

@@ -1,4 +1,4 @@
-"""The results of finished cells: one JSON file each, which is there whole or not at all."""
+"""The results of finished tasks: one JSON file each, which is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from afaspec.compare.plan import Cell, Json
+from afaspec.compare.plan import Json, Task
 from bench.report.provenance import git_commit, machine, versions
 from drafts.files import atomic_file, read_json
 
 
 class Ledger(Mapping[str, Json]):
-    """Results by cell key, from the folder that holds them."""
+    """Results by task key, from the folder that holds them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -33,43 +33,43 @@ class Ledger(Mapping[str, Json]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def record(self, cell: Cell) -> Json:
-        """All that is stored of a finished cell."""
-        return self._records[cell.key]
+    def record(self, task: Task) -> Json:
+        """All that is stored of a finished task."""
+        return self._records[task.key]
 
-    def seconds(self, cell: Cell) -> float:
-        return float(self._records[cell.key]["seconds"])
+    def seconds(self, task: Task) -> float:
+        return float(self._records[task.key]["seconds"])
 
-    def adopt(self, records: Iterable[Json]) -> None:
-        """Keep records that another ledger wrote, where this one has no such cell yet."""
+    def add_records(self, records: Iterable[Json]) -> None:
+        """Keep records that another ledger wrote, where this one has no such task yet."""
         for record in records:
             if record["key"] not in self._records:
                 self._keep(record)
 
-    def drop_stale(self, cells: list[Cell]) -> bool:
-        """Forget results made with other settings than the cells now have; were there any?
+    def drop_stale(self, tasks: list[Task]) -> bool:
+        """Forget results made with other settings than the tasks now have; were there any?
 
-        A key holds what differs from the first defaults; such a default may have been forgotten.
+        A key holds what differs from the defaults, and these may have been others then.
         """
-        stale = [cell.key for cell in cells if cell.key in self and self._differs(cell)]
+        stale = [task.key for task in tasks if task.key in self and self._differs(task)]
         for key in stale:
             del self._records[key]
         return bool(stale)
 
-    def _differs(self, cell: Cell) -> bool:
-        return _other(self._records[cell.key]["settings"], cell.settings)
+    def _differs(self, task: Task) -> bool:
+        return _other(self._records[task.key]["settings"], task.settings)
 
-    def add(self, cell: Cell, result: Json, seconds: float) -> None:
-        """Keep the result of a cell, with what made it."""
+    def add(self, task: Task, result: Json, seconds: float) -> None:
+        """Keep the result of a task, with what made it."""
         record = {
-            "kind": cell.kind,
-            "name": cell.name,
-            "key": cell.key,
-            "domain": cell.domain,
-            "seed": cell.seed,
-            "learning_rate": cell.rate,
-            "inputs": cell.inputs,
-            "settings": cell.settings,
+            "kind": task.kind,
+            "name": task.name,
+            "key": task.key,
+            "domain": task.domain,
+            "seed": task.seed,
+            "learning_rate": task.rate,
+            "inputs": task.inputs,
+            "settings": task.settings,
             "result": result,
             "seconds": round(seconds, 3),
             "made": {"time": datetime.now(UTC).isoformat(timespec="seconds"), **self._maker},

@@ -1,14 +1,15 @@
-"""Which cells a study needs, given the results of those that are done.
+"""Which tasks a study needs, given the results of those that are done.
 
-A cell is one piece of work with one result. Its key is a hash of all that it depends on: settings,
-models, prompts and the cells before it. So a changed or larger study runs just what is new to it,
-and nothing old is ever taken for something else. `needed` is a function of results alone: planning,
-resuming, reporting and the dry run are all the same call.
+A task (a cell of the study, as docs and files call it) is one piece of work with one result. Its
+key is a hash of all that it depends on: settings, models, prompts and the tasks before it. So a
+changed or larger study runs just what is new to it, and nothing old is ever taken for something
+else. `plan_tasks` is a function of results alone: planning, resuming, reporting and the dry run are
+all the same call.
 
-    data   a domain's two stores and three sides
-    base   the base draft on the eval side
-    run    one training, and its acceptance length on the validation side
-    eval   a trained draft, as merged, on the eval side
+    data   a domain's two stores and three splits
+    base   the base draft on the eval split
+    run    one training, and its acceptance length on the validation split
+    eval   a trained draft, as merged, on the eval split
     vllm   merged drafts side by side in vLLM, for one domain and seed
 """
 
@@ -25,17 +26,15 @@ from pydantic import BaseModel
 
 from afaspec.compare.config import CompareConfig, TuningConfig
 from afaspec.compare.data import Facts
-from afaspec.train.config import OF_AFA, TrainConfig
+from afaspec.train.config import AFA_ONLY, TrainConfig
 
 Json = dict[str, Any]
 Kind = Literal["data", "base", "run", "eval", "vllm"]
-Done = Mapping[str, Json]  # results by cell key
+Done = Mapping[str, Json]  # results by task key
 
 # Of a run's settings: those that lie outside it, or that leave its result as it is.
-NOT_ITS_OWN = {"store", "draft", "out", "target", "target_adapter", "validation"}
-NOT_ITS_OWN |= {"validation_limit", "checkpoint_every", "tensorboard"}
-# What a default was when keys first held the setting, where it is another now.
-FIRST_DEFAULTS = {"arm": "afa-lora", "rank": 16, "init": "default"}
+NOT_IN_KEY = {"store", "draft", "out", "target", "target_adapter", "validation"}
+NOT_IN_KEY |= {"validation_limit", "checkpoint_every", "tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,11 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Task:
     """A piece of work. `inputs` decide its key; `settings` are more of the same, spelled out.
 
-    Of `settings`, `inputs` hold what differs from the first defaults, so that neither a setting
-    that afaspec gains later nor a default that changes makes old results invalid.
+    Of `settings`, `inputs` hold what differs from the defaults, so that a setting that afaspec
+    gains later makes no old result invalid.
     """
 
     kind: Kind
@@ -84,48 +83,48 @@ class Cell:
 
 @dataclass
 class Plan:
-    """All cells known so far, in the order of work. `later` stands in for cells that depend on
+    """All tasks known so far, in the order of work. `later` stands in for tasks that depend on
     learning rates not chosen yet: their number and size are right, their keys are not."""
 
-    cells: list[Cell] = field(default_factory=list)
-    later: list[Cell] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    later: list[Task] = field(default_factory=list)
     choices: dict[tuple[str, Variant], Choice] = field(default_factory=dict)
-    runs: dict[str, Cell] = field(default_factory=dict)  # by key of their eval cell
+    runs: dict[str, Task] = field(default_factory=dict)  # by key of their eval task
 
-    def pending(self, done: Done) -> list[Cell]:
-        return [cell for cell in self.cells if cell.key not in done]
+    def pending(self, done: Done) -> list[Task]:
+        return [task for task in self.tasks if task.key not in done]
 
-    def evals(self, domain: str, variant: Variant) -> list[Cell]:
+    def evals(self, domain: str, variant: Variant) -> list[Task]:
         """The final results of a variant, in the order of the seeds."""
         return [
-            c for c in self.cells if c.kind == "eval" and (c.domain, c.variant) == (domain, variant)
+            c for c in self.tasks if c.kind == "eval" and (c.domain, c.variant) == (domain, variant)
         ]
 
-    def only(self, kind: Kind, domain: str) -> Cell:
-        """The domain's one cell of that kind."""
-        return next(c for c in self.cells if (c.kind, c.domain) == (kind, domain))
+    def only(self, kind: Kind, domain: str) -> Task:
+        """The domain's one task of that kind."""
+        return next(c for c in self.tasks if (c.kind, c.domain) == (kind, domain))
 
 
-def needed(config: CompareConfig, facts: Facts, done: Done) -> Plan:
-    """Every cell of the study: all tuning first, then finals seed by seed, then vLLM."""
+def plan_tasks(config: CompareConfig, facts: Facts, done: Done) -> Plan:
+    """Every task of the study: all tuning first, then finals seed by seed, then vLLM."""
     plan, keyed = Plan(), {}
     for domain in config.domains:
-        keyed[domain] = data_cell(config, facts, domain)
-        plan.cells.append(keyed[domain])
+        keyed[domain] = data_task(config, facts, domain)
+        plan.tasks.append(keyed[domain])
         inputs = {"data": keyed[domain].key, "draft": facts.draft_sha256, "k": config.k}
-        plan.cells.append(Cell("base", domain, inputs, f"{domain}: base draft"))
+        plan.tasks.append(Task("base", domain, inputs, f"{domain}: base draft"))
     for variant in variants(config):
         for domain in config.domains:
-            _tune(config, facts, done, plan, keyed[domain], variant)
+            _add_tuning(config, facts, done, plan, keyed[domain], variant)
     for seed in config.seeds:
         for variant in variants(config):
             for domain in config.domains:
-                _final(config, facts, plan, keyed[domain], variant, seed)
+                _add_final(config, facts, plan, keyed[domain], variant, seed)
     if config.measure == "vllm":
         for seed in config.vllm.seeds or config.seeds[:1]:
             for domain in config.domains:
-                _in_vllm(config, plan, domain, seed)
-    plan.cells = list({cell.key: cell for cell in plan.cells}.values())  # a try may be a final too
+                _add_vllm(config, plan, domain, seed)
+    plan.tasks = list({task.key: task for task in plan.tasks}.values())  # a try may be a final too
     return plan
 
 
@@ -141,7 +140,7 @@ def variants(config: CompareConfig) -> list[Variant]:
     return list(dict.fromkeys(found))  # full fine-tuning has no rank: it comes once
 
 
-def data_cell(config: CompareConfig, facts: Facts, domain: str) -> Cell:
+def data_task(config: CompareConfig, facts: Facts, domain: str) -> Task:
     inputs = {
         "domain": domain,
         "target": facts.target_sha256,
@@ -150,18 +149,18 @@ def data_cell(config: CompareConfig, facts: Facts, domain: str) -> Cell:
         "validation": config.tuning.validation,
     }
     name = f"{domain}: the target's answers"
-    return _spelled_out(Cell("data", domain, inputs, name), config.domains[domain], {"prompts"})
+    return _with_settings(Task("data", domain, inputs, name), config.domains[domain], {"prompts"})
 
 
-def run_cell(
+def run_task(
     config: CompareConfig,
     facts: Facts,
-    data: Cell,
+    data: Task,
     variant: Variant,
     rate: float,
     seed: int,
     steps: int,
-) -> Cell:
+) -> Task:
     """One training."""
     train = train_config(config, variant, rate, seed, steps)
     inputs = {
@@ -171,20 +170,16 @@ def run_cell(
         "validation_limit": config.tuning.validation_limit,
     }
     name = f"{data.domain}: {variant.label(config)}, rate {rate:g}, seed {seed}"
-    cell = Cell("run", data.domain, inputs, name, variant, rate, seed)
+    task = Task("run", data.domain, inputs, name, variant, rate, seed)
     of_adapters = {"rank", "init"} if train.arm == "full" else set()
-    return _spelled_out(cell, train, NOT_ITS_OWN | of_adapters)
+    return _with_settings(task, train, NOT_IN_KEY | of_adapters)
 
 
-def _spelled_out(cell: Cell, settings: BaseModel, besides: set[str]) -> Cell:
-    """The cell with `settings` in its key where they differ from the first defaults."""
+def _with_settings(task: Task, settings: BaseModel, besides: set[str]) -> Task:
+    """The task with `settings` in its key where they differ from the defaults."""
     everything = settings.model_dump(mode="json", exclude=besides)
     changed = settings.model_dump(mode="json", exclude=besides, exclude_defaults=True)
-    for name, first in FIRST_DEFAULTS.items():
-        if name in everything:
-            changed.pop(name, None)
-            changed |= {} if everything[name] == first else {name: everything[name]}
-    return replace(cell, inputs={**cell.inputs, "settings": changed}, settings=everything)
+    return replace(task, inputs={**task.inputs, "settings": changed}, settings=everything)
 
 
 def train_config(
@@ -193,7 +188,7 @@ def train_config(
     """A run's settings, with nowhere to read and write yet.
 
     Unless the study says otherwise a run is evaluated once, at its end: what counts is where the
-    training leads, not the best of many looks at the validation side.
+    training leads, not the best of many looks at the validation split.
     """
     arm = config.arms[variant.arm]
     values: Json = {"draft_steps": config.k, "eval_every": steps, "checkpoint_every": 100}
@@ -203,7 +198,7 @@ def train_config(
     if variant.rank is not None:
         values["rank"] = variant.rank
     if arm.arm != "afa-lora":  # settings of all arms may hold some of its own
-        values = {name: value for name, value in values.items() if name not in OF_AFA}
+        values = {name: value for name, value in values.items() if name not in AFA_ONLY}
     values |= {"store": "", "draft": config.draft, "out": "", "tensorboard": False}
     return TrainConfig(**values)
 
@@ -219,8 +214,8 @@ def _rank(config: CompareConfig, name: str, rank: int) -> int | None:
     return arm.rank if has_own_rank(config, name) else rank
 
 
-def _tune(
-    config: CompareConfig, facts: Facts, done: Done, plan: Plan, data: Cell, variant: Variant
+def _add_tuning(
+    config: CompareConfig, facts: Facts, done: Done, plan: Plan, data: Task, variant: Variant
 ) -> None:
     """Add the tries that are known to be needed, and what they say so far."""
     rule, grid = config.tuning, config.arms[variant.arm].grid()
@@ -228,35 +223,35 @@ def _tune(
     tries: dict[float, float] = {}
     while True:  # each round knows one extension of the grid more than the one before
         choice = choose(grid, tries, rule)
-        cells = [
-            run_cell(config, facts, data, variant, rate, rule.seed, steps)
+        tasks = [
+            run_task(config, facts, data, variant, rate, rule.seed, steps)
             for rate in choice.untried
         ]
-        plan.cells += cells
-        finished = [cell for cell in cells if cell.key in done]
+        plan.tasks += tasks
+        finished = [task for task in tasks if task.key in done]
         tries |= {
-            cell.rate: done[cell.key]["validation_acceptance_length"]
-            for cell in finished
-            if cell.rate is not None
+            task.rate: done[task.key]["validation_acceptance_length"]
+            for task in finished
+            if task.rate is not None
         }
-        if len(finished) < len(cells) or not cells:
+        if len(finished) < len(tasks) or not tasks:
             plan.choices[data.domain, variant] = choose(grid, tries, rule)
             return
 
 
-def _final(
-    config: CompareConfig, facts: Facts, plan: Plan, data: Cell, variant: Variant, seed: int
+def _add_final(
+    config: CompareConfig, facts: Facts, plan: Plan, data: Task, variant: Variant, seed: int
 ) -> None:
     """Add a final run and its evaluation, or their stand-ins while the rate is not known."""
     choice = plan.choices[data.domain, variant]
     grid = config.arms[variant.arm].grid()
     rate = choice.rate if choice.rate is not None else grid[len(grid) // 2]
-    run = run_cell(config, facts, data, variant, rate, seed, variant.steps)
+    run = run_task(config, facts, data, variant, rate, seed, variant.steps)
     name = f"{run.name}: on the eval side"
     inputs = {"run": run.key, "k": config.k}
-    final = Cell("eval", data.domain, inputs, name, variant, rate, seed)
+    final = Task("eval", data.domain, inputs, name, variant, rate, seed)
     if choice.rate is not None:
-        plan.cells += [run, final]
+        plan.tasks += [run, final]
         plan.runs[final.key] = run
         return
     is_a_try = seed == config.tuning.seed and variant.steps <= (
@@ -265,25 +260,25 @@ def _final(
     plan.later += [final] if is_a_try else [run, final]
 
 
-def _in_vllm(config: CompareConfig, plan: Plan, domain: str, seed: int) -> None:
+def _add_vllm(config: CompareConfig, plan: Plan, domain: str, seed: int) -> None:
     """Add the measurement of all wanted variants of one domain and seed."""
     wanted = config.vllm.arms
-    evals = list(_of_seed(plan.cells, domain, seed, wanted, config))
+    evals = list(_of_seed(plan.tasks, domain, seed, wanted, config))
     waiting = list(_of_seed(plan.later, domain, seed, wanted, config))
-    inputs = {"evals": [cell.key for cell in evals], "k": config.k}
-    cell = Cell("vllm", domain, inputs, f"{domain}: vLLM, seed {seed}", seed=seed)
-    cell = _spelled_out(cell, config.vllm, {"arms", "seeds"})
-    (plan.later if waiting else plan.cells).append(cell)
+    inputs = {"evals": [task.key for task in evals], "k": config.k}
+    task = Task("vllm", domain, inputs, f"{domain}: vLLM, seed {seed}", seed=seed)
+    task = _with_settings(task, config.vllm, {"arms", "seeds"})
+    (plan.later if waiting else plan.tasks).append(task)
 
 
 def _of_seed(
-    cells: list[Cell], domain: str, seed: int, wanted: list[str] | None, config: CompareConfig
-) -> Iterator[Cell]:
-    for cell in cells:
-        if cell.kind == "eval" and (cell.domain, cell.seed) == (domain, seed):
-            assert cell.variant
-            if wanted is None or cell.variant.label(config) in wanted:
-                yield cell
+    tasks: list[Task], domain: str, seed: int, wanted: list[str] | None, config: CompareConfig
+) -> Iterator[Task]:
+    for task in tasks:
+        if task.kind == "eval" and (task.domain, task.seed) == (domain, seed):
+            assert task.variant
+            if wanted is None or task.variant.label(config) in wanted:
+                yield task
 
 
 @dataclass(frozen=True)
@@ -302,7 +297,7 @@ class Choice:
 def choose(grid: Sequence[float], tries: Mapping[float, float], rule: TuningConfig) -> Choice:
     """The choice among `grid` (rising) and its extensions.
 
-    `tries` maps rates to acceptance lengths on the validation side; others than the grid's and its
+    `tries` maps rates to acceptance lengths on the validation split; others than the grid's and its
     extensions are left aside.
     """
     rates = list(grid)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from afaspec.compare.figures import REFERENCE_RANK
@@ -14,17 +12,15 @@ from bench.report.plots.style import (
     COLOURS,
     INK,
     MARKERS,
+    Plot,
     Series,
-    as_svg,
     axes_of,
     bars,
     colours_of,
     dots,
     legend_below,
-    styled,
     values_and_errors,
 )
-from drafts.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +28,9 @@ if TYPE_CHECKING:
 
 
 SIDESTEP = 0.013  # of the axis, between arms at one place: no interval hides another
-Drawn = tuple[str, str, Callable[[], "Figure"]]  # file stem, description, how to draw it
 
 
-def study_plots(study: Json, domain: str) -> Iterator[Drawn]:
+def study_plots(study: Json, domain: str) -> Iterator[Plot]:
     """Acceptance length by arm, by rank, by steps and by samples; those with something to show."""
     results = study["domains"][domain]
     colours = colours_of([{"name": name} for name in ("base", *study["settings"]["arms"])])
@@ -56,35 +51,18 @@ def study_plots(study: Json, domain: str) -> Iterator[Drawn]:
             yield f"{domain}_{axis}", said, _along_drawer(chosen, axis, title, results, colours)
 
 
-def overall_plots(study: Json) -> Iterator[Drawn]:
+def overall_plots(study: Json) -> Iterator[Plot]:
     """What is drawn of all domains together: every comparison, with its interval."""
     if any(results["comparisons"] for results in study["domains"].values()):
         said = "differences in acceptance length between arms, with 95% intervals"
         yield "differences", said, lambda: differences(study)
 
 
-def write_study_plots(study: Json, folder: Path) -> None:
-    """Write every plot as PNG into `folder`, each atomically."""
-    with styled():
-        by_domain = [study_plots(study, domain) for domain in study["domains"]]
-        for stem, _, draw in chain(overall_plots(study), *by_domain):
-            with atomic_file(folder / f"{stem}.png") as temporary:
-                draw().savefig(temporary, format="png", dpi=200, facecolor="white")
-
-
-def svg_study_plots(study: Json, domain: str) -> list[str]:
-    """The domain's plots as SVG elements of a page."""
-    return _svg(study_plots(study, domain))
-
-
-def svg_overall_plots(study: Json) -> list[str]:
-    """The plots of all domains together, likewise."""
-    return _svg(overall_plots(study))
-
-
-def _svg(plots: Iterator[Drawn]) -> list[str]:
-    with styled():
-        return [as_svg(draw(), said, stem) for stem, said, draw in plots]
+def all_plots(study: Json) -> Iterator[Plot]:
+    """Those of all domains together, then each domain's."""
+    yield from overall_plots(study)
+    for domain in study["domains"]:
+        yield from study_plots(study, domain)
 
 
 def differences(study: Json) -> Figure:

@@ -1,7 +1,7 @@
-"""`afaspec compare`: do the cells of a study one by one, and say what they show.
+"""`afaspec compare`: do the tasks of a study one by one, and say what they show.
 
-A cell's result is written when it is done. Killed at any moment, the study goes on with the first
-cell that has no result; a training goes on inside the run.
+A task's result is written when it is done. Killed at any moment, the study goes on with the first
+task that has no result; a training goes on inside the run.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from afaspec.adapters.annealing import ACTIVATION_NAMES
-from afaspec.capture.adapted_target import resolve_target
 from afaspec.compare.config import CompareConfig
-from afaspec.compare.data import FACTS, Facts, gather
-from afaspec.compare.estimate import StepCost, remaining_seconds, time_step
+from afaspec.compare.data import FACTS, Facts, read_study_prompts
+from afaspec.compare.estimate import remaining_seconds
 from afaspec.compare.ledger import Ledger
-from afaspec.compare.plan import Json, Plan, needed, train_config, variants
+from afaspec.compare.plan import Json, Plan, plan_tasks, train_config, variants
 from afaspec.compare.study import build_study, read_study, write_study
 from afaspec.store.manifest import Manifest, TargetRecord
 from afaspec.store.write import locked
 from afaspec.train.checks import check_fit, check_steps
+from afaspec.train.step_cost import StepCost, time_step
 from bench.records.progress import Progress
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.registry import read_draft_info, wanted_layer_ids
-from drafts.target import read_target
+from drafts.registry import wanted_layer_ids
+from drafts.target import TargetInfo
 from serving.compatibility import require_compatible
 from serving.runtime import require_vllm
 
@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far a study is, in cells. `seconds_left` is None where it cannot be told yet."""
+class StudyProgress:
+    """How far a study is, in tasks. `seconds_left` is None where it cannot be told yet."""
 
     done: int
     total: int
@@ -43,41 +43,42 @@ class Standing:
 
 def compare(
     config: CompareConfig,
+    target: TargetInfo,
+    draft: DraftInfo,
     progress: Progress = lambda what, done, total: None,
-    standing: Callable[[Standing], None] = lambda now: None,
+    study_progress: Callable[[StudyProgress], None] = lambda now: None,
     note: Say = lambda text: None,
 ) -> Json:
-    """Do all cells that are not done, and write the study to `config.out`; returns study.json.
+    """Do all tasks that are not done, and write the study to `config.out`; returns study.json.
 
-    `progress` follows the cell at work, `standing` the whole. Raises `UserError` for bad input
-    before any model loads.
+    `target` and `draft` are what `config` names, opened. `progress` is told of the task at work,
+    `study_progress` of the whole. Raises `UserError` for bad input before any model loads.
     """
     from afaspec.compare.execute import Executor
 
-    target = resolve_target(config.target, config.target_adapter, note)
-    facts, prompts = gather(config, target, note)
-    check_settings(config, target)
+    facts, prompts = read_study_prompts(config, target, draft, note)
+    check_settings(config, target, draft)
     with locked(config.out, "afaspec compare"):
         facts.write(config.out)
         ledger = Ledger(config.out / "cells")
-        executor = Executor(config, target, prompts, ledger, progress)
+        executor = Executor(config, target, draft, prompts, ledger, progress)
         plan = current_plan(config, facts, ledger)
         while pending := plan.pending(ledger):
-            standing(stand(plan, ledger))
+            study_progress(progress_of(plan, ledger))
             started = time.perf_counter()
-            result = executor.do(pending[0], plan)
+            result = executor.run(pending[0], plan)
             ledger.add(pending[0], result, time.perf_counter() - started)
             if plan.later:  # what it says may decide on a learning rate
                 plan = current_plan(config, facts, ledger)
-            executor.tidy(plan)
-        standing(stand(plan, ledger))
+            executor.delete_unneeded(plan)
+        study_progress(progress_of(plan, ledger))
         study = build_study(config, facts, plan, ledger)
         write_study(study, config.out)
     return study
 
 
-def take_over(config: CompareConfig, stored: Path) -> None:
-    """Take the finished cells of a stored study.json(.gz) into the study in `config.out`.
+def import_study(config: CompareConfig, stored: Path) -> None:
+    """Add the finished tasks of a stored study.json(.gz) to the study in `config.out`.
 
     Raises `UserError` where that was begun with another target or base draft.
     """
@@ -86,12 +87,12 @@ def take_over(config: CompareConfig, stored: Path) -> None:
     with locked(config.out, "afaspec compare"):
         if (config.out / FACTS).exists():
             facts = facts.joined_to(Facts.read(config.out), stored)
-        Ledger(config.out / "cells").adopt(study["cells"])
+        Ledger(config.out / "cells").add_records(study["cells"])
         facts.write(config.out)
 
 
 def report_only(config: CompareConfig) -> Json:
-    """Write the study again from its stored cells; nothing is run or read beside them."""
+    """Write the study again from its stored tasks; nothing is run or read beside them."""
     facts = Facts.read(config.out)
     if missing := sorted(config.domains.keys() - facts.domains.keys()):
         raise UserError(
@@ -119,14 +120,18 @@ class Forecast:
     training_left: float
 
 
-def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
+def forecast(
+    config: CompareConfig,
+    target: TargetInfo,
+    draft: DraftInfo,
+    note: Say = lambda text: None,
+) -> Forecast:
     """The plan of a study, with one step of every arm and rank timed. Writes nothing."""
-    target = resolve_target(config.target, config.target_adapter, note)
-    facts, _ = gather(config, target, note)
-    check_settings(config, target)
+    facts, _ = read_study_prompts(config, target, draft, note)
+    check_settings(config, target, draft)
     ledger = Ledger(config.out / "cells")
     plan = current_plan(config, facts, ledger)
-    domain = max(config.domains.values(), key=lambda d: d.prompt_tokens + d.max_new_tokens)
+    tokens = max(((d.prompt_tokens, d.max_new_tokens) for d in config.domains.values()), key=sum)
     costs: dict[str, StepCost] = {}
     by_arm: dict[str, StepCost] = {}
     for variant in variants(config):
@@ -134,7 +139,7 @@ def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
         if label in costs:
             continue
         settings = train_config(config, variant, 1e-4, 0, variant.steps)
-        costs[label] = time_step(settings, target, (domain.prompt_tokens, domain.max_new_tokens))
+        costs[label] = time_step(settings, draft, target, tokens)
         by_arm[variant.arm] = costs[label]
     return Forecast(
         plan,
@@ -147,40 +152,34 @@ def forecast(config: CompareConfig, note: Say = lambda text: None) -> Forecast:
 
 def current_plan(config: CompareConfig, facts: Facts, ledger: Ledger) -> Plan:
     """The plan by the ledger, which forgets what was made with other settings."""
-    plan = needed(config, facts, ledger)
-    while ledger.drop_stale(plan.cells):
-        plan = needed(config, facts, ledger)
+    plan = plan_tasks(config, facts, ledger)
+    while ledger.drop_stale(plan.tasks):
+        plan = plan_tasks(config, facts, ledger)
     return plan
 
 
-def stand(plan: Plan, ledger: Ledger) -> Standing:
-    total = len(plan.cells) + len(plan.later)
-    done = len(plan.cells) - len(plan.pending(ledger))
-    return Standing(done, total, remaining_seconds(plan, ledger))
+def progress_of(plan: Plan, ledger: Ledger) -> StudyProgress:
+    total = len(plan.tasks) + len(plan.later)
+    done = len(plan.tasks) - len(plan.pending(ledger))
+    return StudyProgress(done, total, remaining_seconds(plan, ledger))
 
 
-def check_settings(config: CompareConfig, target: Path) -> None:
+def check_settings(config: CompareConfig, target: TargetInfo, draft: DraftInfo) -> None:
     """Raise `UserError` where draft, target and the arms' settings do not fit each other."""
-    require_compatible(target, config.draft)
-    draft, info = read_draft_info(config.draft), read_target(target)
+    require_compatible(target, draft)
     record = TargetRecord(
-        path=str(target),
-        sha256=info.sha256,
-        hidden_size=info.hidden_size,
-        vocab_size=info.vocab_size,
-        num_layers=info.num_layers,
+        path=str(target.folder),
+        sha256=target.sha256,
+        hidden_size=target.hidden_size,
+        vocab_size=target.vocab_size,
+        num_layers=target.num_layers,
     )
-    store = Manifest(record, wanted_layer_ids(draft, info) or (), dtype="bfloat16", settings={})
-    check_fit(store, config.out, draft, info)  # what a captured store will be
+    store = Manifest(record, wanted_layer_ids(draft, target) or (), dtype="bfloat16", settings={})
+    check_fit(store, config.out, draft, target)  # what a captured store will be
     labels = {variant.label(config) for variant in variants(config)}
     for variant in variants(config):
         settings = train_config(config, variant, 1e-4, 0, variant.steps)
         check_steps(draft, max(settings.draft_steps, config.k))
-        if settings.activation not in ACTIVATION_NAMES:
-            raise UserError(
-                f"the arm {variant.arm} has the activation {settings.activation!r}",
-                hint=f"choose one of {', '.join(ACTIVATION_NAMES)}",
-            )
     if unknown := sorted(set(config.vllm.arms or []) - labels):
         raise UserError(
             f"vllm.arms names {unknown[0]!r}", hint=f"choose from {', '.join(sorted(labels))}"

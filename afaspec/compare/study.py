@@ -1,6 +1,6 @@
-"""study.json: every cell with all that was counted, and what follows from it.
+"""study.json: every task with all that was counted, and what follows from it.
 
-All figures, tables, plots and pages are made from the stored cells and nothing else, so that
+All figures, tables, plots and pages are made from the stored tasks and nothing else, so that
 `afaspec compare --report-only` makes them again.
 """
 
@@ -19,11 +19,11 @@ from afaspec.compare.figures import (
     REFERENCE_RANK,
     Measured,
     Pairs,
+    comparable_pairs,
     difference,
     figures_of,
     gap_closed,
     pooled_difference,
-    rivals,
 )
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, Variant, variants
@@ -40,7 +40,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
 
     Raises `UserError` where no domain has a result yet.
     """
-    finished = [cell for cell in plan.cells if cell.key in ledger]
+    finished = [task for task in plan.tasks if task.key in ledger]
     measured = {
         domain: _measured(config, plan, ledger, domain)
         for domain in config.domains
@@ -52,7 +52,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
             where=config.out,
             hint="run afaspec compare without --report-only; it goes on where it stopped",
         )
-    pairs = {domain: rivals(found[1:], config.arms) for domain, found in measured.items()}
+    pairs = {domain: comparable_pairs(found[1:], config.arms) for domain, found in measured.items()}
     between = {
         domain: [difference(arm, against) for arm, against in found]
         for domain, found in pairs.items()
@@ -64,7 +64,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
     judged, over_base = _corrected(between), _corrected(over_base)
     return {
         "schema": SCHEMA,
-        "complete": len(finished) == len(plan.cells) and not plan.later,
+        "complete": len(finished) == len(plan.tasks) and not plan.later,
         "settings": config.model_dump(mode="json"),
         "facts": asdict(facts),
         "domains": {
@@ -82,17 +82,18 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
         },
         "pooled": _pooled(pairs),
         "spent_seconds": round(spent_seconds(ledger, finished), 1),
-        "cells": [ledger.record(cell) for cell in finished],
+        "cells": [ledger.record(task) for task in finished],
     }
 
 
 def write_study(study: Json, folder: Path) -> Path:
     """Write tables, plots and page, then study.json; returns the page's path."""
     from afaspec.compare.page import write_study_page
-    from afaspec.compare.plots import write_study_plots
+    from afaspec.compare.plots import all_plots
+    from bench.report.plots.style import write_pngs
 
     write_csv(study, folder / "study.csv")
-    write_study_plots(study, folder)
+    write_pngs(all_plots(study), folder)
     page = write_study_page(study, folder / "study.html")
     with atomic_file(folder / "study.json") as temporary:  # too long for an indent
         temporary.write_text(json.dumps(study) + "\n", encoding="utf-8")
@@ -122,10 +123,10 @@ def _measured(config: CompareConfig, plan: Plan, ledger: Ledger, domain: str) ->
     base = ledger[plan.only("base", domain).key]
     found = [Measured.of("base", [base])]
     for variant in variants(config):
-        cells = [c for c in plan.evals(domain, variant) if c.key in ledger]
-        if len(cells) == len(config.seeds):
+        tasks = [c for c in plan.evals(domain, variant) if c.key in ledger]
+        if len(tasks) == len(config.seeds):
             label = variant.label(config)
-            found.append(Measured.of(label, [ledger[c.key] for c in cells], variant))
+            found.append(Measured.of(label, [ledger[c.key] for c in tasks], variant))
     return found
 
 
@@ -238,9 +239,9 @@ def _sequences(plan: Plan, ledger: Ledger, domain: str) -> Json:
 def _vllm(plan: Plan, ledger: Ledger, domain: str) -> list[Json]:
     """Reports of vLLM, one per measured seed."""
     return [
-        {"seed": cell.seed, "arms": ledger[cell.key]["arms"]}
-        for cell in plan.cells
-        if cell.kind == "vllm" and cell.domain == domain and cell.key in ledger
+        {"seed": task.seed, "arms": ledger[task.key]["arms"]}
+        for task in plan.tasks
+        if task.kind == "vllm" and task.domain == domain and task.key in ledger
     ]
 
 

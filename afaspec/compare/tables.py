@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from afaspec.compare.plan import Json
 from afaspec.compare.plots import shown
 from bench.records.arms import LABELS
-from bench.report.words import NOTHING, Cell
+from bench.report.words import NOTHING, TableCell
 from bench.stats.verdict import NO_DIFFERENCE
 
 if TYPE_CHECKING:
@@ -30,27 +30,27 @@ COLUMNS = (
 )
 
 
-def domain_rows(results: Json) -> list[list[Cell]]:
+def domain_rows(results: Json) -> list[list[TableCell]]:
     """One row per arm, in the order of `COLUMNS`; the longest acceptance is marked."""
     best = max([arm["acceptance_length"]["value"] for arm in results["arms"]], default=0.0)
     base = results["base"]["acceptance_length"]
-    rows = [[Cell(LABELS["base"]), figure(base), *[Cell(NOTHING)] * (len(COLUMNS) - 2)]]
+    rows = [[TableCell(LABELS["base"]), figure(base), *[TableCell(NOTHING)] * (len(COLUMNS) - 2)]]
     for arm in results["arms"]:
         length = arm["acceptance_length"]
         lowest, highest = min(arm["by_seed"]), max(arm["by_seed"])
         share = arm["trainable_parameters"] / arm["draft_parameters"]
-        rate = Cell(
+        rate = TableCell(
             f"{arm['learning_rate']:g}", "at the grid's edge" if arm["rate_at_edge"] else ""
         )
         rows.append(
             [
-                Cell(shown(arm)),
+                TableCell(shown(arm)),
                 figure(length, best=length["value"] == best),
                 figure(arm["over_base"]["difference"], "{:+.3f}"),
                 figure(arm["gap_closed"], "{:.0f}%", 100),
-                Cell(str(len(arm["by_seed"])), f"{lowest:.3f}–{highest:.3f}"),
+                TableCell(str(len(arm["by_seed"])), f"{lowest:.3f}–{highest:.3f}"),
                 rate,
-                Cell(f"{arm['trainable_parameters']:,}", f"{share:.1%}"),
+                TableCell(f"{arm['trainable_parameters']:,}", f"{share:.1%}"),
             ]
         )
     return rows
@@ -58,16 +58,16 @@ def domain_rows(results: Json) -> list[list[Cell]]:
 
 def figure(
     found: Json | None, form: str = "{:.3f}", scale: float = 1.0, best: bool = False
-) -> Cell:
+) -> TableCell:
     """A value with its interval, where there is one."""
     if not found or found["value"] is None:
-        return Cell(NOTHING)
+        return TableCell(NOTHING)
     value = form.format(scale * found["value"])
     if found["low"] is None:
-        return Cell(value, best=best)
+        return TableCell(value, best=best)
     low, high = (form.format(scale * found[end]) for end in ("low", "high"))
     joined = f"{low} to {high}" if "-" in low or "+" in low else f"{low}–{high}"
-    return Cell(value, joined, best)
+    return TableCell(value, joined, best)
 
 
 def verdicts(results: Json) -> list[str]:

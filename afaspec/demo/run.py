@@ -12,26 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from afaspec.capture.adapted_target import open_target
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import merge
 from afaspec.demo.config import DemoConfig
-from afaspec.embedded.names import resolve_model
+from afaspec.embedded.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
 from afaspec.train.config import TrainConfig
+from afaspec.train.metrics import training_curve
 from afaspec.train.run import Trained, train
 from bench.engine.run import run_bench
-from bench.records.acceptance import Acceptance
+from bench.prompts.select import Split
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.report.files import read_report, write_report
 from bench.report.schema import Report
 from bench.stats.offline import offline_acceptance
+from drafts.checkpoint.info import DraftInfo
 from drafts.files import read_json, write_json
-from drafts.registry import load_draft
+from drafts.registry import load_draft, read_draft
+from drafts.target import TargetInfo
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
+SPLITS: tuple[Split, ...] = ("train", "eval")
 Stage = Callable[[str, int, int], None]
 
 
@@ -45,37 +50,40 @@ class Demo:
 
 def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> Demo:
     """Capture, train both arms, merge, and measure. `stage(name, done, total)` follows progress."""
-    claim(config)
+    prepare_folder(config)
     if (config.out / "report.json").exists():
         return Demo(read_report(config.out / "report.json"), config.out / "report.html")
-    target, base = resolve_model(config.target), resolve_model(config.draft)
+    target, base = open_target(config.target), open_draft(config.draft)
     data = config.data or str(cpp_headers())
-    train_store = captured(config, target, base, data, "train", config.train_prompts, stage, say)
-    eval_store = captured(config, target, base, data, "eval", config.eval_prompts, stage, say)
+    train_store, eval_store = (
+        capture_split(config, target, base, data, split, stage, say) for split in SPLITS
+    )
 
     drafts = {"base": base}
     curves: dict[str, Any] = {}
     for arm in ARMS:
         rate = None
         if config.tune:
-            rate = tuned_rate(config, arm, train_store, base, stage)
+            rate = tune_rate(config, arm, train_store, base, target, stage)
             say(f"{arm}: learning rate {rate:g}, best in short runs")
-        trained = run_arm(
-            config, arm, rate, config.steps, config.out / arm, train_store, base, stage
+        trained = train_arm(
+            config, arm, rate, config.steps, config.out / arm, train_store, base, target, stage
         )
-        drafts[arm] = config.out / f"{arm}-merged"
-        if not drafts[arm].exists():
-            merge(trained.folder, base, drafts[arm], target)
+        merged = config.out / f"{arm}-merged"
+        if not merged.exists():
+            merge(trained.folder, base, merged, target)
+        drafts[arm] = read_draft(merged)
         curves[arm] = training_curve(trained.folder)
 
     offline = {
-        name: offline_of(folder, target, eval_store, config.k) for name, folder in drafts.items()
+        name: offline_acceptance(load_draft(draft, target), eval_store, config.k)
+        for name, draft in drafts.items()
     }
     report = run_bench(
         BenchConfig(
             target=target,
             prompts=data,
-            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            arms=(Arm("none"), *(Arm(name, draft) for name, draft in drafts.items())),
             k=config.k,
             max_tokens=config.new_tokens,
             rounds=config.rounds,
@@ -100,7 +108,7 @@ def cpp_headers() -> Path:
     return Path(torch.__file__).parent / "include"
 
 
-def claim(config: DemoConfig) -> None:
+def prepare_folder(config: DemoConfig) -> None:
     """Record the settings; results of other settings in the folder are set aside."""
     path, wanted = config.out / "demo.json", json.loads(config.model_dump_json())
     if path.exists() and read_json(path) != wanted:
@@ -112,50 +120,50 @@ def claim(config: DemoConfig) -> None:
         write_json(path, wanted)
 
 
-def captured(
+def capture_split(
     config: DemoConfig,
-    target: Path,
-    base: Path,
+    target: TargetInfo,
+    base: DraftInfo,
     data: str,
-    split: Any,
-    limit: int,
+    split: Split,
     stage: Stage,
     say: Callable[[str], None],
 ) -> FeatureStore:
-    """The target's answers on one side of the prompts."""
+    """The target's answers to one split of the prompts."""
 
     def on_progress(progress: CaptureProgress) -> None:
         stage(f"target answers ({split})", int(progress.done), progress.total)
 
     settings = CaptureConfig(
-        target=str(target),
+        target=str(target.folder),
         prompts=data,
         out=config.out / f"store-{split}",
-        draft=base,
+        draft=base.folder,
         split=split,
-        limit=limit,
+        limit=config.train_prompts if split == "train" else config.eval_prompts,
         prompt_tokens=config.prompt_tokens,
         max_new_tokens=config.new_tokens,
         seed=config.seed,
     )
-    return capture(settings, on_progress, say)
+    return capture(settings, target, base, on_progress, say)
 
 
-def run_arm(
+def train_arm(
     config: DemoConfig,
     arm: ArmName,
     rate: float | None,
     steps: int,
     out: Path,
     store: FeatureStore,
-    base: Path,
+    base: DraftInfo,
+    target: TargetInfo,
     stage: Stage,
 ) -> Trained:
     """One training run at the given or the default rate; all arms see the same data in order."""
     name = f"training {arm}" if steps == config.steps else f"tuning {arm} at {rate:g}"
     settings = TrainConfig(
         store=store.folder,
-        draft=base,
+        draft=base.folder,
         out=out,
         arm=arm,
         rank=config.rank,
@@ -166,15 +174,20 @@ def run_arm(
         checkpoint_every=40,
         seed=config.seed,
     )
-    return train(settings, lambda row: stage(name, row["step"], steps))
+    return train(settings, store, base, target, lambda row: stage(name, row["step"], steps))
 
 
-def tuned_rate(
-    config: DemoConfig, arm: ArmName, store: FeatureStore, base: Path, stage: Stage
+def tune_rate(
+    config: DemoConfig,
+    arm: ArmName,
+    store: FeatureStore,
+    base: DraftInfo,
+    target: TargetInfo,
+    stage: Stage,
 ) -> float:
-    """The peak rate with the best held-out acceptance in short runs; never sees the eval side."""
+    """The peak rate with the best held-out acceptance in short runs; never sees the eval split."""
     tries = {
-        rate: run_arm(
+        rate: train_arm(
             config,
             arm,
             rate,
@@ -182,23 +195,9 @@ def tuned_rate(
             config.out / "tuning" / f"{arm}-{rate:g}",
             store,
             base,
+            target,
             stage,
         ).acceptance_length
         for rate in config.learning_rates
     }
     return max(tries, key=lambda rate: tries[rate])
-
-
-def training_curve(run: Path) -> dict[str, list[Any]]:
-    """Loss, rate, held-out acceptance and beta by step, as the report keeps them."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {
-        key: [row.get(key) for row in rows]
-        for key in ("step", "loss", "lr", "acceptance_length", "beta")
-    }
-
-
-def offline_of(draft: Path, target: Path, store: FeatureStore, k: int) -> Acceptance:
-    """Offline acceptance of a plain draft on a store."""
-    loaded = load_draft(draft, target).eval()
-    return offline_acceptance(loaded, (store[i] for i in range(len(store))), k)

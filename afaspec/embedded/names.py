@@ -1,25 +1,27 @@
-"""The shipped pair, unpacked once into a cache folder."""
+"""The shipped pair by name, unpacked once into a cache folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
+from drafts.registry import read_draft
 
 NAMES = {"embedded": "target", "embedded-draft": "draft"}
 
 
-def model_folder(path: Path) -> Path:
-    """`path`, or the unpacked folder where it is the name of an embedded model."""
-    return resolve_model(str(path)) if str(path) in NAMES else path
+def open_draft(name_or_path: str | Path) -> DraftInfo:
+    """The draft of that name or folder. Raises `UserError` for what is none."""
+    return read_draft(resolve_model(name_or_path))
 
 
-def resolve_model(name_or_path: str) -> Path:
+def resolve_model(name_or_path: str | Path) -> Path:
     """`embedded` and `embedded-draft` mean the shipped pair; anything else is a folder."""
-    if name_or_path in NAMES:
+    if str(name_or_path) in NAMES:
         from afaspec.embedded.unpack import unpack
 
-        return unpack(NAMES[name_or_path])
+        return unpack(NAMES[str(name_or_path)])
     path = Path(name_or_path).expanduser()
     if not path.is_dir():
         raise UserError(

@@ -26,10 +26,9 @@ from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
 from drafts.files import atomic_file, atomic_folder
-from drafts.init import init_draft
 from drafts.nn.interface import Draft
-from drafts.registry import save_draft
-from drafts.target import read_target
+from drafts.registry import init_draft, read_draft, save_draft
+from drafts.target import TargetInfo, read_target
 
 DRAFT_BITS = 8
 Say = Callable[[str], None]
@@ -39,7 +38,7 @@ Stage = Callable[[str, int, int], None]
 def build_embedded(config: BuildConfig, say: Say, stage: Stage) -> None:
     """Build target and draft and pack them into `config.out`. `stage` follows the long parts."""
     config.work.mkdir(parents=True, exist_ok=True)
-    target = build_target(config, say)
+    target = read_target(build_target(config, say))
     draft = build_draft(config, target, say, stage)
     pack(draft, config.out / "draft", DRAFT_BITS)
     write_card(config.work, config.out, config.model_dump(mode="json"))
@@ -84,30 +83,32 @@ def build_target(config: BuildConfig, say: Say) -> Path:
     return folder
 
 
-def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Path:
+def build_draft(config: BuildConfig, target: TargetInfo, say: Say, stage: Stage) -> Path:
     """Capture the target's Python completions and train an EAGLE-3 head on them from scratch."""
     prompts = config.work / "python_prompts.jsonl"
     if not prompts.exists():
         texts = sample_texts(python_files(), config.characters, config.seed + 1)
         with atomic_file(prompts) as temporary:
             temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    start = config.work / "draft-start"
-    if not start.exists():
-        with atomic_folder(start) as temporary:
+    start_folder = config.work / "draft-start"
+    if not start_folder.exists():
+        with atomic_folder(start_folder) as temporary:
             save_draft(random_draft(config, target), "eagle3", temporary, dtype=torch.float32)
-    store = config.work / "python-store"
-    capture(
+    start = read_draft(start_folder)
+    store = capture(
         CaptureConfig(
-            target=str(target),
+            target=str(target.folder),
             prompts=str(prompts),
-            out=store,
-            draft=start,
+            out=config.work / "python-store",
+            draft=start.folder,
             split="train",
             limit=config.draft_prompts,
             prompt_tokens=96,
             max_new_tokens=config.draft_new_tokens,
             seed=config.seed,
         ),
+        target,
+        start,
         on_progress=lambda p: stage("target answers (python)", int(p.done), p.total),
         note=say,
     )
@@ -115,10 +116,10 @@ def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Pa
     if not (run / "manifest.json").exists():
         train(
             TrainConfig(
-                store=store,
-                draft=start,
+                store=store.folder,
+                draft=start.folder,
                 out=run,
-                target=target,
+                target=target.folder,
                 arm="full",
                 lm_head=True,
                 steps=config.draft_steps,
@@ -129,6 +130,9 @@ def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Pa
                 checkpoint_every=50,
                 seed=config.seed,
             ),
+            store,
+            start,
+            target,
             lambda row: stage("training the draft", row["step"], config.draft_steps),
         )
     merged = config.work / "draft-trained"
@@ -137,10 +141,9 @@ def build_draft(config: BuildConfig, target: Path, say: Say, stage: Stage) -> Pa
     return merged
 
 
-def random_draft(config: BuildConfig, target: Path) -> Draft:
+def random_draft(config: BuildConfig, target: TargetInfo) -> Draft:
     """A fresh head: small random weights, the target's own output rows, the commonest tokens."""
-    vocab = read_target(target).vocab_size
-    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, vocab)
+    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, target.vocab_size)
     return init_draft("eagle3", target, InitOptions(kept=kept, seed=config.seed))
 
 

@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from afaspec.train.metrics import METRICS, read_rows
 from afaspec.versions import versions
 from drafts.files import atomic_file
 
 
 def write_card(work: Path, out: Path, settings: dict[str, Any]) -> None:
     """Write README.md and loss.png to `out` from the build's logs in `work`."""
-    target_rows = _rows(work / "loss.jsonl")
-    draft_rows = _rows(work / "draft-run" / "metrics.jsonl")
+    target_rows = read_rows(work / "loss.jsonl")
+    draft_rows = read_rows(work / "draft-run" / METRICS)
     with atomic_file(out / "loss.png") as temporary:
         plot_losses(target_rows, draft_rows, temporary)
     with atomic_file(out / "README.md") as temporary:
@@ -81,7 +82,3 @@ _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 def _acceptance(row: dict[str, Any]) -> float:
     return float(row["acceptance_length"])
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from afaspec.embedded.quantize import round_to_grid
 from afaspec.pretrain.config import PretrainConfig
+from afaspec.train.step import autocast, training_step
 
 TARGET_BITS = 4
 
@@ -67,10 +70,10 @@ def pretrain(
     `streams` are int32 token ids per domain; the last 2% of each are kept for validation.
     Writes `loss.jsonl` and the resumable `state.pt` to `folder`.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator()
     torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(model_config).to(device)
-    optimizers = _optimizers(model, config)
+    model = LlamaForCausalLM(model_config).to(accelerator.device)
+    parameters, optimizers = list(model.parameters()), _optimizers(model, config)
     loss_fn = torch.compile(_loss, dynamic=False) if config.compiled else _loss
     train = {name: ids[: int(len(ids) * 0.98)] for name, ids in streams.items()}
     held_out = {name: ids[int(len(ids) * 0.98) :] for name, ids in streams.items()}
@@ -89,22 +92,21 @@ def pretrain(
         long = progress >= 1 - config.long_fraction
         length = config.max_position_embeddings if long else config.sequence_length
         rng = np.random.default_rng([config.seed, step])
-        batch = _draw(train, weights, config.tokens_per_step // length, length, rng).to(device)
+        batch = _draw(train, weights, config.tokens_per_step // length, length, rng)
         factor = _learning_rate_factor(config, step, progress)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
 
         rounded = progress >= 1 - config.rounded_fraction
-        if rounded:
-            with rounded_weights(model):
-                loss = _backward(loss_fn, model, batch)
-        else:
-            loss = _backward(loss_fn, model, batch)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        loss, _ = training_step(
+            accelerator,
+            [partial(loss_fn, model, batch.to(accelerator.device))],
+            parameters,
+            optimizers,
+            clip=1.0,
+            weights=rounded_weights(model) if rounded else nullcontext(),
+        )
         step += 1
         tokens += batch.numel()
 
@@ -139,13 +141,6 @@ def _loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
     hidden = model.model(input_ids=batch).last_hidden_state[:, :-1]
     logits = nn.functional.linear(hidden, model.lm_head.weight)
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
-
-
-def _backward(loss_fn: Callable[..., Tensor], model: LlamaForCausalLM, batch: Tensor) -> float:
-    with torch.autocast(batch.device.type, torch.bfloat16):
-        loss = loss_fn(model, batch)
-    loss.backward()
-    return float(loss.detach())
 
 
 def _optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -191,7 +186,7 @@ def _evaluate(
         length = config.sequence_length
         rows = min(8, len(ids) // length)
         batch = torch.from_numpy(ids[: rows * length].reshape(rows, length).astype(np.int64))
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with autocast(model.device, bf16=True):
             losses[name] = round(float(_loss(model, batch.to(model.device))), 4)
     return losses
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afaspec.store.manifest import CAPTURE_AGAIN, Manifest, ShardRecord, read_manifest
-from afaspec.store.write import StoreWriter
 from drafts.errors import UserError
 from drafts.files import hash_file
 from drafts.tensors import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-__all__ = ["FeatureStore", "Sequence", "StoreWriter"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,9 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return map(self.__getitem__, range(len(self)))
 
     @property
     def tokens(self) -> int:

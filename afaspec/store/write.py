@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import lock_descriptor
 
 from afaspec.store.manifest import Manifest, ShardRecord
 from drafts.errors import UserError
@@ -111,14 +112,12 @@ def locked(folder: Path, command: str = "afaspec capture") -> Iterator[None]:
     make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_descriptor(handle, blocking=False):  # the folder's own: no lock file is left
             raise UserError(
                 f"another {command} is writing here",
                 where=folder,
                 hint="wait for it, end it, or choose another --out",
-            ) from None
+            )
         yield
     except BaseException:
         if made and not any(folder.iterdir()):

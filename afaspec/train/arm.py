@@ -1,8 +1,9 @@
-"""What makes an arm: the parameters that train, their ranks and rates, and the loss."""
+"""What makes an arm: the parameters that train, where they begin, their rates, and the loss."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,39 @@ from afaspec.store.read import FeatureStore
 from afaspec.train.config import OWN_INITS, TrainConfig
 from afaspec.train.loader import draw
 from afaspec.train.objective import DraftObjective, collate
+from afaspec.train.step import autocast
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.nn.interface import Draft
-from drafts.target import load_lm_head
+from drafts.registry import load_draft
+from drafts.target import TargetInfo, load_lm_head
 
 GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
+
+
+@dataclass
+class Setup:
+    """All that a training step needs of one arm, on its device.
+
+    `wrapped` is the PEFT model around the draft, or the draft itself where all of it trains.
+    """
+
+    draft: Draft
+    wrapped: Any
+    objective: DraftObjective
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+
+def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: torch.device) -> Setup:
+    """The draft as it begins, with what trains it. Sets the seed."""
+    torch.manual_seed(config.seed)
+    draft = load_draft(info, target)
+    wrapped, parameters = prepare_arm(draft, config, info.folder)
+    # On its device before the optimizer, whose state lies where its parameters do.
+    objective = make_objective(draft, target, config).to(device)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
+    return Setup(draft, wrapped, objective, parameters, optimizer)
 
 
 def learning_rate(config: TrainConfig, peak: float, step: int) -> float:
@@ -57,7 +86,7 @@ def init_from_gradients(
 
     def loss(micro: int) -> torch.Tensor:
         batch = collate([store[i] for i in draw(train_ids, config, micro)]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(device, bf16=config.bf16):
             found = objective(batch)
         assert isinstance(found, torch.Tensor)
         return found
@@ -73,8 +102,13 @@ def init_from_gradients(
             init_lora_a(A.weight, gradient)
 
 
-def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Parameter]]:
-    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft)."""
+def prepare_arm(
+    draft: nn.Module, config: TrainConfig, base: Path
+) -> tuple[Any, list[nn.Parameter]]:
+    """Make exactly the arm's parameters trainable, in place; the PEFT model (or the draft).
+
+    A saved adapter names `base`, the draft's folder.
+    """
     if config.arm == "full":
         frozen = {"embed_tokens"} if config.lm_head else {"embed_tokens", "lm_head"}
         for name, parameter in draft.named_parameters():
@@ -94,16 +128,16 @@ def prepare_arm(draft: nn.Module, config: TrainConfig) -> tuple[Any, list[nn.Par
         ),
         config.activation if config.arm == "afa-lora" else None,
     )
-    wrapped.peft_config["default"].base_model_name_or_path = str(config.draft)
+    wrapped.peft_config["default"].base_model_name_or_path = str(base)
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
 
 
-def make_objective(draft: Draft, target_folder: Path, config: TrainConfig) -> DraftObjective:
+def make_objective(draft: Draft, target: TargetInfo, config: TrainConfig) -> DraftObjective:
     """The loss that `config` asks for, against the target's own output layer."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
     return DraftObjective(
         draft,
-        load_lm_head(target_folder).to(dtype),
+        load_lm_head(target).to(dtype),
         loss=config.loss,
         draft_steps=config.draft_steps,
         step_decay=config.step_decay,

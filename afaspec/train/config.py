@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from afaspec.adapters.schedule import AnnealingSchedule
+from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from afaspec.config import TargetAdapter
 from bench.records.settings import Settings
 
 Arm = Literal["afa-lora", "lora", "full"]
-Sigma = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]  # of `afaspec.adapters.annealing`
-OF_AFA = ("activation", "annealing")
+Loss = Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"]  # functions in `afaspec.train.losses`
+AFA_ONLY = ("activation", "annealing")
 OWN_INITS = ("default", "gradient")  # they leave the frozen weights as they are; others are PEFT's
 DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 2.5e-3, "lora": 2.5e-3, "full": 5e-4}
 # Where each sequence is seen more than so often; both as docs/study.md found them.
@@ -52,7 +52,7 @@ class ArmSettings(Settings):
         None, min_length=1, description="linear layers that get adapters [default: all but lm_head]"
     )
     lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
-    activation: Sigma = Field("relu", description="AFA's sigma")
+    activation: Activation = Field("relu", description="AFA's sigma")
     annealing: AnnealingSchedule = AnnealingSchedule()
 
 
@@ -61,9 +61,7 @@ class LossSettings(Settings):
 
     GROUP: ClassVar[str] = "Loss"
 
-    loss: Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"] = Field(
-        "kl", description="of the draft's distribution from the target's"
-    )
+    loss: Loss = Field("kl", description="of the draft's distribution from the target's")
     draft_steps: int = Field(3, gt=0, le=16, description="draft steps trained (k at serving)")
     step_decay: float = Field(0.8, gt=0, le=1, description="weight of each later draft step")
     chunk: int = Field(2048, gt=0, description="rows of logits held at once")
@@ -103,6 +101,11 @@ class EvaluationSettings(Settings):
 class TrainSettings(EvaluationSettings, OptimizerSettings, LossSettings, ArmSettings):
     """How a draft is trained, wherever its data lies. Sizes are in sequences, tokens or steps."""
 
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products are done in bf16."""
+        return self.precision == "bf16"
+
     def peak_learning_rate(self, sequences: int) -> float:
         """The given rate, else the arm's default for so many training sequences."""
         passes = self.steps * self.batch_size * self.accumulation / sequences
@@ -115,7 +118,7 @@ class TrainConfig(TrainSettings, RunPlace):
 
     @model_validator(mode="after")
     def _annealed_or_not(self) -> TrainConfig:
-        given = [name for name in OF_AFA if name in self.model_fields_set]
+        given = [name for name in AFA_ONLY if name in self.model_fields_set]
         if given and self.arm != "afa-lora":
             raise ValueError(f"{given[0]} is of the arm afa-lora; the arm is {self.arm}")
         return self

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-LossName = Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"]
+from afaspec.train.config import Loss
+
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -58,14 +59,7 @@ def ce(q: Tensor, p: Tensor) -> Tensor:
     return F.cross_entropy(q.float(), p.argmax(-1), reduction="none")
 
 
-LOSSES: dict[str, RowLoss] = {
-    "kl": kl,
-    "reverse_kl": reverse_kl,
-    "jsd": jsd,
-    "tv": tv,
-    "lk": lk,
-    "ce": ce,
-}
+LOSSES: dict[str, RowLoss] = {name: globals()[name] for name in get_args(Loss)}
 
 
 def chunked_loss(

@@ -1,78 +1,119 @@
-"""What a step of AFA-LoRA costs beside one of plain LoRA: `python -m afaspec.train.step_cost`.
+"""What a training step costs, measured on random data of a given length.
 
-Both arms live in one process and take turns, step by step, on the same batches; the figure is the
-ratio of their times with a bootstrap interval over pairs of steps.
+`time_step` tells a study beforehand. `python -m afaspec.train.step_cost` sets AFA-LoRA beside plain
+LoRA: both live in one process and take turns, step by step, and the figure is the quotient of their
+times with a bootstrap interval over pairs of steps.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
+from accelerate import Accelerator
 
-from afaspec.adapters.annealing import Annealer, annealed_layers
-from afaspec.store.read import FeatureStore
-from afaspec.train.arm import make_objective, prepare_arm
-from afaspec.train.config import DEFAULT_LEARNING_RATES, Arm, TrainConfig
-from afaspec.train.loader import draw, split_sequences
-from afaspec.train.objective import collate
+from afaspec.embedded.names import open_draft, resolve_model
+from afaspec.train.arm import Setup, set_up
+from afaspec.train.config import Arm, TrainConfig
+from afaspec.train.objective import Batch
+from afaspec.train.step import training_step
 from bench.stats.resample import Figure, Resampler, figure, ratio
-from drafts.registry import load_draft
+from drafts.checkpoint.info import DraftInfo
+from drafts.nn.interface import Draft
+from drafts.target import TargetInfo, read_target
+
+TOKENS = (96, 128)  # of the prompt and of the answer
 
 
-def stepper(config: TrainConfig, target: Path) -> Callable[[int], float]:
-    """A function that runs training step number i of the arm and returns its seconds."""
-    store = FeatureStore.open(config.store)
-    ids, _ = split_sequences(len(store), config)
-    torch.manual_seed(config.seed)
-    draft = load_draft(config.draft, target)
-    _, trained = prepare_arm(draft, config)
-    objective = make_objective(draft, target, config)
-    optimizer = torch.optim.AdamW(trained, lr=DEFAULT_LEARNING_RATES[config.arm], fused=True)
-    Annealer(annealed_layers(draft), config.annealing, 10**9).follow(optimizer)  # beta stays 1
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of an optimizer step, and the parameters that it trains."""
 
-    def step(i: int) -> float:
-        batch = collate([store[j] for j in draw(ids, config, i)])
-        started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = objective(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - started
-
-    return step
+    seconds: float
+    trainable: int
+    total: int
 
 
-def step_cost(store: Path, draft: Path, target: Path, pairs: int = 40) -> Figure:
+def time_step(
+    config: TrainConfig, draft: DraftInfo, target: TargetInfo, tokens: tuple[int, int] = TOKENS
+) -> StepCost:
+    """Time a step of an arm on `tokens` (prompt, answer): the second, for the first compiles."""
+    setup, step = stepper(config, draft, target, tokens)
+    step()
+    seconds = step()
+    trainable = sum(p.numel() for p in setup.parameters)
+    added = 0 if config.arm == "full" else trainable
+    return StepCost(seconds, trainable, sum(p.numel() for p in setup.draft.parameters()) - added)
+
+
+def relative_cost(
+    draft: DraftInfo, target: TargetInfo, tokens: tuple[int, int] = TOKENS, pairs: int = 40
+) -> Figure:
     """Seconds of an AFA-LoRA step over seconds of a LoRA step, while beta is 1."""
     arms: tuple[Arm, ...] = ("afa-lora", "lora")
-    steppers = [
-        stepper(TrainConfig(store=store, draft=draft, out=store, arm=arm), target) for arm in arms
-    ]
-    for step in steppers:  # compile and warm up
-        for i in range(3):
-            step(i)
-    times = np.array([[step(i) for step in steppers[:: 1 - 2 * (i % 2)]] for i in range(pairs)])
+    configs = [TrainConfig(store="", draft=draft.folder, out="", arm=arm) for arm in arms]
+    steps = [stepper(config, draft, target, tokens)[1] for config in configs]
+    for step in steps:  # compile and warm up
+        for _ in range(3):
+            step()
+    times = np.array([[step() for step in steps[:: 1 - 2 * (i % 2)]] for i in range(pairs)])
     times[1::2] = times[1::2, ::-1]  # every other pair ran LoRA first
     resampler = Resampler(pairs)
     return figure(ratio(resampler.sums(times[:, 0]), resampler.sums(times[:, 1])))
 
 
+def stepper(
+    config: TrainConfig, draft: DraftInfo, target: TargetInfo, tokens: tuple[int, int]
+) -> tuple[Setup, Callable[[], float]]:
+    """The arm as it begins, and a function that runs a step of it and returns its seconds."""
+    accelerator = Accelerator()
+    setup = set_up(config, draft, target, accelerator.device)
+    batch = random_batch(setup.draft, config.batch_size, tokens, target.hidden_size)
+    batch = batch.to(accelerator.device)
+    losses = [lambda: setup.objective(batch)] * config.accumulation
+
+    def step() -> float:
+        started = time.perf_counter()
+        training_step(
+            accelerator,
+            losses,
+            setup.parameters,
+            [setup.optimizer],
+            clip=config.clip,
+            bf16=config.bf16,
+        )
+        return time.perf_counter() - started
+
+    return setup, step
+
+
+def random_batch(draft: Draft, rows: int, tokens: tuple[int, int], width: int) -> Batch:
+    """`rows` sequences of `tokens` (prompt, answer), as from a target of that hidden size."""
+    prompt, answer = tokens
+    shape = (rows, prompt + answer)
+    layers = draft.feature_size // width if draft.reads == "layers" else 0
+    return Batch(
+        input_ids=torch.randint(draft.vocab_size, shape),
+        loss_mask=(torch.arange(prompt + answer) >= prompt).expand(shape).clone(),
+        hidden=torch.randn(*shape, layers * width).bfloat16(),
+        final=torch.randn(*shape, width).bfloat16(),
+    )
+
+
 def main(
-    store: Annotated[Path, typer.Option(help="Feature store.")],
     draft: Annotated[Path, typer.Option(help="Base draft.")],
     target: Annotated[Path, typer.Option(help="Target model.")],
     pairs: Annotated[int, typer.Option(help="Pairs of steps.")] = 40,
 ) -> None:
     """Time AFA-LoRA's training step against plain LoRA's, side by side."""
-    cost = step_cost(store, draft, target, pairs)
+    opened = open_draft(draft), read_target(resolve_model(target))
+    cost = relative_cost(*opened, pairs=pairs)
     typer.echo(
         f"AFA-LoRA / LoRA, seconds per step: {cost.value:.4f} "
         f"(95% interval {cost.low:.4f} to {cost.high:.4f}, {pairs} pairs)"

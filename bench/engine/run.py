@@ -21,7 +21,7 @@ from bench.records.run import ArmRun
 from bench.report.build import build_report
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
 from bench.report.schema import Report
-from drafts.target import read_target
+from drafts.checkpoint.info import DraftInfo
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
 
@@ -44,9 +44,8 @@ def run_bench(
     (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
     Raises `UserError` before any engine starts if prompts or drafts do not fit.
     """
-    read_target(config.target)
     for arm in config.arms:
-        if isinstance(arm.draft, Path):
+        if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
     encoded = list(prompts) if prompts is not None else load_prompts(config)
     inputs = [prompt.input_ids for prompt in encoded]
@@ -95,7 +94,7 @@ def _start(
     for arm in config.arms:
         settings = EngineSettings(
             target=config.target,
-            draft=arm.draft,
+            draft=arm.drafter,
             k=config.k,
             temperature=config.temperature,
             seed=config.seed,
@@ -148,7 +147,7 @@ def compare_outputs(
         differences,
         lambda done, total: progress("explaining differences", done, total),
     )
-    return with_texts(explained, config.target), noise
+    return with_texts(explained, config.target.folder), noise
 
 
 def count_not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:

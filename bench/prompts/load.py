@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from bench.prompts.conversation import Turns
 from bench.prompts.encode import prompt_room
 from bench.records.config import BenchConfig
-from drafts.target import read_target
 
 if TYPE_CHECKING:
     from bench.prompts.encode import EncodedPrompt
@@ -32,8 +31,8 @@ def load_prompts(config: BenchConfig) -> list[EncodedPrompt]:
     )
     return encode_prompts(
         [as_conversation(prompt) for prompt in prompts],
-        AutoTokenizer.from_pretrained(config.target),
-        max_positions=read_target(config.target).max_positions,
+        AutoTokenizer.from_pretrained(config.target.folder),
+        max_positions=config.target.max_positions,
         max_prompt_tokens=config.max_prompt_tokens,
         new_tokens=_new_tokens(config),
         truncate=config.truncate_prompts,
@@ -46,10 +45,10 @@ def later_turns(config: BenchConfig, prompts: Sequence[EncodedPrompt]) -> Turns 
         return None
     from transformers import AutoTokenizer
 
-    positions = read_target(config.target).max_positions
+    positions = config.target.max_positions
     return Turns(
         prompts,
-        AutoTokenizer.from_pretrained(config.target),
+        AutoTokenizer.from_pretrained(config.target.folder),
         room=prompt_room(positions, _new_tokens(config), config.max_prompt_tokens),
         max_tokens=config.max_tokens,
         truncate=config.truncate_prompts,

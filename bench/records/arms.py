@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
+from drafts.registry import read_draft
 
 LABELS = {
     "none": "No speculation",
@@ -20,10 +22,19 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A name and its draft: a checkpoint folder, `"ngram"` (prompt lookup) or None (no draft)."""
+    """A name and its draft: an opened one, `"ngram"` (prompt lookup) or None (no draft).
+
+    `"unknown"` is what a running server drafts with and does not tell.
+    """
 
     name: str
-    draft: Path | Literal["ngram"] | None = None
+    draft: DraftInfo | Literal["ngram", "unknown"] | None = None
+
+    @property
+    def drafter(self) -> DraftInfo | Literal["ngram"] | None:
+        """What an engine that we start drafts with."""
+        assert self.draft != "unknown"
+        return self.draft
 
     @property
     def label(self) -> str:
@@ -53,7 +64,7 @@ def parse_arm(text: str) -> Arm:
             where=path,
             hint="give the folder of a draft checkpoint: config.json and *.safetensors",
         )
-    return Arm(name, path)
+    return Arm(name, read_draft(path))
 
 
 def choose_arms(drafts: list[str], *, none: bool = True, ngram: bool = False) -> tuple[Arm, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import Field, InstanceOf
 
 from bench.records.arms import Arm
 from bench.records.settings import BenchSettings
+from drafts.target import TargetInfo
 
 
 class BenchConfig(BenchSettings):
@@ -20,7 +20,7 @@ class BenchConfig(BenchSettings):
     of suites.
     """
 
-    target: Path
+    target: InstanceOf[TargetInfo]
     prompts: str
     arms: tuple[InstanceOf[Arm], ...]
     concurrency: int = Field(1, ge=1)

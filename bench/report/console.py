@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.report.words import COLUMNS, Cell, table_rows
+from bench.report.words import COLUMNS, TableCell, table_rows
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -25,7 +25,7 @@ def render_table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    def render(cell: Cell) -> Text:
+    def render(cell: TableCell) -> Text:
         text = Text(cell.text, style="bold green" if cell.best else "bold")
         if cell.detail:
             text.append(f"\n{cell.detail}", style="not bold dim")

@@ -1,64 +1,39 @@
-"""The report as one HTML page that needs no other file and no network."""
+"""HTML pages from the templates beside this file; each needs no other file and no network."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from bench.report import page_sections as parts
-from bench.report.markup import page, plot_grid, section
-from bench.report.plots import svg_plots
-from bench.report.words import headline, settings_line
-from drafts.files import atomic_file
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-if TYPE_CHECKING:
-    from bench.report.schema import Report
+from bench.report.words import MARKS, TableCell, setting_words
 
-
-FIRST = ("acceptance_length", "speedup")  # the plots that stand right below the table
-
-
-def write_page(report: Report, path: Path) -> Path:
-    """Write the page atomically; returns `path`."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(render_page(report), encoding="utf-8")
-    return path
+TEMPLATES = Environment(
+    loader=PackageLoader("bench.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.globals["MARKS"] = MARKS
+TEMPLATES.filters["setting_words"] = setting_words
 
 
-def render_page(report: Report) -> str:
-    """The page: what was found, a table, plots, details, and how it was measured."""
-    plots = dict(svg_plots(report))
-    first = [plots.pop(stem) for stem in FIRST if stem in plots]
+@dataclass(frozen=True)
+class PageTable:
+    """What the templates' `table` (of cells) and `plain_table` (of texts) lay out.
 
-    def grid(*stems: str) -> str:
-        return plot_grid([plots[stem] for stem in stems if stem in plots])
+    `swatches` are colours shown before the rows' names, those of the plots.
+    """
 
-    body = [
-        parts.verdicts(report),
-        parts.warnings(report),
-        parts.main_table(report),
-        plot_grid(first),
-        section("By category", parts.categories(report), grid("categories")),
-        section(
-            "Acceptance in detail",
-            grid("per_position", "conditional", "accepted_per_step", "per_request"),
-        ),
-        section("Speed and latency", parts.latencies(report), grid("tokens_per_second", "latency")),
-        section(
-            "Under load",
-            grid(*(stem for stem in plots if stem.startswith("load_"))),
-            parts.load(report),
-        ),
-        section("Training", grid("training")),
-        section("Where outputs differ", parts.differences(report)),
-        section("Sampling at temperature", parts.distribution(report)),
-        section("How it was measured", parts.provenance(report)),
-    ]
-    return page(
-        "Draft benchmark",
-        headline(report.arms),
-        settings_line(report.provenance),
-        "\n".join(part for part in body if part),
-        f"Measured at {report.provenance['time']}. The same figures are in report.json and "
-        "report.csv.",
-    )
+    columns: Sequence[str]
+    rows: Sequence[Sequence[TableCell]] | Sequence[Sequence[str]]
+    swatches: Sequence[str] = ()
+    caption: str = ""
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template, for example `report.html`. What `values` hold is shown as text."""
+    return TEMPLATES.get_template(template).render(values)

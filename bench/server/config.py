@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +12,7 @@ from bench.records.config import BenchConfig
 from bench.records.settings import ClientSettings, MeasureSettings
 from bench.server.arrivals import Load
 from drafts.errors import UserError
+from drafts.target import TargetInfo
 
 
 class ServerConfig(ClientSettings):
@@ -25,7 +25,7 @@ class ServerConfig(ClientSettings):
     """
 
     prompts: str
-    target: Path | None = None
+    target: InstanceOf[TargetInfo] | None = None
     loads: tuple[InstanceOf[Load], ...] = (Load(concurrency=1),)
     token_ids: bool = True
 
@@ -38,7 +38,7 @@ class ServerConfig(ClientSettings):
             )
         return self
 
-    def in_process(self, target: Path, k: int) -> BenchConfig:
+    def in_process(self, target: TargetInfo, k: int) -> BenchConfig:
         """The same settings for reading the prompts as for an engine in process."""
         return BenchConfig(
             **self.shared_with(MeasureSettings),

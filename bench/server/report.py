@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ Json = dict[str, Any]
 Table = NDArray[np.float64]
 
 # Stands for the draft of a server that speculates with we do not know what; nothing reads it.
-UNKNOWN_DRAFT = Path("the server's own draft")
 EQUAL_OUTPUT_NEEDS = 1  # with more at once, batches differ from run to run, and roundings with them
 
 

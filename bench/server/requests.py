@@ -8,13 +8,13 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bench.prompts.rows import Prompt
 from bench.server.client import Job
 from bench.server.config import ServerConfig
 from drafts.errors import UserError
+from drafts.target import TargetInfo
 from serving.remote import RemoteServer
 
 PROBE = "def add(a, b):\n    return a + b  # 3.14 żółć 語\n"  # no two tokenizers cut this alike
@@ -117,16 +117,17 @@ def content_hash(requests: Sequence[Request]) -> str:
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
-def require_same_model(servers: Mapping[str, RemoteServer], target: Path | None) -> None:
+def require_same_model(servers: Mapping[str, RemoteServer], target: TargetInfo | None) -> None:
     """Raise `UserError` where a server tokenises otherwise than `target`, or than the others.
 
     Servers without /tokenize are taken at their word.
     """
-    expected, whose = None, str(target)
+    expected, whose = None, ""
     if target is not None:
         from transformers import AutoTokenizer
 
-        expected = list(AutoTokenizer.from_pretrained(target)(PROBE)["input_ids"])
+        tokenizer, whose = AutoTokenizer.from_pretrained(target.folder), str(target.folder)
+        expected = list(tokenizer(PROBE)["input_ids"])
     for name, server in servers.items():
         found = server.tokenize(prompt=PROBE)
         if expected is None:

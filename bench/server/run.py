@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
@@ -16,10 +15,10 @@ from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
 from bench.server.measure import LoadRun, measure_servers, round_size
-from bench.server.report import UNKNOWN_DRAFT, build_server_report, first_differences
+from bench.server.report import build_server_report, first_differences
 from bench.server.requests import Request, content_hash, load_requests, require_same_model
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import read_target
 from serving.remote import RemoteServer, connect
 
 Explained = tuple[dict[str, list[Difference]] | None, Noise | None]
@@ -47,8 +46,6 @@ def run_server_bench(
 
 def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, RemoteServer]:
     """The servers by arm name, all of the same model as far as that shows."""
-    if config.target is not None:
-        read_target(config.target)
     servers = {name: connect(url, config.model) for name, url in urls.items()}
     require_same_model(servers, config.target)
     return servers
@@ -107,7 +104,7 @@ def explain_differences(
         lambda done, total: progress("explaining differences", done, total),
     )
     assert config.target  # whose tokenizer made the ids
-    return with_texts(differences, config.target), noise
+    return with_texts(differences, config.target.folder), noise
 
 
 def finish(
@@ -120,7 +117,7 @@ def finish(
 ) -> Report:
     """The report of all that was measured."""
     arms = {
-        name: drafts.get(name) or Arm(name, UNKNOWN_DRAFT if server.k else None)
+        name: drafts.get(name) or Arm(name, "unknown" if server.k else None)
         for name, server in servers.items()
     }
     common = _common(config, servers, requests)
@@ -169,7 +166,6 @@ def _common(
 
 
 def _arm_provenance(arm: Arm, common: dict[str, Any], server: RemoteServer) -> dict[str, Any]:
-    known = isinstance(arm.draft, Path) and arm.draft != UNKNOWN_DRAFT
     own = {
         "method": None if server.k == 0 else "not known",
         "k": server.k or None,
@@ -177,13 +173,7 @@ def _arm_provenance(arm: Arm, common: dict[str, Any], server: RemoteServer) -> d
         "model": server.model,
         "server_vllm": server.version,
     }
-    if not known:
+    if not isinstance(arm.draft, DraftInfo):
         return {**common, **own, "draft": None}
     found = arm_provenance(arm, common, own)
-    return {**found, "method": _method(arm)}
-
-
-def _method(arm: Arm) -> str | None:
-    from drafts.registry import read_draft_info
-
-    return read_draft_info(arm.draft).method if isinstance(arm.draft, Path) else arm.draft
+    return {**found, "method": arm.draft.method}

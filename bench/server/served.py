@@ -16,8 +16,8 @@ from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
 from bench.server.requests import load_requests
 from bench.server.run import Explained, connect_all, explain_differences, finish, run_server_bench
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.remote import RemoteServer
 from serving.runtime import has_gpu
@@ -50,10 +50,9 @@ def run_served_bench(
     """
     if config.target is None:
         raise UserError("--serve needs TARGET", hint="give the folder of the model to serve")
-    read_target(config.target)
     refuse_flags(tuple(extra_args))
     for arm in arms:
-        if isinstance(arm.draft, Path):
+        if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
     requests = load_requests(config, None, k)
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
@@ -63,7 +62,7 @@ def run_served_bench(
     settings = {
         arm.name: ServerSettings(
             config.target,
-            arm.draft,
+            arm.drafter,
             k,
             port=0,
             extra_args=_flags(arm, positions, extra_args, share),

@@ -8,6 +8,7 @@ draft its inputs are the path itself, so nothing is approximated.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -36,39 +37,26 @@ class Captured(Protocol):
 def offline_acceptance(
     draft: Draft, sequences: Iterable[Captured], k: int, *, batch: int = 8, amp: bool = True
 ) -> Acceptance:
-    """Acceptance of `draft` with k speculative tokens on greedy `sequences`.
+    """Acceptance of `draft` with k speculative tokens on greedy `sequences`, such as a store's.
 
-    Runs in bf16 autocast unless `amp` is off. Blocks that would draft beyond a sequence's end are
-    left out, since what the target would have said there is unknown.
+    Runs where the draft is, in bf16 autocast unless `amp` is off. Blocks that would draft beyond a
+    sequence's end are left out, since what the target would have said there is unknown.
     """
+    was_training = draft.training
+    draft.eval()
     drafts: list[int] = []
     accepted: list[list[int]] = []
-    rows: list[Captured] = []
-    for sequence in sequences:
-        rows.append(sequence)
-        if len(rows) == batch:
-            _collect(draft, rows, k, amp, drafts, accepted)
-            rows = []
-    if rows:
-        _collect(draft, rows, k, amp, drafts, accepted)
+    waiting = iter(sequences)
+    while rows := list(islice(waiting, batch)):
+        for sequence, matches in zip(rows, match_matrix(draft, rows, k, amp=amp), strict=True):
+            prompt = int(sequence.loss_mask.nonzero()[0])
+            count, per_position = walk_blocks(matches, first_row=prompt - 1)
+            drafts.append(count)
+            accepted.append(per_position)
+    draft.train(was_training)
     return Acceptance(
         np.array(drafts, dtype=np.int64), np.array(accepted, dtype=np.int64).reshape(-1, k)
     )
-
-
-def _collect(
-    draft: Draft,
-    rows: list[Captured],
-    k: int,
-    amp: bool,
-    drafts: list[int],
-    accepted: list[list[int]],
-) -> None:
-    for sequence, matches in zip(rows, match_matrix(draft, rows, k, amp=amp), strict=True):
-        prompt = int(sequence.loss_mask.nonzero()[0])
-        count, per_position = walk_blocks(matches, first_row=prompt - 1)
-        drafts.append(count)
-        accepted.append(per_position)
 
 
 def match_matrix(

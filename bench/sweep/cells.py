@@ -18,9 +18,10 @@ import numpy as np
 from bench.records.acceptance import Counts, Floats
 from bench.records.arms import Arm
 from bench.records.run import Series
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json
-from drafts.registry import module_names, read_draft_info
+from drafts.registry import module_names
 from drafts.tensors import open_tensors
 
 CELL_SCHEMA = "afaspec-sweep-cell/1"
@@ -116,7 +117,7 @@ def describe_draft(arm: Arm) -> dict[str, Any]:
     `one_pass` says that k tokens take one forward pass; other drafts run one after the other.
     `max_k` is the most tokens that it drafts in a step, None for any number.
     """
-    if not isinstance(arm.draft, Path):
+    if not isinstance(arm.draft, DraftInfo):
         return {
             "sha256": None,
             "family": "ngram",
@@ -124,9 +125,9 @@ def describe_draft(arm: Arm) -> dict[str, Any]:
             "one_pass": True,
             "max_k": None,
         }
-    info = read_draft_info(arm.draft)
+    info = arm.draft
     names = module_names(info)
-    headers = open_tensors(arm.draft).headers
+    headers = open_tensors(info.folder).headers
     shapes = sorted((names[stored], list(header.shape)) for stored, header in headers.items())
     return {
         "sha256": info.sha256,

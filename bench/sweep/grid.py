@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import InstanceOf, field_validator
 
@@ -13,6 +12,7 @@ from bench.records.arms import Arm
 from bench.records.config import Condition
 from bench.sweep.settings import SweepSettings
 from drafts.errors import UserError
+from drafts.target import TargetInfo
 
 MIN_WAVES = 4  # of prompts at a concurrency: fewer say nothing about how much they differ
 
@@ -51,7 +51,7 @@ class SweepConfig(SweepSettings):
     settings share one measurement of `none`.
     """
 
-    target: Path
+    target: InstanceOf[TargetInfo]
     prompts: str
     arms: tuple[InstanceOf[Arm], ...]
 

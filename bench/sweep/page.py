@@ -1,13 +1,14 @@
-"""A sweep as one HTML page: what to set first, then plots, every cell, and how it was measured."""
+"""sweep.html from a sweep: its values, which bench/report/templates/sweep.html lays out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.report.markup import definitions, page, paragraph, plain_table, plot_grid, section, table
-from bench.report.words import Cell
-from bench.sweep.plots import cells_of, condition_name, svg_plots
+from bench.report.html import PageTable, render
+from bench.report.plots.style import as_svgs
+from bench.report.words import NOTHING, TableCell, figure_cell
+from bench.sweep.plots import cells_of, condition_name, sweep_plots
 from drafts.files import atomic_file
 
 if TYPE_CHECKING:
@@ -15,16 +16,7 @@ if TYPE_CHECKING:
 
 
 Json = dict[str, Any]
-NOTE = (
-    "A wave is as many requests as the concurrency says, started together. Speedup compares one "
-    "request's tokens per second with and without the draft, wave by wave, both measured in turns. "
-    "Ranges are 95% intervals over waves of prompts. Below each speedup stand the tokens per "
-    "second of one request."
-)
-SCHEDULE = (
-    "In vLLM's terms, as num_speculative_tokens_per_batch_size of the speculative config: "
-    "[from, to, k] requests at once, 0 where the draft costs time."
-)
+REFUSED = ("Draft", "k", "Concurrency", "Reason")
 
 
 def write_page(sweep: Sweep, path: Path) -> Path:
@@ -55,38 +47,32 @@ def headline(sweep: Sweep) -> str:
 
 def render_page(sweep: Sweep) -> str:
     """The whole page as text."""
-    parts = [plot_grid(svg_plots(sweep))]
-    for finding in sweep.findings:
-        said = " ".join([*finding["words"], finding["advice"]])
-        steps = finding["num_speculative_tokens_per_batch_size"]
-        parts.append(
-            section(
-                f"{finding['label']}: {condition_name(finding)}",
-                paragraph(said),
-                _speedups(sweep, finding),
-                paragraph(NOTE, "note"),
-                paragraph(f"{SCHEDULE} {steps}", "note") if len(steps) > 1 else "",
-            )
-        )
     refused = [
         [cell["label"], str(cell["k"]), str(cell["concurrency"]), cell["refused"]]
         for cell in sweep.cells
         if cell["refused"]
     ]
-    if refused:
-        rows = plain_table(("Draft", "k", "Concurrency", "Reason"), refused)
-        parts.append(section("Cells that could not run", rows))
-    parts.append(section("How it was measured", definitions(sweep.provenance)))
-    return page(
-        title="Sweep",
+    return render(
+        "sweep.html",
         headline=headline(sweep),
         settings=_settings(sweep),
-        body="\n".join(parts),
-        foot=f"Measured at {sweep.provenance['time']}. The same figures are in sweep.json.",
+        plots=as_svgs(sweep_plots(sweep)),
+        findings=[
+            {
+                "heading": f"{finding['label']}: {condition_name(finding)}",
+                "words": " ".join([*finding["words"], finding["advice"]]),
+                "speedups": _speedups(sweep, finding),
+                "schedule": finding["num_speculative_tokens_per_batch_size"],
+            }
+            for finding in sweep.findings
+        ],
+        refused=PageTable(REFUSED, refused) if refused else None,
+        provenance=sweep.provenance,
     )
 
 
-def _speedups(sweep: Sweep, finding: Json) -> str:
+def _speedups(sweep: Sweep, finding: Json) -> PageTable:
+    """A row per k, a column per concurrency; the best k of each, and those alike, are marked."""
     cells = {(cell["k"], cell["concurrency"]): cell for cell in cells_of(sweep, finding)}
     loads = sorted({load for _, load in cells})
     best = {(load["k"], load["concurrency"]) for load in finding["loads"]}
@@ -94,29 +80,18 @@ def _speedups(sweep: Sweep, finding: Json) -> str:
     rows = []
     for k in sorted({k for k, _ in cells}):
         first = next(cells[k, load] for load in loads if (k, load) in cells)
-        row = [Cell(f"k={k}"), _figure(first["acceptance_length"], "{:.2f}")]
+        row = [TableCell(f"k={k}"), figure_cell(first["acceptance_length"], "{:.2f}")]
         for load in loads:
             cell = cells.get((k, load))
-            row.append(_speedup(cell, (k, load) in best | alike) if cell else Cell("–"))
+            row.append(_speedup(cell, (k, load) in best | alike) if cell else TableCell(NOTHING))
         rows.append(row)
     columns = ("k", "Acceptance length", *(f"Speedup at {load}" for load in loads))
-    return table(columns, rows)
+    return PageTable(columns, rows)
 
 
-def _speedup(cell: Json, best: bool) -> Cell:
-    figure, speed = cell["speedup"], cell["tokens_per_second"]["value"]
-    found = _figure(figure, "{:.2f}×")
-    return Cell(found.text, f"{found.detail}, {speed:,.1f} tokens/s".lstrip(", "), best)
-
-
-def _figure(figure: Json, form: str) -> Cell:
-    if figure["value"] is None:
-        return Cell("–")
-    value = form.format(figure["value"])
-    if figure["low"] is None:
-        return Cell(value)
-    low, high = (form.format(figure[end]) for end in ("low", "high"))
-    return Cell(value, f"{low.rstrip('×')}–{high}")
+def _speedup(cell: Json, best: bool) -> TableCell:
+    found, speed = figure_cell(cell["speedup"], "{:.2f}×"), cell["tokens_per_second"]["value"]
+    return TableCell(found.text, f"{found.detail}, {speed:,.1f} tokens/s".lstrip(", "), best)
 
 
 def _settings(sweep: Sweep) -> str:

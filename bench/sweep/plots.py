@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench.report.plots.style import (
@@ -11,15 +11,13 @@ from bench.report.plots.style import (
     INK,
     MARKERS,
     SPARE_COLOURS,
-    as_svg,
+    Plot,
     axes_of,
     colours_of,
     legend_below,
     measured,
-    styled,
     values_and_errors,
 )
-from drafts.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,8 +56,8 @@ def cells_of(sweep: Sweep, finding: Json) -> list[Json]:
     ]
 
 
-def figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure]]:
-    """Each plot as (file stem, description, figure)."""
+def sweep_plots(sweep: Sweep) -> Iterator[Plot]:
+    """The plots of a sweep: per condition acceptance by k, speedup by k, speed by concurrency."""
     groups = conditions(sweep.findings)
     for number, group in enumerate(groups):
         end = "" if len(groups) == 1 else f"_{number + 1}"
@@ -67,36 +65,22 @@ def figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure]]:
         yield (
             f"acceptance_by_k{end}",
             "Acceptance length of each draft by k, with 95% intervals",
-            _acceptance(sweep, group, note),
+            partial(_acceptance, sweep, group, note),
         )
         for finding in group:
             stem = "".join(c if c.isalnum() or c in "-." else "_" for c in finding["arm"])
             yield (
                 f"speedup_by_k_{stem}{end}",
                 f"Speedup of {finding['label']} by k, a line per concurrency",
-                _speedup(sweep, finding, note),
+                partial(_speedup, sweep, finding, note),
             )
         if len({cell["concurrency"] for f in group for cell in cells_of(sweep, f)}) > 1:
             yield (
                 f"speed_by_concurrency{end}",
                 "Tokens per second of all requests together by concurrency, each draft at its "
                 "best k",
-                _throughput(sweep, group, note),
+                partial(_throughput, sweep, group, note),
             )
-
-
-def write_plots(sweep: Sweep, folder: Path) -> None:
-    """Write every plot as a PNG on white."""
-    with styled():
-        for stem, _, figure in figures(sweep):
-            with atomic_file(folder / f"{stem}.png") as temporary:
-                figure.savefig(temporary, format="png", dpi=200, facecolor="white")
-
-
-def svg_plots(sweep: Sweep) -> list[str]:
-    """Each plot as an SVG element in the page's own text colour."""
-    with styled():
-        return [as_svg(figure, text, stem) for stem, text, figure in figures(sweep)]
 
 
 def _acceptance(sweep: Sweep, group: Sequence[Json], note: str) -> Figure:

@@ -22,9 +22,9 @@ from bench.records.settings import PromptSettings
 from bench.report.provenance import common_provenance, machine, versions
 from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
 from bench.sweep.grid import Cell, Drafting, SweepConfig, groups_of, require_waves
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
-from drafts.target import read_target
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
 from serving.speculation import speculative_config
@@ -47,11 +47,11 @@ def run_sweep(
     not fit, for too few prompts, and where `out` holds cells of other settings.
     """
     for arm in config.arms:
-        if isinstance(arm.draft, Path):
+        if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
     inputs = list(prompts) if prompts is not None else _load(config)
     require_waves(config, len(inputs))
-    _settle(config, inputs, out)
+    _write_or_check_settings(config, inputs, out)
     drafts = {arm: describe_draft(arm) for arm in config.arms}
     results = {cell: _finished(cell, drafts[cell.drafting.arm], out) for cell in config.cells}
     for cell, result in results.items():
@@ -75,7 +75,13 @@ def sweep_provenance(config: SweepConfig, out: Path) -> dict[str, Any]:
         "max_tokens": list(config.max_tokens),
         "draft_sample_method": list(config.sample_methods),
     }
-    drafts = {arm.name: {"path": str(arm.draft), **describe_draft(arm)} for arm in config.arms}
+    drafts = {
+        arm.name: {
+            "path": str(arm.draft.folder) if isinstance(arm.draft, DraftInfo) else arm.draft,
+            **describe_draft(arm),
+        }
+        for arm in config.arms
+    }
     shared = {"drafts": drafts, "prompt_source": config.prompts, **grid, **settings}
     return common_provenance(config.target, shared)
 
@@ -155,7 +161,7 @@ def _engine(
     """An engine that fits all conditions, so that it is the same one in each."""
     settings = EngineSettings(
         target=config.target,
-        draft=drafting.arm.draft if drafting else None,
+        draft=drafting.arm.drafter if drafting else None,
         k=drafting.k if drafting else max(config.ks),
         seed=config.seed,
         dtype=config.dtype,
@@ -201,10 +207,10 @@ def _load(config: SweepConfig) -> list[list[int]]:
     return [prompt.input_ids for prompt in prompts]
 
 
-def _settle(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
+def _write_or_check_settings(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
     """Write what all cells share, or compare with what `out` has. The grid itself may grow."""
     settings = {
-        "target_sha256": read_target(config.target).sha256,
+        "target_sha256": config.target.sha256,
         "prompts_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "prompts": len(inputs),
         "rounds": config.rounds,
@@ -251,7 +257,7 @@ def _path(cell: Cell, out: Path) -> Path:
 def _refusal(drafting: Drafting) -> str | None:
     """Why the draft cannot run with this k, None where it can."""
     try:
-        speculative_config(drafting.arm.draft, drafting.k)
+        speculative_config(drafting.arm.drafter, drafting.k)
     except UserError as error:
         return error.problem
     return None

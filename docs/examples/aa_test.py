@@ -24,8 +24,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import console, progress
-from afaspec.embedded.names import resolve_model
+from afaspec.embedded.names import open_draft
 from bench.engine.measure import measure
 from bench.prompts.load import load_prompts
 from bench.records.arms import Arm
@@ -37,6 +38,7 @@ from bench.stats.comparisons import quotient
 from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, SPEED, Comparison, compare
 from drafts.errors import UserError
 from drafts.files import atomic_folder, write_json
+from drafts.registry import read_draft
 from serving.engine.engine import EngineProcess, EngineSettings
 
 FIRST, SECOND, NOISY = "first", "second", "noisy"
@@ -59,12 +61,16 @@ def main(
     seed: Annotated[int, typer.Option(help="Of prompts, noise and sampling.")] = 0,
 ) -> None:
     """Count verdicts between equal drafts, and against a worse one; prints a table."""
-    target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
-    noisy = with_noise(draft, out / "noisy-draft", noise, seed)
+    target, draft = open_target("embedded"), open_draft("embedded-draft")
+    noisy = with_noise(draft.folder, out / "noisy-draft", noise, seed)
     config = BenchConfig(
         target=target,
         prompts="suite:code@full",
-        arms=(Arm(FIRST, draft), Arm(SECOND, draft), Arm(NOISY, noisy)),
+        arms=(
+            Arm(FIRST, draft),
+            Arm(SECOND, draft),
+            Arm(NOISY, read_draft(noisy)),
+        ),
         rounds=rounds,
         max_tokens=max_tokens,
         ignore_eos=True,
@@ -125,7 +131,7 @@ def start(
     for number, arm in enumerate(config.arms):
         settings = EngineSettings(
             config.target,
-            arm.draft,
+            arm.drafter,
             k=config.k,
             seed=1000 * seed + number,
             max_model_len=longest,

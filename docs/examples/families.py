@@ -19,14 +19,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from afaspec.capture.adapted_target import open_target
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import capture
-from afaspec.checkpoints.config import StartConfig
-from afaspec.checkpoints.init import start_draft
+from afaspec.checkpoints.config import InitConfig
+from afaspec.checkpoints.init import init_checkpoint
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, progress
-from afaspec.demo.run import cpp_headers, offline_of
-from afaspec.embedded.names import resolve_model
+from afaspec.demo.run import cpp_headers
+from afaspec.embedded.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
 from afaspec.train.config import TrainConfig
@@ -37,8 +38,10 @@ from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.report.console import stage_bars
 from bench.report.files import read_report, write_report
+from bench.stats.offline import offline_acceptance
 from drafts.files import atomic_folder, read_json, write_json
-from drafts.registry import FAMILIES, read_draft_info
+from drafts.registry import FAMILIES, load_draft, read_draft
+from drafts.target import TargetInfo
 
 K = 3
 RANK = 32
@@ -61,7 +64,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="Prompts measured in vLLM.")] = 20,
 ) -> None:
     """Train, merge and measure drafts of every family on the embedded target."""
-    target = resolve_model("embedded")
+    target = open_target("embedded")
     with progress() as bars:
         stage = stage_bars(bars)
         python = python_store or answers(out, target, sysconfig.get_path("stdlib"), 1000, stage)
@@ -71,10 +74,12 @@ def main(
             drafts = {"base": base_draft(out, family, target, python, base_steps, stage)}
             for arm in RATES:
                 drafts[arm] = adapted(
-                    out / family, arm, drafts["base"], learn, steps, tuning_steps, stage
+                    out / family, arm, target, drafts["base"], learn, steps, tuning_steps, stage
                 )
             offline = {
-                name: offline_of(folder, target, FeatureStore.open(held), K)
+                name: offline_acceptance(
+                    load_draft(read_draft(folder), target), FeatureStore.open(held), K
+                )
                 for name, folder in drafts.items()
             }
             measured(out / family / "report", target, drafts, prompts, stage, offline=offline)
@@ -96,7 +101,7 @@ def main(
 
 def answers(
     out: Path,
-    target: Path,
+    target: TargetInfo,
     data: str,
     limit: int,
     stage: Stage,
@@ -106,7 +111,7 @@ def answers(
     folder = out / f"store-{Path(data).name}-{split}"
     capture(
         CaptureConfig(
-            target=str(target),
+            target=str(target.folder),
             prompts=data,
             out=folder,
             layer_ids="2,6,9",
@@ -115,47 +120,63 @@ def answers(
             prompt_tokens=96,
             max_new_tokens=128,
         ),
-        lambda now: stage(f"answers, {Path(data).name}", int(now.done), now.total),
+        target,
+        on_progress=lambda now: stage(f"answers, {Path(data).name}", int(now.done), now.total),
     )
     return folder
 
 
-def base_draft(out: Path, family: str, target: Path, store: Path, steps: int, stage: Stage) -> Path:
+def base_draft(
+    out: Path, family: str, target: TargetInfo, store: Path, steps: int, stage: Stage
+) -> Path:
     """A draft trained from scratch on the store; EAGLE-3's is the embedded one."""
     if family == "eagle3":
-        return resolve_model("embedded-draft")
+        return open_draft("embedded-draft").folder
     start, run, merged = (out / family / name for name in ("start", "base-run", "base"))
     if not start.exists():
         heads = K if family in FIXED_K else None
-        config = StartConfig(family=family, target=target, out=start, heads=heads)
-        start_draft(config, lambda text: None)
+        config = InitConfig(family=family, target=target.folder, out=start, heads=heads)
+        init_checkpoint(config, target, note=lambda text: None)
     if not merged.exists():
+        fresh = read_draft(start)
         train(
             TrainConfig(
                 store=store,
                 draft=start,
                 out=run,
-                target=target,
+                target=target.folder,
                 arm="full",
-                lm_head="lm_head.weight" not in read_draft_info(start).shared,
+                lm_head="lm_head.weight" not in fresh.shared,
                 steps=steps,
                 learning_rate=1e-3,
                 draft_steps=K,
                 eval_every=100,
             ),
+            FeatureStore.open(store),
+            fresh,
+            target,
             lambda row: stage(f"{family}: base", row["step"], steps),
         )
-        merge(run, start, merged, target)
+        merge(run, fresh, merged, target)
     return merged
 
 
 def adapted(
-    out: Path, arm: ArmName, base: Path, store: Path, steps: int, tuning: int, stage: Stage
+    out: Path,
+    arm: ArmName,
+    target: TargetInfo,
+    base: Path,
+    store: Path,
+    steps: int,
+    tuning: int,
+    stage: Stage,
 ) -> Path:
     """The base adapted by one arm at its own learning rate, merged."""
     merged = out / f"{arm}-merged"
     if merged.exists():
         return merged
+
+    opened, draft = FeatureStore.open(store), read_draft(base)
 
     def run(rate: float, count: int) -> Any:
         return train(
@@ -171,6 +192,9 @@ def adapted(
                 draft_steps=K,
                 eval_every=min(count, 40),
             ),
+            opened,
+            draft,
+            target,
             lambda row: stage(f"{out.name}: {arm}, {rate:g}", row["step"], count),
         )
 
@@ -178,13 +202,13 @@ def adapted(
     best = max(tries, key=lambda rate: tries[rate])
     trained = run(best, steps)
     write_json(out / f"{arm}.json", {"tries": tries, "learning_rate": best})
-    merge(trained.folder, base, merged)
+    merge(trained.folder, draft, merged, target)
     return merged
 
 
 def measured(
     out: Path,
-    target: Path,
+    target: TargetInfo,
     drafts: dict[str, Path],
     prompts: int,
     stage: Stage,
@@ -199,7 +223,7 @@ def measured(
         BenchConfig(
             target=target,
             prompts=str(cpp_headers()),
-            arms=(Arm("none"), *(Arm(name, folder) for name, folder in drafts.items())),
+            arms=(Arm("none"), *(Arm(name, read_draft(folder)) for name, folder in drafts.items())),
             k=K,
             max_tokens=128,
             rounds=rounds,

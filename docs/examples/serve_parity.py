@@ -30,8 +30,9 @@ from rich.table import Table
 from scipy import stats
 from transformers import AutoTokenizer
 
+from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import console, note
-from afaspec.embedded.names import resolve_model
+from afaspec.embedded.names import open_draft
 from bench.prompts.load import load_prompts
 from bench.records.config import BenchConfig
 from bench.server.arrivals import Load
@@ -40,6 +41,7 @@ from bench.server.measure import measure_servers
 from bench.server.run import prepare
 from bench.stats.latency import client_figures, latency_figures
 from drafts.files import write_json
+from drafts.target import TargetInfo
 from serving.metrics import sum_counters
 from serving.remote import connect
 from serving.runtime import runtime_environment
@@ -79,8 +81,8 @@ def main(
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager")] = False,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    folder, drafted = resolve_model(target), resolve_model(draft)
-    file, longest = write_prompts(folder, prompts, requests, max_tokens, k, out / "prompts.jsonl")
+    opened = open_target(target)
+    file, longest = write_prompts(opened, prompts, requests, max_tokens, k, out / "prompts.jsonl")
     load = Load(rate=request_rate) if request_rate else Load(concurrency=concurrency)
     config = ServerConfig(
         prompts=str(file), loads=(load,), requests=requests, max_tokens=max_tokens, rounds=1,
@@ -88,7 +90,7 @@ def main(
     )  # fmt: skip
     flags = ["--no-enable-prefix-caching", "--max-model-len", str(longest + max_tokens + k + 8)]
     settings = ServerSettings(
-        folder, drafted, k, port=0, log=out / "server.log",
+        opened, open_draft(draft), k, port=0, log=out / "server.log",
         extra_args=(*flags, *(["--enforce-eager"] if enforce_eager else [])),
     )  # fmt: skip
     ours: list[Json] = []
@@ -100,7 +102,7 @@ def main(
             note(f"Repeat {repeat + 1} of {repeats}")
             for block in (repeat, repeat + 1):
                 if block % 2 == 0:
-                    theirs.append(run_theirs(server.url, folder, file, config, load, out))
+                    theirs.append(run_theirs(server.url, opened.folder, file, config, load, out))
                 else:
                     ours.append(run_ours(server.url, config))
     write_json(out / "parity.json", {"ours": ours, "theirs": theirs, "load": load.words})
@@ -118,10 +120,10 @@ def main(
 
 
 def write_prompts(
-    target: Path, source: str, limit: int, max_tokens: int, k: int, path: Path
+    target: TargetInfo, source: str, limit: int, max_tokens: int, k: int, path: Path
 ) -> tuple[Path, int]:
     """The prompts as text, one a line, as both clients read them, and the longest's tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(target.folder)
     config = BenchConfig(
         target=target, prompts=source, arms=(), k=k, max_tokens=max_tokens, limit=limit
     )

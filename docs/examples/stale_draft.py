@@ -1,7 +1,7 @@
 """How stale a draft gets when its target is fine-tuned, and how much adapting it wins back.
 
-A draft in good health is needed first: the embedded draft is adapted by AFA-LoRA to what the
-embedded target answers on C++ headers. Then the target is fine-tuned by LoRA, on the same headers.
+A draft in good health is needed first: the embedded draft is adapted to what the embedded
+target answers on C++ headers. Then the target is fine-tuned by LoRA, on the same headers.
 The draft is measured on the target as it was and as it is now, adapted once more, to the fine-tuned
 target, and measured again: offline, at temperature 0, on the same held-out prompts, which each
 target answers in its own way.
@@ -24,21 +24,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from afaspec.capture.adapted_target import resolve_target
+from afaspec.capture.adapted_target import open_target
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import capture
 from afaspec.capture.target_model import load_model, load_tokenizer
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, note, progress
-from afaspec.demo.run import cpp_headers, offline_of
-from afaspec.embedded.names import resolve_model
+from afaspec.demo.run import cpp_headers
+from afaspec.embedded.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
 from bench.prompts.read import read_prompts
+from bench.stats.offline import offline_acceptance
 from bench.stats.resample import Resampler, figure, resample_acceptance
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, write_json
+from drafts.registry import load_draft, read_draft
+from drafts.target import TargetInfo
 
 K = 3
 HELD_OUT_TEXTS = 32  # for the target's loss before and after
@@ -61,7 +65,7 @@ class Settings:
     eval_prompts: int
     new_tokens: int
     steps: int
-    learning_rate: float
+    learning_rate: float | None
     rank: int
     seed: int
 
@@ -86,7 +90,9 @@ def main(
     eval_prompts: Annotated[int, typer.Option(help="Other prompts, to measure on.")] = 60,
     new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
     steps: Annotated[int, typer.Option(help="Steps of adapting the draft.")] = 240,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of adapting.")] = 3e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak rate of adapting.", show_default="as afaspec train")
+    ] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank of the draft's adapter.")] = 32,
     seed: Annotated[int, typer.Option(help="Of data order and weights.")] = 0,
 ) -> None:
@@ -134,17 +140,17 @@ def claim(settings: Settings, out: Path) -> None:
 
 def run(settings: Settings, out: Path, stage: Stage) -> dict[str, Any]:
     """All stages; what they measured, by name."""
-    original, shipped = resolve_model(settings.target), resolve_model(settings.draft)
-    store = captured(settings, original, None, shipped, "train", out / "train-original", stage)
-    before = captured(settings, original, None, shipped, "eval", out / "eval-original", stage)
-    fresh = adapted_draft(settings, original, None, shipped, store, out / "fresh", stage)
+    original, shipped = open_target(settings.target), open_draft(settings.draft)
+    store = captured(settings, original, shipped, "train", out / "train-original", stage)
+    before = captured(settings, original, shipped, "eval", out / "eval-original", stage)
+    fresh = adapted_draft(settings, original, shipped, store, out / "fresh", stage)
 
     adapter = out / "target-adapter"
-    losses = fine_tune(settings, original, adapter, stage)
-    tuned = resolve_target(original, adapter, note)
-    after = captured(settings, original, adapter, fresh, "eval", out / "eval-tuned", stage)
-    store = captured(settings, original, adapter, fresh, "train", out / "train-tuned", stage)
-    adapted = adapted_draft(settings, original, adapter, fresh, store, out / "adapted", stage)
+    losses = fine_tune(settings, original.folder, adapter, stage)
+    tuned = open_target(original.folder, adapter, note)
+    after = captured(settings, tuned, fresh, "eval", out / "eval-tuned", stage)
+    store = captured(settings, tuned, fresh, "train", out / "train-tuned", stage)
+    adapted = adapted_draft(settings, tuned, fresh, store, out / "adapted", stage)
 
     return {
         "target_loss": losses,
@@ -232,20 +238,18 @@ def held_out_loss(model: Any, texts: list[torch.Tensor]) -> float:
 
 def captured(
     settings: Settings,
-    target: Path,
-    adapter: Path | None,
-    base: Path,
+    target: TargetInfo,
+    base: DraftInfo,
     split: Literal["train", "eval"],
     out: Path,
     stage: Stage,
 ) -> FeatureStore:
-    """What the target (with its adapter) answers to one side of the prompts."""
+    """What the target answers to one split of the prompts."""
     config = CaptureConfig(
-        target=str(target),
-        target_adapter=adapter,
+        target=str(target.folder),
         prompts=settings.prompts,
         out=out,
-        draft=base,
+        draft=base.folder,
         split=split,
         limit=settings.train_prompts if split == "train" else settings.eval_prompts,
         prompt_tokens=96,
@@ -253,31 +257,31 @@ def captured(
         seed=settings.seed,
     )
     return capture(
-        config, lambda now: stage(f"answers, {out.name}", int(now.done), now.total), note
+        config,
+        target,
+        base,
+        lambda now: stage(f"answers, {out.name}", int(now.done), now.total),
+        note,
     )
 
 
 def adapted_draft(
     settings: Settings,
-    target: Path,
-    adapter: Path | None,
-    base: Path,
+    target: TargetInfo,
+    base: DraftInfo,
     store: FeatureStore,
     out: Path,
     stage: Stage,
-) -> Path:
-    """The draft adapted by AFA-LoRA to the target (with its adapter), merged."""
+) -> DraftInfo:
+    """The draft adapted to the target, as `afaspec train` does, and merged."""
     merged = out / "merged"
     if merged.exists():
-        return merged
+        return read_draft(merged)
     config = TrainConfig(
         store=store.folder,
-        draft=base,
+        draft=base.folder,
         out=out / "run",
-        target=target,
-        target_adapter=adapter,
-        arm="afa-lora",
-        init="default",  # both as in docs/stale_draft.md
+        target=target.folder,
         rank=settings.rank,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
@@ -286,16 +290,18 @@ def adapted_draft(
         seed=settings.seed,
     )
     name = f"adapting the draft, {out.name}"
-    trained = train(config, lambda row: stage(name, row["step"], settings.steps))
-    merge(trained.folder, base, merged, resolve_target(target, adapter) if adapter else target)
-    return merged
+    trained = train(
+        config, store, base, target, lambda row: stage(name, row["step"], settings.steps)
+    )
+    merge(trained.folder, base, merged, target)
+    return read_draft(merged)
 
 
 def measured(
-    name: str, draft: Path, target: Path, store: FeatureStore, stage: Stage
+    name: str, draft: DraftInfo, target: TargetInfo, store: FeatureStore, stage: Stage
 ) -> dict[str, Any]:
     """Acceptance length with its interval, and the acceptance at each position."""
-    acceptance = offline_of(draft, target, store, K)
+    acceptance = offline_acceptance(load_draft(draft, target), store, K)
     samples = resample_acceptance(acceptance, Resampler(len(acceptance.drafts_per_prompt)))
     stage(name, 1, 1)
     return {

@@ -22,9 +22,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import console, progress
 from afaspec.demo.run import cpp_headers
-from afaspec.embedded.names import resolve_model
+from afaspec.embedded.names import open_draft
 from bench.records.arms import Arm, parse_arm
 from bench.report.console import stage_bars
 from bench.sweep.best_k import speedup
@@ -53,7 +54,7 @@ def main(
 
     def measured(arms: list[Arm], ks: tuple[int, ...], loads: tuple[int, ...]) -> list[CellResult]:
         config = SweepConfig(
-            target=resolve_model("embedded"),
+            target=open_target("embedded"),
             prompts=str(cpp_headers()),
             arms=tuple(arms),
             ks=ks,
@@ -70,7 +71,7 @@ def main(
         with progress() as bars:
             return run_sweep(config, out, stage_bars(bars))
 
-    base = measured([Arm("base", resolve_model("embedded-draft"))], (1, 2, 3, 4, 5), (1, 2, 4))
+    base = measured([Arm("base", open_draft("embedded-draft"))], (1, 2, 3, 4, 5), (1, 2, 4))
     further = [parse_arm(text) for text in draft or []]
     others = measured(further, (1, 3, 5), FITTED_LOADS) if further else []
     fitted = [c for c in base if c.k in FITTED_K and c.concurrency in FITTED_LOADS]

@@ -1,13 +1,14 @@
-"""Write the tables and plots of docs/study.md from the stored studies beside this file.
+"""Write the tables and plots of study.md and log.md from the stored studies beside this file.
 
     python docs/study/write.py
     python docs/study/write.py --keep ranks=runs/study/ranks/study.json
 
 Each `NAME.json.gz` here is the study.json that `afaspec compare docs/study/NAME.yaml` left;
 `--keep` stores a new one first, without this machine's folders. families.yaml is called once for
-each family and leaves `families-FAMILY.json.gz`, and one table. In docs/study.md what stands
+each family and leaves `families-FAMILY.json.gz`, and one table. In both pages what stands
 between `<!-- begin NAME PART -->` and `<!-- end -->` is replaced; a plot shown there as
-`study/NAME_PLOT.png` is drawn. The text around them is written by hand.
+`study/NAME_PLOT.png` is drawn. The text around them is written by hand. Arms that can no longer be
+trained have their rows in the log alone, in the parts that end in `/deleted`.
 """
 
 from __future__ import annotations
@@ -40,11 +41,18 @@ from drafts.files import atomic_file
 from drafts.registry import FAMILIES as TITLES
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "study.md"
+PAGE, LOG = HERE.parent / "study.md", HERE.parent / "log.md"
 MARK = re.compile(r"<!-- begin (\S+) (\S+) -->(\n?).*?<!-- end -->", re.DOTALL)
 COLUMNS = ("arm", "acceptance length", "more than base", "gap closed", "learning rate", "trained")
 FAMILIES, ALL = "families", "all"  # marks that are about more than one study
 FAMILY = ("family", "base", "LoRA", "along the gradient", "difference", "p (Holm)", "verdict")
+# The ablation's arms whose settings afaspec no longer has.
+DELETED = {
+    "scaled-relu", "scaled-silu", "layer-by-layer", "by-loss", "refit", "distilled", "new-moments",
+    "lora-plus", "afa-plus", "lora-cycles", "afa-cycles", "lora-restarts", "afa-restarts",
+    "lora-wide", "afa-wide", "lora-allocated", "afa-allocated", "lora-both", "gradient-cycles",
+    "gradient-32-cycles",
+}  # fmt: skip
 Json = dict[str, Any]
 
 
@@ -53,21 +61,22 @@ def main(
         list[str] | None, typer.Option(help="NAME=study.json to store first; repeatable.")
     ] = None,
 ) -> None:
-    """Write page and plots again, each whole or not at all."""
+    """Write both pages and their plots again, each whole or not at all."""
     for given in keep or []:
         name, _, path = given.partition("=")
         store(name, Path(path).read_text(encoding="utf-8"))
     studies = stored()
-    text = filled(PAGE.read_text(encoding="utf-8"), studies)
+    texts = {page: filled(page.read_text(encoding="utf-8"), studies) for page in (PAGE, LOG)}
     with styled():
         for name, study in studies.items():
             plots = [p for domain in study["domains"] for p in study_plots(study, domain)]
             for stem, _, draw in [*overall_plots(study), *plots]:
-                if f"study/{name}_{stem}.png" in text:
+                if any(f"study/{name}_{stem}.png" in text for text in texts.values()):
                     with atomic_file(HERE / f"{name}_{stem}.png") as temporary:
                         draw().savefig(temporary, format="png", dpi=130, facecolor="white")
-    with atomic_file(PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    for page, text in texts.items():
+        with atomic_file(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def store(name: str, study: str) -> None:
@@ -104,22 +113,37 @@ def filled(text: str, studies: dict[str, Json]) -> str:
 
 
 def content(study: Json, part: str) -> str:
-    """`settings`, `pooled`, or the table of a DOMAIN, of DOMAIN/comparisons or of DOMAIN/vllm."""
+    """`settings`, `pooled`, or the table of a DOMAIN, of DOMAIN/comparisons or of DOMAIN/vllm.
+
+    Deleted arms are left out; with `/deleted` at the end they alone are in.
+    """
     if part == "settings":
         return settings_line(study)
     if part == "pooled":
         return table(POOLED, pooled_rows(study))
-    domain, _, what = part.partition("/")
-    results = study["domains"][domain]
-    if what == "comparisons":
+    domain, *what = part.split("/")
+    results = with_arms(study["domains"][domain], deleted="deleted" in what)
+    if "comparisons" in what:
         return table(COMPARED, comparison_rows(results))
-    if what == "vllm":
+    if "vllm" in what:
         return table(SERVED, served_rows(results))
     rows = []
     for cells in domain_rows(results):
         arm, length, more, gap, _, rate, trained = (joined(cell) for cell in cells)
         rows.append([arm, length, more, gap, rate, trained])
     return table(COLUMNS, rows)
+
+
+def with_arms(results: Json, *, deleted: bool) -> Json:
+    """A domain's results of the deleted arms, or of all others."""
+
+    def belongs(*arms: str) -> bool:
+        return bool(DELETED & set(arms)) == deleted
+
+    return results | {
+        "arms": [arm for arm in results["arms"] if belongs(arm["arm"])],
+        "comparisons": [c for c in results["comparisons"] if belongs(c["arm"], c["against"])],
+    }
 
 
 def work(studies: dict[str, Json]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.source import Source
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,10 @@ class InitOptions:
     max_k: int = 4
     seed: int = 0
 
+    def draft_vocab_size(self, target: TargetInfo) -> int:
+        """How many tokens the draft can say."""
+        return target.vocab_size if self.kept is None else len(self.kept)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,26 +44,41 @@ class Layout:
     rename: Callable[[str], str]
 
 
-@dataclass(frozen=True)
-class Family:
-    """One draft family. The functions raise `UserError` for damaged checkpoints.
+class Family(ABC):
+    """One draft family: how its checkpoints are told, read, filled into a module, and written.
 
-    matches: is this checkpoint one of the family? (asked in the registry's order)
-    describe: the checkpoint's shape, checked against its tensors.
-    module_name: the module's parameter name for a stored tensor name.
-    load: the module in float32, given the target's folder where it shares tensors or layer ids.
-    dump: config.json and tensors of a module in the layout `formats[0]`, given the dtype.
-    fresh: a random module for the target in a folder.
-    to_layout: a checkpoint of this config.json in another of `formats`, where there is another.
+    `name` is what a user calls it, `title` what a reader does; `formats` are its layouts on disk,
+    the first one the layout that is written. Methods raise `UserError` for damaged checkpoints.
     """
 
-    name: str
-    title: str
-    formats: tuple[str, ...]
-    matches: Callable[[Source], bool]
-    describe: Callable[[Source], DraftInfo]
-    module_name: Callable[[str], str]
-    load: Callable[[DraftInfo, Path | None], Draft]
-    dump: Callable[[Any, Any], tuple[dict[str, Any], dict[str, Tensor]]]
-    fresh: Callable[[Path, InitOptions], Draft]
-    to_layout: Callable[[DraftInfo, dict[str, Any], str], Layout] | None = None
+    name: ClassVar[str]
+    title: ClassVar[str]
+    formats: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def matches(self, source: Source) -> bool:
+        """Is this checkpoint one of the family? Asked in the registry's order."""
+
+    @abstractmethod
+    def describe(self, source: Source) -> DraftInfo:
+        """The checkpoint's shape, checked against its tensors."""
+
+    @abstractmethod
+    def module_name(self, stored: str) -> str:
+        """The module's parameter name for a stored tensor name."""
+
+    @abstractmethod
+    def load(self, info: DraftInfo, target: TargetInfo | None) -> Draft:
+        """The module in float32; `target` where it shares tensors or layer ids."""
+
+    @abstractmethod
+    def dump(self, draft: Any, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """config.json and tensors of a module in the layout `formats[0]`."""
+
+    @abstractmethod
+    def init(self, target: TargetInfo, options: InitOptions) -> Draft:
+        """A random module for the target."""
+
+    def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+        """A checkpoint of the config.json `raw` in another of `formats`, where there is another."""
+        raise NotImplementedError(f"{self.title} has one layout")

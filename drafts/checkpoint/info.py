@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +35,14 @@ class DraftInfo:
     draft_vocab_size: int
     layer_ids: tuple[int, ...] | None
     max_positions: int | None
-    rope: dict[str, Any] | None
+    rope: dict[str, Any] | None = field(hash=False)
     dtype: str
     shared: tuple[str, ...]
-    config: dict[str, Any]
+    config: dict[str, Any] = field(hash=False)
     sha256: str
     reads: Reads = "layers"
     max_k: int | None = None
-    speculation: dict[str, Any] | None = None
+    speculation: dict[str, Any] | None = field(default=None, hash=False)
 
 
 def make_info(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drafts.target import TargetInfo, rope_of
+from drafts.tensors import dtype_name
 
 
 def layer_fields(flat: dict[str, Any]) -> dict[str, Any]:
@@ -58,5 +59,5 @@ def layer_config(config: Any, dtype: Any) -> dict[str, Any]:
         "rope_parameters": dict(config.rope),
         "attention_bias": config.attention_bias,
         "tie_word_embeddings": False,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
     }

@@ -21,6 +21,14 @@ def check_layer_ids(ids: Any, path: Path, field: str) -> tuple[int, ...] | None:
     return tuple(ids)
 
 
+def parse_layer_ids(text: str) -> tuple[int, ...]:
+    """The layer ids that a flag gives, such as `2,6,9`. Raises `ValueError` for odd ones."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(map(str.isdecimal, parts)) or len(set(parts)) != len(parts):
+        raise ValueError("expected distinct layer ids, such as 2,6,9")
+    return tuple(map(int, parts))
+
+
 def spread_layer_ids(num_layers: int) -> tuple[int, ...]:
     """Low, middle and high layers for a fresh draft: vLLM's default where they are distinct."""
     usual = default_layer_ids(num_layers)

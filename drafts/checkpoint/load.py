@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drafts.checkpoint.shared import shared_tensor
 from drafts.checkpoint.source import FETCH
 from drafts.errors import UserError
-from drafts.target import SHARED
+from drafts.target import SHARED, TargetInfo
 from drafts.tensors import open_tensors
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def fill(
-    draft: Draft, info: DraftInfo, module_name: Callable[[str], str], target: Path | None
+    draft: Draft, info: DraftInfo, module_name: Callable[[str], str], target: TargetInfo | None
 ) -> Draft:
     """Load `draft`'s weights in float32. What the checkpoint shares comes from the target."""
     stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}

@@ -21,7 +21,7 @@ def check_mask_token(token: Any, vocab_size: int, path: Path, field: str) -> int
     return token
 
 
-def fresh_mask_token(target: TargetInfo) -> int:
+def init_mask_token(target: TargetInfo) -> int:
     """The mask token of a fresh draft: the highest id of the target's vocabulary.
 
     It is a reserved or padding row in most of them, and else the rarest merge of the tokenizer.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drafts.errors import UserError
-from drafts.target import SHARED, load_embedding, load_lm_head
+from drafts.target import SHARED, TargetInfo, load_embedding, load_lm_head
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from drafts.nn.interface import Draft
 
 
-def take_from_target(draft: Draft, target: Path, kept: Tensor | None) -> None:
+def take_from_target(draft: Draft, target: TargetInfo, kept: Tensor | None) -> None:
     """Map the vocabulary to `kept`, and copy the target's embedding and output rows.
 
     They go where the draft has `embed_tokens` and `lm_head` of the same shape.
@@ -37,7 +36,7 @@ def take_from_target(draft: Draft, target: Path, kept: Tensor | None) -> None:
 
 
 def shared_tensor(
-    name: str, shape: tuple[int, ...], info: DraftInfo, target: Path | None
+    name: str, shape: tuple[int, ...], info: DraftInfo, target: TargetInfo | None
 ) -> Tensor:
     """The target's embedding or output matrix, for a draft that has none of its own."""
     if target is None:

@@ -16,13 +16,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
+from drafts.target import TargetInfo
 from serving.metrics import SpecCounters, counters_from_histogram, sum_counters
 from serving.runtime import require_vllm, runtime_environment, usable_cores
+from serving.speculation import engine_options, speculative_config
 
 LOG_TAIL_LINES = 15
 
@@ -35,8 +38,8 @@ class EngineSettings:
     instead of the model's own; at temperature > 0 this costs a softmax per step.
     """
 
-    target: Path
-    draft: Path | Literal["ngram"] | None = None
+    target: TargetInfo
+    draft: DraftInfo | Literal["ngram"] | None = None
     k: int = 3
     temperature: float = 0.0
     seed: int = 0
@@ -238,9 +241,11 @@ class EngineProcess:
             self._process.wait(timeout=2)
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
-        draft = self.settings.draft or "no draft"
+        draft = self.settings.draft
+        drafting = str(draft.folder) if isinstance(draft, DraftInfo) else draft or "no draft"
         return UserError(
-            f"{problem} (target {self.settings.target}, {draft})\nthe end of its log:\n{tail}",
+            f"{problem} (target {self.settings.target.folder}, {drafting})\n"
+            f"the end of its log:\n{tail}",
             where=self.log,
             hint="read the log, and run `afaspec doctor` to check the installation",
         )
@@ -269,7 +274,14 @@ def _child_environment(settings: EngineSettings) -> dict[str, str]:
 
 
 def _as_json(settings: EngineSettings) -> dict[str, Any]:
+    """What the child is told: the settings, with vLLM's own words for target and draft."""
+    own = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    del own["draft"], own["k"], own["draft_sample_method"]
     return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in asdict(settings).items()
+        **own,
+        "target": str(settings.target.folder),
+        "speculative_config": speculative_config(
+            settings.draft, settings.k, draft_sample_method=settings.draft_sample_method
+        ),
+        "options": engine_options(settings.target, settings.draft),
     }

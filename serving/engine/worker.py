@@ -17,7 +17,6 @@ import time
 import traceback
 import zlib
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
@@ -49,25 +48,18 @@ def main() -> None:
 
 
 def load(settings: dict[str, Any]) -> Any:
-    """The vLLM engine that the settings (of `EngineSettings`) describe."""
+    """The vLLM engine that the settings (see `serving.engine.engine`) describe."""
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
     from serving.engine.sampler import repair_cpu_sampler
-    from serving.speculation import engine_options, speculative_config
 
-    draft = settings["draft"]
-    speculative = speculative_config(
-        Path(draft) if draft not in (None, "ngram") else draft,
-        settings["k"],
-        draft_sample_method=settings["draft_sample_method"],
-    )
-    options: dict[str, Any] = {}
+    speculative = settings["speculative_config"]
+    options: dict[str, Any] = dict(settings["options"])
     if settings["sampling_logprobs"]:
         options["logprobs_mode"] = "processed_logprobs"
     if speculative is not None:
         options["speculative_config"] = speculative
-        options |= engine_options(Path(settings["target"]), draft)
         if PER_REQUEST in {field.name for field in fields(EngineArgs)}:
             options[PER_REQUEST] = "summary"
         elif settings["batch"] > 1:

@@ -16,8 +16,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import disk_errors
+from drafts.target import TargetInfo
 from serving.metrics import SpecCounters, counters_from_prometheus
 from serving.runtime import require_vllm, runtime_environment, vllm_package
 from serving.server.flags import refuse_flags
@@ -32,8 +34,8 @@ GUARDIAN = Path(__file__).with_name("guardian.py")
 class ServerSettings:
     """What to serve and where. Port 0 takes any free port; `extra_args` go to vLLM as they are."""
 
-    target: Path
-    draft: Path | Literal["ngram"] | None
+    target: TargetInfo
+    draft: DraftInfo | Literal["ngram"] | None
     k: int = 3
     host: str = "127.0.0.1"
     port: int = 8000
@@ -69,7 +71,7 @@ class ServerProcess:
 
     def _vllm_command(self) -> list[str]:
         s = self.settings
-        command = [sys.executable, "-P", "-m", *server_module(), str(s.target)]
+        command = [sys.executable, "-P", "-m", *server_module(), str(s.target.folder)]
         command += ["--host", s.host, "--port", str(self.port)]
         speculative = speculative_config(s.draft, s.k, draft_sample_method=s.draft_sample_method)
         if speculative is not None:
@@ -130,7 +132,9 @@ class ServerProcess:
     def model_name(self) -> str:
         """The name under which the server answers for the model."""
         names = self._get("/v1/models")
-        return str(json.loads(names)["data"][0]["id"]) if names else str(self.settings.target)
+        return (
+            str(json.loads(names)["data"][0]["id"]) if names else str(self.settings.target.folder)
+        )
 
     def counters(self) -> SpecCounters | None:
         """Speculation so far; None when the server does not say."""

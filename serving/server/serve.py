@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from drafts.checkpoint.info import DraftInfo
+from drafts.target import TargetInfo
 from serving.compatibility import require_compatible, table
 from serving.server.process import ServerProcess, ServerSettings, api_key
 
@@ -27,8 +29,8 @@ class Terminated(KeyboardInterrupt):
 
 
 def serve(
-    target: Path,
-    draft: Path | Literal["ngram"] | None,
+    target: TargetInfo,
+    draft: DraftInfo | Literal["ngram"] | None,
     k: int = 3,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -46,7 +48,7 @@ def serve(
     from rich.console import Console
 
     console = console or Console(stderr=True)
-    if isinstance(draft, Path):
+    if isinstance(draft, DraftInfo):
         console.print(table(require_compatible(target, draft)))
     settings = ServerSettings(target, draft, k, host, port, tuple(extra_args), cache_gib, log)
     try:

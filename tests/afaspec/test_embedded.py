@@ -16,9 +16,9 @@ from afaspec.pretrain.card import write_card
 from afaspec.pretrain.config import BuildConfig
 from drafts.errors import UserError
 from drafts.files import read_json
-from drafts.registry import read_draft_info
+from drafts.registry import read_draft
 from drafts.target import read_target
-from serving.compatibility import require_compatible
+from tests.opened import require_compatible
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -44,7 +44,7 @@ def test_a_packed_folder_unpacks_to_a_plain_model(tiny_draft: Path, tmp_path: Pa
     pack(tiny_draft, tmp_path / "asset", 8)
     assert "quantization_config" in read_json(tmp_path / "asset" / "config.json")
     unpack_to(tmp_path / "asset", tmp_path / "plain")
-    info = read_draft_info(tmp_path / "plain")
+    info = read_draft(tmp_path / "plain")
     assert (info.dtype, info.draft_vocab_size) == ("bfloat16", 320)
     before = load_file(tiny_draft / "model.safetensors")
     after = load_file(tmp_path / "plain" / "model.safetensors")

@@ -14,6 +14,7 @@ from bench.records.run import ArmRun
 from bench.report.build import build_report
 from bench.report.schema import Report
 from serving.metrics import SpecCounters
+from tests.opened import no_draft_at
 
 PROMPTS, ROUNDS, K, TOKENS = 24, 3, 3, 64
 ARMS = {"none": 0.0, "ngram": 0.3, "base": 0.5, "afa-lora": 0.75}  # chance to accept a token
@@ -37,7 +38,7 @@ def counts(chance: float, generator: np.random.Generator) -> SpecCounters:
 def arm_run(name: str, seed: int = 0, chance: float | None = None) -> ArmRun:
     """An arm whose times follow from its drafts, so that truth is known."""
     generator = np.random.default_rng(seed)
-    drafts = {"none": None, "ngram": "ngram"}.get(name, Path("drafts") / name)
+    drafts = {"none": None, "ngram": "ngram"}.get(name, no_draft_at(Path("drafts") / name))
     run = ArmRun(Arm(name, drafts), {"method": None if name == "none" else "eagle3"})
     chance = ARMS[name] if chance is None else chance
     spec = [counts(chance, generator) for _ in range(PROMPTS)]

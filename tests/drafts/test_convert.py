@@ -12,13 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from drafts.checkpoint.family import InitOptions
-from drafts.convert import RECORD, changed, convert, differences
+from drafts.convert import RECORD, changed, differences
 from drafts.errors import UserError
 from drafts.files import read_json
-from drafts.init import init_draft
-from drafts.registry import FAMILIES, load_draft, save_draft
+from drafts.registry import FAMILIES, save_draft
+from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.drafts.test_registry import speculators_draft
+from tests.opened import convert, drafter, init_draft, load_draft
 from tests.tiny_models import HIDDEN, draft_config, draft_tensors
 
 TWO_LAYOUTS = [name for name, family in FAMILIES.items() if len(family.formats) > 1]
@@ -181,7 +182,12 @@ def test_vllm_serves_both_layouts_alike(tmp_path: Path) -> None:
     replies = []
     for served in (None, draft, other):
         settings = EngineSettings(
-            target, served, k=3, dtype="float32", max_model_len=128, enforce_eager=True
+            read_target(target),
+            drafter(served),
+            k=3,
+            dtype="float32",
+            max_model_len=128,
+            enforce_eager=True,
         )
         with EngineProcess(settings) as engine:
             replies.append(engine.generate(prompts, 48, ignore_eos=True))

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drafts.errors import UserError
-from drafts.registry import load_draft, read_draft_info, save_draft, write_like
+from drafts.registry import read_draft, save_draft
+from tests.opened import load_draft, write_like
 from tests.tiny_models import LAYER_IDS, draft_config, draft_tensors, write_draft
 
 
@@ -48,8 +49,8 @@ def test_both_layouts_are_the_same_draft(
     tmp_path: Path, tiny_draft: Path, tiny_target: Path
 ) -> None:
     other = speculators_draft(tmp_path / "speculators")
-    assert read_draft_info(tiny_draft).format == "eagle"
-    assert read_draft_info(other).format == "speculators"
+    assert read_draft(tiny_draft).format == "eagle"
+    assert read_draft(other).format == "speculators"
     one, two = load_draft(tiny_draft, tiny_target), load_draft(other)
     assert one.config == two.config
     for name, parameter in one.named_parameters():
@@ -98,7 +99,7 @@ def test_missing_layer_ids_take_the_target_default(
     config = draft_config()
     del config["eagle_aux_hidden_state_layer_ids"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert read_draft_info(folder).layer_ids is None
+    assert read_draft(folder).layer_ids is None
     with pytest.raises(UserError, match="eagle_aux_hidden_state_layer_ids"):
         load_draft(folder)
     # four layers give (2, 2, 1): not three distinct ones, which the reader must not hide

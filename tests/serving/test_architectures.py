@@ -12,16 +12,13 @@ import pytest
 import torch
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.capture.run import capture
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.family import InitOptions
-from drafts.init import init_draft
-from drafts.registry import FAMILIES, load_draft, save_draft
+from drafts.registry import FAMILIES, save_draft
 from tests.drafts.families.test_vllm_parity import accepted
+from tests.opened import capture, init_draft, load_draft, merge, train
 from tests.tiny_architectures import write_architecture
 from tests.vllm_client import VllmWorker
 

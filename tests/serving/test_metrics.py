@@ -63,5 +63,9 @@ def test_a_page_that_is_not_vllms_has_no_counters() -> None:
     assert server_counters("python_gc_objects_collected_total 5.0\n") is None
 
 
+def test_a_page_that_is_no_metrics_page_has_none() -> None:
+    assert server_counters("<html><body>Bad gateway {502}</body></html>") is None
+
+
 def test_a_histogram_of_steps_gives_counters() -> None:
     assert counters_from_histogram([3, 2, 1], 18) == SpecCounters(6, 18, 4, (3, 1))

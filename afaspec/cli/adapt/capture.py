@@ -24,12 +24,14 @@ def capture(config: CaptureConfig) -> None:
 
       afaspec capture MODEL answered.jsonl --use-responses --out runs/answered
     """
+    from afaspec.capture.adapted_target import open_target
     from afaspec.capture.run import CaptureProgress
     from afaspec.capture.run import capture as run
     from afaspec.cli.console import note, progress
-    from afaspec.embedded.names import model_folder
+    from afaspec.embedded.names import open_draft
 
-    draft = config.draft and model_folder(config.draft)
+    target = open_target(config.target, config.target_adapter, note)
+    draft = open_draft(config.draft) if config.draft else None
 
     bar = progress()
     task = bar.add_task("capture", total=None, start=False, unit="prompts")
@@ -47,6 +49,6 @@ def capture(config: CaptureConfig) -> None:
         )
 
     try:
-        run(config.model_copy(update={"draft": draft}), show, note)
+        run(config, target, draft, show, note)
     finally:
         bar.stop()

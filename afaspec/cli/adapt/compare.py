@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from afaspec.compare.config import CompareConfig
     from afaspec.compare.run import Forecast
     from bench.records.progress import Progress
+    from drafts.checkpoint.info import DraftInfo
+    from drafts.target import TargetInfo
 
 
 class StudyConfig(Settings):
@@ -67,15 +70,15 @@ def compare(asked: StudyConfig) -> None:
     from rich.console import Console
 
     from afaspec.cli.console import console, note
-    from afaspec.compare.run import forecast, take_over
+    from afaspec.compare.run import forecast, import_study
     from afaspec.compare.run import report_only as write_again
     from afaspec.compare.tables import headline, render_domain, verdicts
 
     config = read_study(asked)
     for one in asked.stored:
-        take_over(config, one)
+        import_study(config, one)
     if asked.dry_run:
-        show_forecast(forecast(config, note))
+        show_forecast(forecast(config, *open_models(config, note), note))
         return
     result = write_again(config) if asked.report_only else run_with_bars(config)
     for domain, results in result["domains"].items():
@@ -92,13 +95,20 @@ def read_study(asked: StudyConfig) -> CompareConfig:
     """The checked study: its file, what is given in place of that, and the part to do now."""
     from afaspec.compare.config import CompareConfig, part, quick
     from afaspec.config import load_config
-    from afaspec.embedded.names import model_folder
 
     flags = {"out": asked.out, **dict(parse_setting(text) for text in asked.settings)}
     config = part(load_config(CompareConfig, asked.study, flags), asked.only)
-    folders = {"target": model_folder(config.target), "draft": model_folder(config.draft)}
-    config = config.model_copy(update=folders)
     return quick(config) if asked.quick else config
+
+
+def open_models(
+    config: CompareConfig, note: Callable[[str], object] = lambda text: None
+) -> tuple[TargetInfo, DraftInfo]:
+    """The target and the base draft that the study names."""
+    from afaspec.capture.adapted_target import open_target
+    from afaspec.embedded.names import open_draft
+
+    return open_target(config.target, config.target_adapter, note), open_draft(config.draft)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -123,7 +133,7 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
     from afaspec.cli.console import Bars, console
-    from afaspec.compare.run import Standing
+    from afaspec.compare.run import StudyProgress
     from afaspec.compare.run import compare as run
 
     columns = (
@@ -136,8 +146,9 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
     with Bars(*columns, console=console, refresh_per_second=4) as bars:
         whole: list[TaskID] = []
 
-        def standing(now: Standing) -> None:
-            left = "" if now.seconds_left is None else f"about {spoken(now.seconds_left)} left"
+        def study_progress(now: StudyProgress) -> None:
+            seconds = now.seconds_left
+            left = "" if seconds is None else f"about {format_duration(seconds)} left"
             if not whole:
                 whole.append(bars.add_task("study", left=left))
             bars.update(whole[0], completed=now.done, total=now.total, left=left)
@@ -145,7 +156,7 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
         def say(text: str) -> None:
             bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-        return run(config, current_bar(bars), standing, say)
+        return run(config, *open_models(config, say), current_bar(bars), study_progress, say)
 
 
 def current_bar(bars: Any) -> Progress:
@@ -172,10 +183,10 @@ def show_forecast(found: Forecast) -> None:
 
     plan, ledger = found.plan, found.ledger
     cells = Table("Cells", "All", "Done", box=box.SIMPLE_HEAD)
-    everything = [*plan.cells, *plan.later]
-    for kind in dict.fromkeys(cell.kind for cell in everything):
-        mine = [cell for cell in everything if cell.kind == kind]
-        done = sum(cell.key in ledger for cell in mine)
+    everything = [*plan.tasks, *plan.later]
+    for kind in dict.fromkeys(task.kind for task in everything):
+        mine = [task for task in everything if task.kind == kind]
+        done = sum(task.key in ledger for task in mine)
         cells.add_row(kind, str(len(mine)), str(done))
     arms = Table("Arm", "Trained weights", "Of the draft", "Seconds a step", box=box.SIMPLE_HEAD)
     for label, cost in found.costs.items():
@@ -184,17 +195,17 @@ def show_forecast(found: Forecast) -> None:
     out = Console()
     out.print(cells)
     out.print(arms)
-    if spent := spent_seconds(ledger, plan.cells):
-        out.print(f"Done so far: {spoken(spent)} of work.")
+    if spent := spent_seconds(ledger, plan.tasks):
+        out.print(f"Done so far: {format_duration(spent)} of work.")
     grids = "without extensions of the grids"
     if found.seconds_left is not None:
-        out.print(f"Left: about {spoken(found.seconds_left)}, {grids}.")
+        out.print(f"Left: about {format_duration(found.seconds_left)}, {grids}.")
     else:
-        trainings = f"{spoken(found.training_left)} of training ({grids})"
+        trainings = f"{format_duration(found.training_left)} of training ({grids})"
         out.print(f"Left: about {trainings}, and what was never done here yet: answers, vLLM.")
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"

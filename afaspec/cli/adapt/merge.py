@@ -36,15 +36,16 @@ def merge(config: MergeConfig) -> None:
 
       afaspec merge ADAPTER --draft BASE --target TARGET --out MERGED
     """
-    from afaspec.capture.adapted_target import resolve_optional
+    from afaspec.capture.adapted_target import open_target_if_given
     from afaspec.checkpoints.merge import merge as run
+    from afaspec.checkpoints.merge import recorded_draft, recorded_target
     from afaspec.cli.console import console, note
-    from afaspec.embedded.names import model_folder
+    from afaspec.embedded.names import open_draft
 
     with console.status("merging and measuring parity"):
-        target = resolve_optional(config.target, config.target_adapter, note)
-        draft = config.draft and model_folder(config.draft)
-        parity = run(config.trained, draft, config.out, target)
+        base = open_draft(config.draft) if config.draft else recorded_draft(config.trained)
+        target = open_target_if_given(config.target, config.target_adapter, note)
+        parity = run(config.trained, base, config.out, target or recorded_target(config.trained))
     console.print(
         f"{config.out}: {parity.changed_tensors} tensors merged, {parity.untouched_tensors} kept "
         f"as they were. Parity with the adapter: {parity.float32:.1e} relative in float32, "

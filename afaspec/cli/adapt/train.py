@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from afaspec.cli.flags import configured
 from afaspec.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from afaspec.store.read import FeatureStore
+    from drafts.checkpoint.info import DraftInfo
+    from drafts.target import TargetInfo
 
 
 @configured(TrainConfig)
@@ -23,16 +30,13 @@ def train(config: TrainConfig) -> None:
       afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
     """
     from afaspec.cli.console import console, note, progress
-    from afaspec.embedded.names import model_folder
-    from afaspec.train.run import claim_folder
     from afaspec.train.run import train as run
+    from afaspec.train.run import write_or_check_config
     from drafts.files import disk_errors, read_json
 
-    target = config.target and model_folder(config.target)
-    config = config.model_copy(update={"draft": model_folder(config.draft), "target": target})
     done = config.out / "manifest.json"
     if done.exists():
-        claim_folder(config)
+        write_or_check_config(config)
         summary = read_json(done)
         console.print(
             f"{config.out} is finished already: held-out acceptance length "
@@ -55,9 +59,27 @@ def train(config: TrainConfig) -> None:
                     f"held-out acceptance length {row['acceptance_length']:.3f}"
                 )
 
-        trained = run(config, report, note)
+        trained = run(config, *open_inputs(config, note), report)
     console.print(
         f"Best: step {trained.best_step}, held-out acceptance length "
         f"{trained.acceptance_length:.3f}, in {trained.result}"
     )
     console.print(f"Next: afaspec merge {trained.folder} --out {trained.folder}/merged")
+
+
+def open_inputs(
+    config: TrainConfig, note: Callable[[str], object] = lambda text: None
+) -> tuple[FeatureStore, DraftInfo, TargetInfo]:
+    """What `config` names: the store, the base draft, and the target, by default the store's.
+
+    `note` is told where a target merged with its adapter lies.
+    """
+    from afaspec.capture.adapted_target import open_target_if_given
+    from afaspec.embedded.names import open_draft
+    from afaspec.store.read import FeatureStore
+    from drafts.target import read_target
+
+    store = FeatureStore.open(config.store)
+    given = open_target_if_given(config.target, config.target_adapter, note)
+    target = given or read_target(Path(store.manifest.target["path"]))
+    return store, open_draft(config.draft), target

@@ -34,13 +34,14 @@ def convert(config: ConvertConfig) -> None:
 
       afaspec convert runs/speculators --to eagle --out runs/eagle
     """
+    from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console
-    from afaspec.embedded.names import resolve_model
+    from afaspec.embedded.names import open_draft
     from drafts.convert import RECORD
     from drafts.convert import convert as run
 
-    draft = resolve_model(config.draft)
-    target = resolve_model(config.target) if config.target else None
+    draft = open_draft(config.draft)
+    target = open_target(config.target) if config.target else None
     made, out = run(draft, config.to, config.out, target), config.out
     kept = f" What it has no place for is in {RECORD}." if (out / RECORD).exists() else ""
     console.print(f"{out}: {made.family} in the layout {made.format}.{kept}", soft_wrap=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from afaspec.checkpoints.config import StartConfig
+from afaspec.checkpoints.config import InitConfig
 from afaspec.cli.flags import configured
 
 
-@configured(StartConfig, arguments=("family",))
-def init(config: StartConfig) -> None:
+@configured(InitConfig, arguments=("family",))
+def init(config: InitConfig) -> None:
     """Write a random draft of FAMILY for a target, to train with `afaspec train --arm full`.
 
     Its embedding and output layer start as the target's. A reduced vocabulary (--vocab) makes
@@ -21,12 +21,14 @@ def init(config: StartConfig) -> None:
 
       afaspec init medusa --target MODEL --heads 4 --out runs/heads
     """
-    from afaspec.checkpoints.init import next_commands, start_draft
+    from afaspec.capture.adapted_target import open_target
+    from afaspec.checkpoints.init import init_checkpoint, next_commands
     from afaspec.cli.console import note
-    from afaspec.embedded.names import resolve_model
+    from afaspec.store.read import FeatureStore
 
-    target = resolve_model(str(config.target))
-    info = start_draft(config.model_copy(update={"target": target}), note)
+    target = open_target(config.target)
+    store = FeatureStore.open(config.store) if config.store else None
+    info = init_checkpoint(config, target, store, note)
     note(f"{config.out}: a random draft ({info.family}, {info.dtype}). Next:")
     for command in next_commands(config, info, str(config.target)):
         note(f"  {command}")

@@ -42,11 +42,12 @@ def inspect(config: InspectConfig) -> None:
     import json
     from dataclasses import asdict
 
+    from afaspec.capture.adapted_target import open_target
     from afaspec.checkpoints.inspect import inspect_draft
-    from afaspec.embedded.names import resolve_model
+    from afaspec.embedded.names import open_draft
 
-    target = resolve_model(config.target) if config.target else None
-    found = inspect_draft(resolve_model(config.draft), target)
+    target = open_target(config.target) if config.target else None
+    found = inspect_draft(open_draft(config.draft), target)
     if config.as_json:
         typer.echo(json.dumps({**asdict(found), "fits": found.fits}, indent=2))
     else:

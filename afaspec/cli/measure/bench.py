@@ -17,6 +17,7 @@ from drafts.errors import UserError
 if TYPE_CHECKING:
     from bench.records.arms import Arm
     from bench.report.schema import Report
+    from drafts.target import TargetInfo
 
 
 class BenchCommand(GateSettings, ServerFlags, PromptSource, ModelNames):
@@ -60,7 +61,7 @@ def bench(config: BenchCommand) -> None:
     """
     from rich.console import Console
 
-    from afaspec.capture.adapted_target import resolve_target
+    from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console, note
     from afaspec.cli.measure.gate import hold, read_baseline
     from afaspec.cli.measure.servers import require_one_way
@@ -76,7 +77,7 @@ def bench(config: BenchCommand) -> None:
     require_one_way(config)
     target = None
     if config.target is not None:
-        target = resolve_target(config.target, config.target_adapter, note)
+        target = open_target(config.target, config.target_adapter, note)
     elif not config.url:
         raise UserError("TARGET is missing", hint="give the target's folder, or 'embedded'")
     baseline = read_baseline(config.gate, gated_settings(config))
@@ -107,7 +108,7 @@ def gated_settings(config: BenchCommand) -> dict[str, Any]:
     return {**shared, "mode": None, "k": config.k, "dtype": config.dtype}
 
 
-def measure_engines(config: BenchCommand, target: Path, source: str) -> Report:
+def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Report:
     """The report of engines in this process's care, one for each arm."""
     from afaspec.cli.console import progress
     from bench.engine.run import run_bench
@@ -126,7 +127,7 @@ def measure_engines(config: BenchCommand, target: Path, source: str) -> Report:
         return run_bench(settings, stage_bars(bars), log_folder=config.out / "logs")
 
 
-def measure_servers(config: BenchCommand, target: Path | None, source: str) -> Report:
+def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str) -> Report:
     """The report of servers that run, or are started for it."""
     from afaspec.cli.console import progress
     from afaspec.cli.measure.servers import measure

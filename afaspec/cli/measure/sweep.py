@@ -39,7 +39,7 @@ def sweep(config: SweepCommand) -> None:
       afaspec sweep models/target --prompts eval.jsonl --draft models/draft --temperature 0,0.8
       --draft-sample-method greedy,probabilistic --concurrency 1,8,32 --max-tokens 64,256
     """
-    from afaspec.capture.adapted_target import resolve_target
+    from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console, note, progress
     from bench.prompts.suites import prompt_source
     from bench.report.console import stage_bars
@@ -55,7 +55,7 @@ def sweep(config: SweepCommand) -> None:
     settings = SweepConfig(
         **config.shared_with(SweepSettings),
         prompts=prompt_source(config.prompts, config.suite, config.size),
-        target=resolve_target(config.target, config.target_adapter, note),
+        target=open_target(config.target, config.target_adapter, note),
         arms=config.open_arms(none=False),
     )
     with progress() as bars:

@@ -1,34 +1,23 @@
-"""The plots of a report, as PNG files and as inline SVG that follows the page's colours."""
+"""The plots of a report, from its parts: acceptance, speed, load and training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bench.report.plots import acceptance, speed
-from bench.report.plots.style import as_svg, colours_of, measured, styled
+from bench.report.plots.style import Plot, colours_of, measured
 from bench.report.plots.training import training
-from drafts.files import atomic_file
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from bench.report.schema import Report
 
-
-__all__ = ["colours_of", "figures", "svg_plots", "write_plots"]
 
 WITH_INTERVALS = ", with 95% intervals"
 
 
-def figures(report: Report) -> Iterator[tuple[str, str, Figure]]:
-    """Each plot as (file stem, description, figure); a plot without data is left out."""
-    for stem, description, draw in _plots(report):
-        yield stem, description, draw()
-
-
-def _plots(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
+def report_plots(report: Report) -> Iterator[Plot]:
+    """The plots of a report; one without data is left out."""
     yield from _of_acceptance(report)
     yield from _of_speed(report)
     if report.load:
@@ -37,7 +26,7 @@ def _plots(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
         yield "training", "Loss and held-out acceptance over training", lambda: training(report)
 
 
-def _of_acceptance(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
+def _of_acceptance(report: Report) -> Iterator[Plot]:
     colours = colours_of(report.arms)
     drafted = [arm for arm in report.arms if measured(arm["acceptance_length"])]
     if drafted:
@@ -79,7 +68,7 @@ def _of_acceptance(report: Report) -> Iterator[tuple[str, str, Callable[[], Figu
         )
 
 
-def _of_speed(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
+def _of_speed(report: Report) -> Iterator[Plot]:
     colours = colours_of(report.arms)
     timed = [arm for arm in report.arms if measured(arm["tokens_per_second"])]
     if timed:
@@ -104,7 +93,7 @@ def _of_speed(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure]]]
         )
 
 
-def _of_load(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
+def _of_load(report: Report) -> Iterator[Plot]:
     load = report.load or []
     everyone = [arm for step in load for arm in step["arms"]]
     names = {arm["name"]: arm for arm in [*report.arms, *everyone]}
@@ -120,21 +109,3 @@ def _of_load(report: Report) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
             f"{speed.LATENCIES[kind]} against the load, median and p99",
             lambda kind=kind: speed.load_latency(load, colours, kind),  # type: ignore[misc]
         )
-
-
-def write_plots(report: Report, folder: Path) -> list[Path]:
-    """Write every plot as a PNG on white; returns the paths."""
-    paths = []
-    with styled():
-        for stem, _, figure in figures(report):
-            path = folder / f"{stem}.png"
-            with atomic_file(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=200, facecolor="white")
-            paths.append(path)
-    return paths
-
-
-def svg_plots(report: Report) -> list[tuple[str, str]]:
-    """Each plot as (file stem, SVG element), in the page's own text colour."""
-    with styled():
-        return [(stem, as_svg(figure, text, stem)) for stem, text, figure in figures(report)]

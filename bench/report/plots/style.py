@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from drafts.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +63,7 @@ STYLE: dict[str, Any] = {
 Json = Mapping[str, Any]
 Arms = Sequence[Json]
 Errors = tuple[list[float], list[float]]
+Plot = tuple[str, str, Callable[[], "Figure"]]  # file stem, description, how to draw it
 
 
 @contextmanager
@@ -162,7 +166,21 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
     )
 
 
-def as_svg(figure: Figure, description: str, name: str) -> str:
+def write_pngs(plots: Iterable[Plot], folder: Path) -> None:
+    """Write every plot as a PNG on white into `folder`, each atomically."""
+    with styled():
+        for stem, _, draw in plots:
+            with atomic_file(folder / f"{stem}.png") as temporary:
+                draw().savefig(temporary, format="png", dpi=200, facecolor="white")
+
+
+def as_svgs(plots: Iterable[Plot]) -> list[str]:
+    """Every plot as an SVG element in the page's own text colour."""
+    with styled():
+        return [_as_svg(draw(), text, stem) for stem, text, draw in plots]
+
+
+def _as_svg(figure: Figure, description: str, name: str) -> str:
     """The figure as an SVG element: titled, transparent, in the page's own text colour.
 
     `name` goes before the ids inside, which must differ between the plots of one page.

@@ -15,14 +15,14 @@ from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
 from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
-from drafts.checkpoint.mask_token import check_mask_token, fresh_mask_token
+from drafts.checkpoint.mask_token import check_mask_token, init_mask_token
 from drafts.checkpoint.shapes import check_shapes, down_projections
 from drafts.checkpoint.shared import take_from_target
 from drafts.checkpoint.source import FETCH, Source, flatten, is_speculators
 from drafts.checkpoint.speculators import from_speculators, to_speculators
 from drafts.errors import UserError
 from drafts.nn.layers import init_linears
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,31 +38,122 @@ USUAL_LAYERS = 1
 USUAL_K = 3  # what a speculators config names where the draft has no block size
 
 
-def matches(source: Source) -> bool:
-    if is_speculators(source):
-        return bool(source.raw["speculators_model_type"] == "dflash")
-    return ARCHITECTURE in (source.raw.get("architectures") or [])
+class DFlash(Family):
+    """The family of DFlash drafts."""
 
+    name = "dflash"
+    title = "DFlash"
+    formats = ("dflash", "speculators")
 
-def describe(source: Source) -> DraftInfo:
-    """`max_k` is one less than the block that the draft was trained with, whose first slot is the
-    token already known: masks beyond it would stand at distances that it never saw."""
-    flat = flatten(source)
-    settings = read_settings(flat, source.config_path)
-    refuse_unsupported(flat, source)
-    names = {module_name(name): header for name, header in source.headers.items()}
-    check_tensors(source, names, flat, len(settings.layer_ids))
-    return make_info(
-        source,
-        flat,
-        names,
-        family="dflash",
-        method="dflash",
-        format="speculators" if is_speculators(source) else "dflash",
-        layer_ids=settings.layer_ids,
-        dtype=names["fc.weight"].dtype,
-        max_k=settings.block_size - 1 if settings.block_size else None,
-    )
+    def matches(self, source: Source) -> bool:
+        if is_speculators(source):
+            return bool(source.raw["speculators_model_type"] == "dflash")
+        return ARCHITECTURE in (source.raw.get("architectures") or [])
+
+    def describe(self, source: Source) -> DraftInfo:
+        """`max_k` is one less than the block that the draft was trained with, whose first slot is
+        the token already known: masks beyond it would stand at distances that it never saw."""
+        flat = flatten(source)
+        settings = read_settings(flat, source.config_path)
+        refuse_unsupported(flat, source)
+        names = {self.module_name(name): header for name, header in source.headers.items()}
+        check_tensors(source, names, flat, len(settings.layer_ids))
+        return make_info(
+            source,
+            flat,
+            names,
+            family="dflash",
+            method="dflash",
+            format="speculators" if is_speculators(source) else "dflash",
+            layer_ids=settings.layer_ids,
+            dtype=names["fc.weight"].dtype,
+            max_k=settings.block_size - 1 if settings.block_size else None,
+        )
+
+    def module_name(self, stored: str) -> str:
+        return stored.removeprefix("model.")
+
+    def load(self, info: DraftInfo, target: TargetInfo | None) -> DFlashDraft:
+        from drafts.families.dflash.module import DFlashConfig, DFlashDraft
+
+        settings = read_settings(info.config, info.folder / "config.json")
+        draft = DFlashDraft(
+            DFlashConfig(
+                **layer_fields(info.config),
+                **vars(settings),
+                target_hidden_size=info.target_hidden_size,
+                vocab_size=info.vocab_size,
+                draft_vocab_size=info.draft_vocab_size,
+                logit_scale=float(info.config.get("logit_scale", 1.0)),
+            )
+        )
+        fill(draft, info, self.module_name, target)
+        return draft
+
+    def dump(self, draft: DFlashDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        c = draft.config
+        config: dict[str, Any] = {
+            "architectures": [ARCHITECTURE],
+            "model_type": "qwen3",
+            **layer_config(c, dtype),
+            "vocab_size": c.vocab_size,
+            "draft_vocab_size": c.draft_vocab_size,
+            "target_hidden_size": c.target_hidden_size,
+            "logit_scale": c.logit_scale,
+            "dflash_config": {
+                "mask_token_id": c.mask_token_id,
+                "target_layer_ids": [i - 1 for i in c.layer_ids],
+                "causal": c.causal,
+            },
+        }
+        if c.block_size is not None:
+            config["block_size"] = c.block_size
+        state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
+        del state["embed_tokens.weight"]
+        if c.draft_vocab_size != c.vocab_size:
+            state["d2t"] = draft.d2t.contiguous()
+        return config, state
+
+    def init(self, target: TargetInfo, options: InitOptions) -> DFlashDraft:
+        from drafts.families.dflash.module import DFlashConfig, DFlashDraft
+
+        draft = DFlashDraft(
+            DFlashConfig(
+                **layer_sizes(target, options.num_layers or USUAL_LAYERS),
+                target_hidden_size=target.hidden_size,
+                vocab_size=target.vocab_size,
+                draft_vocab_size=options.draft_vocab_size(target),
+                layer_ids=options.layer_ids or spread_layer_ids(target.num_layers),
+                mask_token_id=init_mask_token(target),
+                block_size=options.max_k + 1,
+            )
+        )
+        init_linears(draft)
+        take_from_target(draft, target, options.kept)
+        return draft
+
+    def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+        settings = read_settings(info.config, info.folder / "config.json")
+        own: dict[str, Any] = {"draft_vocab_size": info.draft_vocab_size}
+        if info.target_hidden_size != info.hidden_size:
+            own["target_hidden_size"] = info.target_hidden_size
+        if settings.block_size is not None:
+            own["block_size"] = settings.block_size
+        if layout == "dflash":
+            own["dflash_config"] = {
+                "mask_token_id": settings.mask_token_id,
+                "target_layer_ids": [i - 1 for i in settings.layer_ids],
+                "causal": settings.causal,
+            }
+            return Layout(from_speculators(raw, ARCHITECTURE, own), str)
+        own |= {
+            "aux_hidden_state_layer_ids": list(settings.layer_ids),
+            "mask_token_id": settings.mask_token_id,
+            "sliding_window_non_causal": not settings.causal,
+        }
+        flat = {key: value for key, value in raw.items() if key != "dflash_config"}
+        k = settings.block_size - 1 if settings.block_size else USUAL_K
+        return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k), str)
 
 
 @dataclass(frozen=True)
@@ -152,108 +243,3 @@ def check_tensors(
             where=source.folder,
             hint=FETCH,
         )
-
-
-def module_name(stored: str) -> str:
-    return stored.removeprefix("model.")
-
-
-def load(info: DraftInfo, target: Path | None) -> DFlashDraft:
-    from drafts.families.dflash.module import DFlashConfig, DFlashDraft
-
-    settings = read_settings(info.config, info.folder / "config.json")
-    draft = DFlashDraft(
-        DFlashConfig(
-            **layer_fields(info.config),
-            **vars(settings),
-            target_hidden_size=info.target_hidden_size,
-            vocab_size=info.vocab_size,
-            draft_vocab_size=info.draft_vocab_size,
-            logit_scale=float(info.config.get("logit_scale", 1.0)),
-        )
-    )
-    fill(draft, info, module_name, target)
-    return draft
-
-
-def dump(draft: DFlashDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    c = draft.config
-    config: dict[str, Any] = {
-        "architectures": [ARCHITECTURE],
-        "model_type": "qwen3",
-        **layer_config(c, dtype),
-        "vocab_size": c.vocab_size,
-        "draft_vocab_size": c.draft_vocab_size,
-        "target_hidden_size": c.target_hidden_size,
-        "logit_scale": c.logit_scale,
-        "dflash_config": {
-            "mask_token_id": c.mask_token_id,
-            "target_layer_ids": [i - 1 for i in c.layer_ids],
-            "causal": c.causal,
-        },
-    }
-    if c.block_size is not None:
-        config["block_size"] = c.block_size
-    state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
-    del state["embed_tokens.weight"]
-    if c.draft_vocab_size != c.vocab_size:
-        state["d2t"] = draft.d2t.contiguous()
-    return config, state
-
-
-def fresh(target: Path, options: InitOptions) -> DFlashDraft:
-    from drafts.families.dflash.module import DFlashConfig, DFlashDraft
-
-    info = read_target(target)
-    draft = DFlashDraft(
-        DFlashConfig(
-            **layer_sizes(info, options.num_layers or USUAL_LAYERS),
-            target_hidden_size=info.hidden_size,
-            vocab_size=info.vocab_size,
-            draft_vocab_size=info.vocab_size if options.kept is None else len(options.kept),
-            layer_ids=options.layer_ids or spread_layer_ids(info.num_layers),
-            mask_token_id=fresh_mask_token(info),
-            block_size=options.max_k + 1,
-        )
-    )
-    init_linears(draft)
-    take_from_target(draft, target, options.kept)
-    return draft
-
-
-def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
-    settings = read_settings(info.config, info.folder / "config.json")
-    own: dict[str, Any] = {"draft_vocab_size": info.draft_vocab_size}
-    if info.target_hidden_size != info.hidden_size:
-        own["target_hidden_size"] = info.target_hidden_size
-    if settings.block_size is not None:
-        own["block_size"] = settings.block_size
-    if layout == "dflash":
-        own["dflash_config"] = {
-            "mask_token_id": settings.mask_token_id,
-            "target_layer_ids": [i - 1 for i in settings.layer_ids],
-            "causal": settings.causal,
-        }
-        return Layout(from_speculators(raw, ARCHITECTURE, own), str)
-    own |= {
-        "aux_hidden_state_layer_ids": list(settings.layer_ids),
-        "mask_token_id": settings.mask_token_id,
-        "sliding_window_non_causal": not settings.causal,
-    }
-    flat = {key: value for key, value in raw.items() if key != "dflash_config"}
-    k = settings.block_size - 1 if settings.block_size else USUAL_K
-    return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k), str)
-
-
-FAMILY = Family(
-    name="dflash",
-    title="DFlash",
-    formats=("dflash", "speculators"),
-    matches=matches,
-    describe=describe,
-    module_name=module_name,
-    load=load,
-    dump=dump,
-    fresh=fresh,
-    to_layout=to_layout,
-)

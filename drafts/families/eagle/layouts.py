@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions
@@ -15,7 +14,7 @@ from drafts.checkpoint.shared import take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.errors import UserError
 from drafts.nn.layers import init_linears
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,34 +27,77 @@ TARGETS_OWN = ("embed_tokens.weight", "lm_head.weight")
 OTHER = "use an EAGLE draft that vLLM serves, or train one: afaspec has the same layers"
 
 
-def matches(source: Source) -> bool:
-    """By the tensors: the config is that of any Llama."""
-    fc = source.headers.get("fc.weight")
-    if fc is None or len(fc.shape) != 2 or fc.shape[1] != 2 * fc.shape[0]:
-        return False
-    others = any("hidden_norm" in name or name == "d2t" for name in source.headers)
-    return not is_speculators(source) and not others
+class Eagle(Family):
+    """The family of EAGLE drafts."""
 
+    name = "eagle"
+    title = "EAGLE"
+    formats = ("eagle",)
 
-def describe(source: Source) -> DraftInfo:
-    source = unnested(source)
-    flat = flatten(source)
-    flat["target_hidden_size"] = flat["hidden_size"]
-    flat["draft_vocab_size"] = flat["vocab_size"]  # vLLM knows no other here
-    flat["attention_bias"] = bool(flat.get("attention_bias") or flat.get("bias"))
-    check_served(source, flat)
-    check_tensors(source, flat)
-    return make_info(
-        source,
-        flat,
-        source.headers,
-        family="eagle",
-        method="eagle",
-        format="eagle",
-        layer_ids=(),
-        reads="final",
-        dtype=source.headers["fc.weight"].dtype,
-    )
+    def matches(self, source: Source) -> bool:
+        """By the tensors: the config is that of any Llama."""
+        fc = source.headers.get("fc.weight")
+        if fc is None or len(fc.shape) != 2 or fc.shape[1] != 2 * fc.shape[0]:
+            return False
+        others = any("hidden_norm" in name or name == "d2t" for name in source.headers)
+        return not is_speculators(source) and not others
+
+    def describe(self, source: Source) -> DraftInfo:
+        source = unnested(source)
+        flat = flatten(source)
+        flat["target_hidden_size"] = flat["hidden_size"]
+        flat["draft_vocab_size"] = flat["vocab_size"]  # vLLM knows no other here
+        flat["attention_bias"] = bool(flat.get("attention_bias") or flat.get("bias"))
+        check_served(source, flat)
+        check_tensors(source, flat)
+        return make_info(
+            source,
+            flat,
+            source.headers,
+            family="eagle",
+            method="eagle",
+            format="eagle",
+            layer_ids=(),
+            reads="final",
+            dtype=source.headers["fc.weight"].dtype,
+        )
+
+    def module_name(self, stored: str) -> str:
+        return stored
+
+    def load(self, info: DraftInfo, target: TargetInfo | None) -> EagleDraft:
+        from drafts.families.eagle.module import EagleDraft
+
+        draft = EagleDraft(config_of(info.config))
+        fill(draft, info, self.module_name, target)
+        return draft
+
+    def dump(self, draft: EagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All but the embedding and the output layer, which are the target's."""
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            **layer_config(draft.config, dtype),
+            "vocab_size": draft.config.vocab_size,
+            "logit_scale": draft.config.logit_scale,
+        }
+        own = {n: p for n, p in draft.named_parameters() if n not in TARGETS_OWN}
+        return config, {n: p.detach().to(dtype).contiguous() for n, p in own.items()}
+
+    def init(self, target: TargetInfo, options: InitOptions) -> EagleDraft:
+        """A random draft. Its vocabulary is always full."""
+        from drafts.families.eagle.module import EagleConfig, EagleDraft
+
+        if options.kept is not None:
+            raise UserError(
+                "vLLM has no vocabulary map for EAGLE drafts, so that none can be reduced",
+                hint="leave the vocabulary full, or choose the family eagle3",
+            )
+        sizes = layer_sizes(target, options.num_layers or 1)
+        draft = EagleDraft(EagleConfig(**sizes, vocab_size=target.vocab_size))
+        init_linears(draft)
+        take_from_target(draft, target, None)
+        return draft
 
 
 def unnested(source: Source) -> Source:
@@ -131,10 +173,6 @@ def layer_shapes(flat: dict[str, Any], number: int) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def module_name(stored: str) -> str:
-    return stored
-
-
 def config_of(flat: dict[str, Any]) -> EagleConfig:
     from drafts.families.eagle.module import EagleConfig
 
@@ -143,54 +181,3 @@ def config_of(flat: dict[str, Any]) -> EagleConfig:
         vocab_size=flat["vocab_size"],
         logit_scale=float(flat.get("logit_scale", 1.0)),
     )
-
-
-def load(info: DraftInfo, target: Path | None) -> EagleDraft:
-    from drafts.families.eagle.module import EagleDraft
-
-    draft = EagleDraft(config_of(info.config))
-    fill(draft, info, module_name, target)
-    return draft
-
-
-def dump(draft: EagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All but the embedding and the output layer, which are the target's."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **layer_config(draft.config, dtype),
-        "vocab_size": draft.config.vocab_size,
-        "logit_scale": draft.config.logit_scale,
-    }
-    own = {n: p for n, p in draft.named_parameters() if n not in TARGETS_OWN}
-    return config, {n: p.detach().to(dtype).contiguous() for n, p in own.items()}
-
-
-def fresh(target: Path, options: InitOptions) -> EagleDraft:
-    """A random draft. Its vocabulary is always full."""
-    from drafts.families.eagle.module import EagleConfig, EagleDraft
-
-    if options.kept is not None:
-        raise UserError(
-            "vLLM has no vocabulary map for EAGLE drafts, so that none can be reduced",
-            hint="leave the vocabulary full, or choose the family eagle3",
-        )
-    info = read_target(target)
-    sizes = layer_sizes(info, options.num_layers or 1)
-    draft = EagleDraft(EagleConfig(**sizes, vocab_size=info.vocab_size))
-    init_linears(draft)
-    take_from_target(draft, target, None)
-    return draft
-
-
-FAMILY = Family(
-    name="eagle",
-    title="EAGLE",
-    formats=("eagle",),
-    matches=matches,
-    describe=describe,
-    module_name=module_name,
-    load=load,
-    dump=dump,
-    fresh=fresh,
-)

@@ -7,7 +7,6 @@ They differ in where the config keeps its fields and in the name of the first de
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
@@ -21,7 +20,7 @@ from drafts.checkpoint.source import FETCH, Source, flatten, is_speculators
 from drafts.checkpoint.speculators import from_speculators, to_speculators
 from drafts.errors import UserError
 from drafts.nn.layers import init_linears
-from drafts.target import read_target
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,32 +40,92 @@ USUAL_K = 3  # what a speculators config names for servers that ask for no numbe
 SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 
 
-def matches(source: Source) -> bool:
-    if is_speculators(source):
-        return bool(source.raw["speculators_model_type"] == "eagle3")
-    return bool(ARCHITECTURES & set(source.raw.get("architectures") or []))
+class Eagle3(Family):
+    """The family of EAGLE-3 drafts."""
 
+    name = "eagle3"
+    title = "EAGLE-3"
+    formats = ("eagle", "speculators")
 
-def describe(source: Source) -> DraftInfo:
-    flat = flatten(source)
-    if is_speculators(source):
-        flat.setdefault("norm_before_residual", True)  # vLLM's default for this layout
-    nested = flat.get("eagle_config") or {}
-    ids = check_layer_ids(
-        flat.get(LAYER_IDS) or nested.get(LAYER_IDS), source.config_path, LAYER_IDS
-    )
-    names = {module_name(name): header for name, header in source.headers.items()}
-    check_tensors(source, names, flat)
-    return make_info(
-        source,
-        flat,
-        names,
-        family="eagle3",
-        method="eagle3",
-        format="speculators" if is_speculators(source) else "eagle",
-        layer_ids=ids,
-        dtype=names["fc.weight"].dtype,
-    )
+    def matches(self, source: Source) -> bool:
+        if is_speculators(source):
+            return bool(source.raw["speculators_model_type"] == "eagle3")
+        return bool(ARCHITECTURES & set(source.raw.get("architectures") or []))
+
+    def describe(self, source: Source) -> DraftInfo:
+        flat = flatten(source)
+        if is_speculators(source):
+            flat.setdefault("norm_before_residual", True)  # vLLM's default for this layout
+        nested = flat.get("eagle_config") or {}
+        ids = check_layer_ids(
+            flat.get(LAYER_IDS) or nested.get(LAYER_IDS), source.config_path, LAYER_IDS
+        )
+        names = {self.module_name(name): header for name, header in source.headers.items()}
+        check_tensors(source, names, flat)
+        return make_info(
+            source,
+            flat,
+            names,
+            family="eagle3",
+            method="eagle3",
+            format="speculators" if is_speculators(source) else "eagle",
+            layer_ids=ids,
+            dtype=names["fc.weight"].dtype,
+        )
+
+    def module_name(self, stored: str) -> str:
+        return stored.removeprefix("model.").replace("midlayer.", "layers.0.", 1)
+
+    def load(self, info: DraftInfo, target: TargetInfo | None) -> Eagle3Draft:
+        from drafts.families.eagle3.module import Eagle3Draft
+
+        draft = Eagle3Draft(config_of(info, target))
+        fill(draft, info, self.module_name, target)
+        return draft
+
+    def dump(self, draft: Eagle3Draft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        c = draft.config
+        own = {f.name for f in fields(c)} - {"max_positions", "num_layers", "rope", "layer_ids"}
+        config = {
+            "architectures": ["Eagle3Qwen3ForCausalLM" if c.qk_norm else "LlamaForCausalLMEagle3"],
+            "model_type": "qwen3" if c.qk_norm else "llama",
+            **layer_config(c, dtype),
+            **{name: getattr(c, name) for name in sorted(own) if name != "qk_norm"},
+            LAYER_IDS: list(c.layer_ids),
+            "num_aux_hidden_states": len(c.layer_ids),
+        }
+        return config, stored_tensors(draft, dtype)
+
+    def init(self, target: TargetInfo, options: InitOptions) -> Eagle3Draft:
+        from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
+
+        draft = Eagle3Draft(
+            Eagle3Config(
+                **layer_sizes(target, options.num_layers or 1),
+                target_hidden_size=target.hidden_size,
+                vocab_size=target.vocab_size,
+                draft_vocab_size=options.draft_vocab_size(target),
+                layer_ids=options.layer_ids or spread_layer_ids(target.num_layers),
+            )
+        )
+        init_linears(draft)
+        take_from_target(draft, target, options.kept)
+        return draft
+
+    def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+        flat = info.config
+        own: dict[str, Any] = dict(switches(flat))
+        own["draft_vocab_size"] = info.draft_vocab_size
+        if info.target_hidden_size != info.hidden_size:
+            own["target_hidden_size"] = info.target_hidden_size
+        if info.layer_ids is not None:
+            own[LAYER_IDS] = list(info.layer_ids)
+        if layout == "speculators":
+            config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K)
+            return Layout(config, lambda name: name.replace("midlayer.", "layers.0.", 1))
+        architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
+        config = from_speculators(raw, architecture, own)
+        return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
 
 
 def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -> None:
@@ -90,11 +149,7 @@ def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -
         )
 
 
-def module_name(stored: str) -> str:
-    return stored.removeprefix("model.").replace("midlayer.", "layers.0.", 1)
-
-
-def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
+def config_of(info: DraftInfo, target: TargetInfo | None) -> Eagle3Config:
     """The module's configuration, layer ids filled in from the target where the draft has none."""
     from drafts.families.eagle3.module import Eagle3Config
 
@@ -106,7 +161,7 @@ def config_of(info: DraftInfo, target: Path | None) -> Eagle3Config:
                 where=info.folder / "config.json",
                 hint="add them, or give the target's folder as well",
             )
-        layer_ids = default_layer_ids(read_target(target).num_layers)
+        layer_ids = default_layer_ids(target.num_layers)
     flat = info.config
     own: dict[str, Any] = switches(flat)
     return Eagle3Config(
@@ -136,28 +191,6 @@ def is_qwen3(flat: dict[str, Any]) -> bool:
     return any("Qwen3ForCausalLM" in name for name in flat.get("architectures") or [])
 
 
-def load(info: DraftInfo, target: Path | None) -> Eagle3Draft:
-    from drafts.families.eagle3.module import Eagle3Draft
-
-    draft = Eagle3Draft(config_of(info, target))
-    fill(draft, info, module_name, target)
-    return draft
-
-
-def dump(draft: Eagle3Draft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    c = draft.config
-    own = {f.name for f in fields(c)} - {"max_positions", "num_layers", "rope", "layer_ids"}
-    config = {
-        "architectures": ["Eagle3Qwen3ForCausalLM" if c.qk_norm else "LlamaForCausalLMEagle3"],
-        "model_type": "qwen3" if c.qk_norm else "llama",
-        **layer_config(c, dtype),
-        **{name: getattr(c, name) for name in sorted(own) if name != "qk_norm"},
-        LAYER_IDS: list(c.layer_ids),
-        "num_aux_hidden_states": len(c.layer_ids),
-    }
-    return config, stored_tensors(draft, dtype)
-
-
 def stored_tensors(draft: Any, dtype: Any) -> dict[str, Tensor]:
     """All tensors by their names in EAGLE's layout, but the embedding where it is the target's.
 
@@ -173,54 +206,6 @@ def stored_tensors(draft: Any, dtype: Any) -> dict[str, Tensor]:
     return state
 
 
-def fresh(target: Path, options: InitOptions) -> Eagle3Draft:
-    from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
-
-    info = read_target(target)
-    draft = Eagle3Draft(
-        Eagle3Config(
-            **layer_sizes(info, options.num_layers or 1),
-            target_hidden_size=info.hidden_size,
-            vocab_size=info.vocab_size,
-            draft_vocab_size=info.vocab_size if options.kept is None else len(options.kept),
-            layer_ids=options.layer_ids or spread_layer_ids(info.num_layers),
-        )
-    )
-    init_linears(draft)
-    take_from_target(draft, target, options.kept)
-    return draft
-
-
-def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
-    flat = info.config
-    own: dict[str, Any] = dict(switches(flat))
-    own["draft_vocab_size"] = info.draft_vocab_size
-    if info.target_hidden_size != info.hidden_size:
-        own["target_hidden_size"] = info.target_hidden_size
-    if info.layer_ids is not None:
-        own[LAYER_IDS] = list(info.layer_ids)
-    if layout == "speculators":
-        config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K)
-        return Layout(config, lambda name: name.replace("midlayer.", "layers.0.", 1))
-    architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
-    config = from_speculators(raw, architecture, own)
-    return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
-
-
 def first_layer_name(name: str) -> str:
     """EAGLE's name for a tensor of a draft with one decoder layer."""
     return name.replace("layers.0.", "midlayer.", 1)
-
-
-FAMILY = Family(
-    name="eagle3",
-    title="EAGLE-3",
-    formats=("eagle", "speculators"),
-    matches=matches,
-    describe=describe,
-    module_name=module_name,
-    load=load,
-    dump=dump,
-    fresh=fresh,
-    to_layout=to_layout,
-)

@@ -12,7 +12,8 @@ from drafts.checkpoint.layer_config import layer_sizes
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
-from drafts.target import load_embedding, load_lm_head, read_target
+from drafts.target import TargetInfo, load_embedding, load_lm_head
+from drafts.tensors import dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,62 +26,107 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PROBE_TOLERANCE = 1e-4  # of the largest logit: float32 rounding, whatever the kernels
 
 
-def matches(source: Source) -> bool:
-    architectures = source.raw.get("architectures") or []
-    return any(name.endswith("ForCausalLM") for name in architectures) and (
-        any(name.endswith(".embed_tokens.weight") for name in source.headers)
-        and any(".layers.0." in name for name in source.headers)
-    )
+class DraftModel(Family):
+    """The family of draft model drafts."""
 
+    name = "draft_model"
+    title = "draft model"
+    formats = ("transformers",)
 
-def describe(source: Source) -> DraftInfo:
-    flat = dict(source.raw)
-    if missing := [key for key in ("hidden_size", "vocab_size") if key not in flat]:
-        raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, hint=FETCH)
-    embedding = next(n for n in source.headers if n.endswith(".embed_tokens.weight"))
-    size = (flat["vocab_size"], flat["hidden_size"])
-    check_shapes(
-        source,
-        source.headers,
-        {embedding: size, "lm_head.weight": size},
-        optional=("lm_head.weight",),  # tied to the embedding
-    )
-    return make_info(
-        source,
-        {**flat, "target_hidden_size": flat["hidden_size"], "draft_vocab_size": size[0]},
-        [],
-        family="draft_model",
-        method="draft_model",
-        format="transformers",
-        layer_ids=(),
-        reads="nothing",
-        shared=(),
-        rope=None,  # its positions are its own business
-        max_positions=flat.get("max_position_embeddings"),
-        dtype=source.headers[embedding].dtype,
-    )
-
-
-def module_name(stored: str) -> str:
-    return PREFIX + stored
-
-
-def load(info: DraftInfo, target: Path | None) -> LmDraft:
-    from transformers.utils import logging
-
-    from drafts.families.lm.module import LmDraft
-
-    if "quantization_config" in info.config:
-        raise UserError(
-            "is quantized, so that its weights cannot be read as they are or adapted",
-            where=info.folder / "config.json",
-            hint="use the draft model as it was before quantization",
+    def matches(self, source: Source) -> bool:
+        architectures = source.raw.get("architectures") or []
+        return any(name.endswith("ForCausalLM") for name in architectures) and (
+            any(name.endswith(".embed_tokens.weight") for name in source.headers)
+            and any(".layers.0." in name for name in source.headers)
         )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    draft = LmDraft(load_lm(info.folder))
-    check_logits(draft, info)
-    return draft
+
+    def describe(self, source: Source) -> DraftInfo:
+        flat = dict(source.raw)
+        if missing := [key for key in ("hidden_size", "vocab_size") if key not in flat]:
+            raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, hint=FETCH)
+        embedding = next(n for n in source.headers if n.endswith(".embed_tokens.weight"))
+        size = (flat["vocab_size"], flat["hidden_size"])
+        check_shapes(
+            source,
+            source.headers,
+            {embedding: size, "lm_head.weight": size},
+            optional=("lm_head.weight",),  # tied to the embedding
+        )
+        return make_info(
+            source,
+            {**flat, "target_hidden_size": flat["hidden_size"], "draft_vocab_size": size[0]},
+            [],
+            family="draft_model",
+            method="draft_model",
+            format="transformers",
+            layer_ids=(),
+            reads="nothing",
+            shared=(),
+            rope=None,  # its positions are its own business
+            max_positions=flat.get("max_position_embeddings"),
+            dtype=source.headers[embedding].dtype,
+        )
+
+    def module_name(self, stored: str) -> str:
+        return PREFIX + stored
+
+    def load(self, info: DraftInfo, target: TargetInfo | None) -> LmDraft:
+        from transformers.utils import logging
+
+        from drafts.families.lm.module import LmDraft
+
+        if "quantization_config" in info.config:
+            raise UserError(
+                "is quantized, so that its weights cannot be read as they are or adapted",
+                where=info.folder / "config.json",
+                hint="use the draft model as it was before quantization",
+            )
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        draft = LmDraft(load_lm(info.folder))
+        check_logits(draft, info)
+        return draft
+
+    def dump(self, draft: LmDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        config = json.loads(draft.lm.config.to_json_string(use_diff=True))
+        config |= {
+            "architectures": [type(draft.lm).__name__],
+            "dtype": dtype_name(dtype),
+        }
+        own = dict(draft.named_parameters())  # each tied tensor once
+        return config, {
+            name.removeprefix(PREFIX): tensor.detach().to(dtype).contiguous()
+            for name, tensor in own.items()
+        }
+
+    def init(self, target: TargetInfo, options: InitOptions) -> LmDraft:
+        """A Llama of the target's sizes; vLLM also wants the target's tokenizer files beside it."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from drafts.families.lm.module import LmDraft
+
+        if options.kept is not None:
+            raise UserError(
+                "a draft model has the target's whole vocabulary",
+                hint="leave the draft vocabulary out",
+            )
+        sizes = layer_sizes(target, options.num_layers or 2)
+        lm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=target.vocab_size,
+                num_hidden_layers=sizes.pop("num_layers"),
+                max_position_embeddings=sizes.pop("max_positions"),
+                rope_parameters=sizes.pop("rope"),
+                tie_word_embeddings=False,
+                **sizes,
+                **{key: target.config[key] for key in SPECIAL_IDS if key in target.config},
+            )
+        )
+        with torch.no_grad():
+            lm.get_input_embeddings().weight.copy_(load_embedding(target).float())
+            lm.get_output_embeddings().weight.copy_(load_lm_head(target).float())
+        return LmDraft(lm)
 
 
 def load_lm(folder: Path) -> Any:
@@ -126,59 +172,3 @@ def check_logits(draft: LmDraft, info: DraftInfo) -> None:
             where=info.folder,
             hint="use a draft model of another architecture",
         )
-
-
-def dump(draft: LmDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = json.loads(draft.lm.config.to_json_string(use_diff=True))
-    config |= {
-        "architectures": [type(draft.lm).__name__],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    own = dict(draft.named_parameters())  # each tied tensor once
-    return config, {
-        name.removeprefix(PREFIX): tensor.detach().to(dtype).contiguous()
-        for name, tensor in own.items()
-    }
-
-
-def fresh(target: Path, options: InitOptions) -> LmDraft:
-    """A Llama of the target's sizes; vLLM also wants the target's tokenizer files beside it."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from drafts.families.lm.module import LmDraft
-
-    if options.kept is not None:
-        raise UserError(
-            "a draft model has the target's whole vocabulary", hint="leave the draft vocabulary out"
-        )
-    info = read_target(target)
-    sizes = layer_sizes(info, options.num_layers or 2)
-    lm = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=info.vocab_size,
-            num_hidden_layers=sizes.pop("num_layers"),
-            max_position_embeddings=sizes.pop("max_positions"),
-            rope_parameters=sizes.pop("rope"),
-            tie_word_embeddings=False,
-            **sizes,
-            **{key: info.config[key] for key in SPECIAL_IDS if key in info.config},
-        )
-    )
-    with torch.no_grad():
-        lm.get_input_embeddings().weight.copy_(load_embedding(target).float())
-        lm.get_output_embeddings().weight.copy_(load_lm_head(target).float())
-    return LmDraft(lm)
-
-
-FAMILY = Family(
-    name="draft_model",
-    title="draft model",
-    formats=("transformers",),
-    matches=matches,
-    describe=describe,
-    module_name=module_name,
-    load=load,
-    dump=dump,
-    fresh=fresh,
-)

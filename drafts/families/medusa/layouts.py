@@ -5,7 +5,6 @@ Which tensors count, and which sizes a config that leaves them out means, is wha
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
@@ -14,8 +13,8 @@ from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
 from drafts.files import hash_model
-from drafts.target import load_lm_head, read_target
-from drafts.tensors import open_tensors
+from drafts.target import TargetInfo, load_lm_head
+from drafts.tensors import dtype_name, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,35 +28,126 @@ SHARED_HEAD = "lm_head.weight"
 FIRST_HEAD = "lm_heads.0.head.weight"
 
 
-def matches(source: Source) -> bool:
-    raw = source.raw
-    named = raw.get("model_type") == "medusa" or ARCHITECTURE in (raw.get("architectures") or [])
-    return named or "medusa_num_heads" in raw
+class Medusa(Family):
+    """The family of Medusa drafts."""
 
+    name = "medusa"
+    title = "Medusa"
+    formats = ("medusa", "medusa-heads")
 
-def describe(source: Source) -> DraftInfo:
-    names = {module_name(stored): header for stored, header in source.headers.items()}
-    flat = flatten(source, names)
-    check_tensors(source, names, flat)
-    return DraftInfo(
-        folder=source.folder,
-        family="medusa",
-        format="medusa-heads" if any(map(is_numbered, source.headers)) else "medusa",
-        method="medusa",
-        hidden_size=flat["hidden_size"],
-        target_hidden_size=flat["hidden_size"],
-        vocab_size=flat["vocab_size"],
-        draft_vocab_size=flat["vocab_size"],
-        layer_ids=(),
-        max_positions=None,
-        rope=None,
-        dtype=names["blocks.0.0.linear.weight"].dtype,
-        shared=(SHARED_HEAD,) if flat["original_lm_head"] else (),
-        config=flat,
-        sha256=hash_model(source.folder),
-        reads="final",
-        max_k=flat["num_heads"],
-    )
+    def matches(self, source: Source) -> bool:
+        raw = source.raw
+        named = raw.get("model_type") == "medusa" or ARCHITECTURE in (
+            raw.get("architectures") or []
+        )
+        return named or "medusa_num_heads" in raw
+
+    def describe(self, source: Source) -> DraftInfo:
+        names = {self.module_name(stored): header for stored, header in source.headers.items()}
+        flat = flatten(source, names)
+        check_tensors(source, names, flat)
+        return DraftInfo(
+            folder=source.folder,
+            family="medusa",
+            format="medusa-heads" if any(map(is_numbered, source.headers)) else "medusa",
+            method="medusa",
+            hidden_size=flat["hidden_size"],
+            target_hidden_size=flat["hidden_size"],
+            vocab_size=flat["vocab_size"],
+            draft_vocab_size=flat["vocab_size"],
+            layer_ids=(),
+            max_positions=None,
+            rope=None,
+            dtype=names["blocks.0.0.linear.weight"].dtype,
+            shared=(SHARED_HEAD,) if flat["original_lm_head"] else (),
+            config=flat,
+            sha256=hash_model(source.folder),
+            reads="final",
+            max_k=flat["num_heads"],
+        )
+
+    def module_name(self, stored: str) -> str:
+        parts = stored.replace("medusa_heads.", "").split(".")
+        if is_numbered(stored) and "linear" in parts:
+            return ".".join(["blocks", *parts])
+        if is_numbered(stored):
+            return f"lm_heads.{parts[0]}.head.{parts[-1]}"
+        if parts[0] == "blocks" and len(parts) == 5:
+            return f"blocks.{parts[1]}.{parts[3]}.linear.{parts[4]}"
+        if parts[0] == "lm_heads" and len(parts) == 3:
+            return f"lm_heads.{parts[1]}.head.{parts[2]}"
+        return ".".join(parts)
+
+    def load(self, info: DraftInfo, target: TargetInfo | None) -> MedusaDraft:
+        import torch
+
+        from drafts.families.medusa.module import MedusaDraft
+
+        draft = MedusaDraft(config_of(info.config))
+        stored = {self.module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
+        if draft.config.shared_head:
+            stored.setdefault(SHARED_HEAD, stored.get(FIRST_HEAD))
+        with torch.no_grad():
+            for name, parameter in draft.named_parameters():
+                parameter.copy_(stored[name])
+        return draft
+
+    def dump(self, draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        c = draft.config
+        config = {
+            "architectures": [ARCHITECTURE],
+            "model_type": "medusa",
+            "hidden_size": c.hidden_size,
+            "vocab_size": c.vocab_size,
+            "num_heads": c.num_heads,
+            "num_hidden_layers": c.num_layers,
+            "medusa_fc_bias": c.bias,
+            "original_lm_head": c.shared_head,
+            "logit_scale": c.logit_scale,
+            "dtype": dtype_name(dtype),
+        }
+        tensors = {
+            stored_name(own): p.detach().to(dtype).contiguous()
+            for own, p in draft.named_parameters()
+        }
+        return config, tensors
+
+    def init(self, target: TargetInfo, options: InitOptions) -> MedusaDraft:
+        """Heads that each start as the target's own output layer, as in the paper; blocks add 0."""
+        import torch
+
+        from drafts.families.medusa.module import MedusaConfig, MedusaDraft
+
+        if options.kept is not None:
+            raise UserError(
+                "vLLM loads no Medusa draft of a reduced vocabulary",
+                hint="leave the vocabulary full, or choose the family eagle3",
+            )
+        head = load_lm_head(target)
+        draft = MedusaDraft(
+            MedusaConfig(
+                hidden_size=target.hidden_size,
+                vocab_size=target.vocab_size,
+                num_heads=options.max_k,
+                num_layers=options.num_layers or 1,
+            )
+        )
+        with torch.no_grad():
+            for name, parameter in draft.named_parameters():
+                parameter.copy_(head) if name.startswith("lm_heads") else parameter.zero_()
+        return draft
+
+    def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
+        counts = {key for key in raw if "num" in key and ("heads" in key or "layers" in key)}
+        own = {k: v for k, v in raw.items() if k not in counts | {"architectures", "model_type"}}
+        own |= {"hidden_size": info.hidden_size, "vocab_size": info.vocab_size}
+        heads, layers = info.config["num_heads"], info.config["num_hidden_layers"]
+        if layout == "medusa":
+            named = {"architectures": [ARCHITECTURE], "model_type": "medusa"}
+            config = {**named, "num_heads": heads, "num_hidden_layers": layers, **own}
+            return Layout(config, lambda name: stored_name(self.module_name(name)))
+        config = {"medusa_num_heads": heads, "medusa_num_layers": layers, **own}
+        return Layout(config, lambda name: numbered_name(self.module_name(name), layers))
 
 
 def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
@@ -138,19 +228,6 @@ def is_numbered(stored: str) -> bool:
     return len(parts) > 2 and parts[0].isdigit() and parts[1].isdigit()
 
 
-def module_name(stored: str) -> str:
-    parts = stored.replace("medusa_heads.", "").split(".")
-    if is_numbered(stored) and "linear" in parts:
-        return ".".join(["blocks", *parts])
-    if is_numbered(stored):
-        return f"lm_heads.{parts[0]}.head.{parts[-1]}"
-    if parts[0] == "blocks" and len(parts) == 5:
-        return f"blocks.{parts[1]}.{parts[3]}.linear.{parts[4]}"
-    if parts[0] == "lm_heads" and len(parts) == 3:
-        return f"lm_heads.{parts[1]}.head.{parts[2]}"
-    return ".".join(parts)
-
-
 def stored_name(own: str) -> str:
     """The name in vLLM's layout of a module's parameter."""
     parts = own.split(".")
@@ -167,19 +244,6 @@ def numbered_name(own: str, num_layers: int) -> str:
     return f"{parts[1]}.{num_layers}.{parts[3]}" if parts[0] == "lm_heads" else own
 
 
-def to_layout(info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
-    counts = {key for key in raw if "num" in key and ("heads" in key or "layers" in key)}
-    own = {k: v for k, v in raw.items() if k not in counts | {"architectures", "model_type"}}
-    own |= {"hidden_size": info.hidden_size, "vocab_size": info.vocab_size}
-    heads, layers = info.config["num_heads"], info.config["num_hidden_layers"]
-    if layout == "medusa":
-        named = {"architectures": [ARCHITECTURE], "model_type": "medusa"}
-        config = {**named, "num_heads": heads, "num_hidden_layers": layers, **own}
-        return Layout(config, lambda name: stored_name(module_name(name)))
-    config = {"medusa_num_heads": heads, "medusa_num_layers": layers, **own}
-    return Layout(config, lambda name: numbered_name(module_name(name), layers))
-
-
 def config_of(flat: dict[str, Any]) -> MedusaConfig:
     from drafts.families.medusa.module import MedusaConfig
 
@@ -192,78 +256,3 @@ def config_of(flat: dict[str, Any]) -> MedusaConfig:
         shared_head=flat["original_lm_head"],
         logit_scale=float(flat.get("logit_scale", 1.0)),
     )
-
-
-def load(info: DraftInfo, target: Path | None) -> MedusaDraft:
-    import torch
-
-    from drafts.families.medusa.module import MedusaDraft
-
-    draft = MedusaDraft(config_of(info.config))
-    stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
-    if draft.config.shared_head:
-        stored.setdefault(SHARED_HEAD, stored.get(FIRST_HEAD))
-    with torch.no_grad():
-        for name, parameter in draft.named_parameters():
-            parameter.copy_(stored[name])
-    return draft
-
-
-def dump(draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    c = draft.config
-    config = {
-        "architectures": [ARCHITECTURE],
-        "model_type": "medusa",
-        "hidden_size": c.hidden_size,
-        "vocab_size": c.vocab_size,
-        "num_heads": c.num_heads,
-        "num_hidden_layers": c.num_layers,
-        "medusa_fc_bias": c.bias,
-        "original_lm_head": c.shared_head,
-        "logit_scale": c.logit_scale,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    tensors = {
-        stored_name(own): p.detach().to(dtype).contiguous() for own, p in draft.named_parameters()
-    }
-    return config, tensors
-
-
-def fresh(target: Path, options: InitOptions) -> MedusaDraft:
-    """Heads that each start as the target's own output layer, as in the paper: all blocks add 0."""
-    import torch
-
-    from drafts.families.medusa.module import MedusaConfig, MedusaDraft
-
-    if options.kept is not None:
-        raise UserError(
-            "vLLM loads no Medusa draft of a reduced vocabulary",
-            hint="leave the vocabulary full, or choose the family eagle3",
-        )
-    info, head = read_target(target), load_lm_head(target)
-    draft = MedusaDraft(
-        MedusaConfig(
-            hidden_size=info.hidden_size,
-            vocab_size=info.vocab_size,
-            num_heads=options.max_k,
-            num_layers=options.num_layers or 1,
-        )
-    )
-    with torch.no_grad():
-        for name, parameter in draft.named_parameters():
-            parameter.copy_(head) if name.startswith("lm_heads") else parameter.zero_()
-    return draft
-
-
-FAMILY = Family(
-    name="medusa",
-    title="Medusa",
-    formats=("medusa", "medusa-heads"),
-    matches=matches,
-    describe=describe,
-    module_name=module_name,
-    load=load,
-    dump=dump,
-    fresh=fresh,
-    to_layout=to_layout,
-)

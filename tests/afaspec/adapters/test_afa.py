@@ -13,9 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from afaspec.adapters.afa import adapt, read_record, save_adapter
-from afaspec.adapters.annealing import ACTIVATION_NAMES, annealed_layers
-from afaspec.adapters.schedule import AnnealingSchedule
-from afaspec.train.config import Sigma
+from afaspec.adapters.annealing import ACTIVATIONS, annealed_layers
+from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from drafts.errors import UserError
 
 
@@ -127,7 +126,7 @@ def test_merging_in_place_is_refused_until_beta_is_zero() -> None:
 
 
 def test_every_sigma_that_can_be_asked_for_is_there() -> None:
-    assert get_args(Sigma) == ACTIVATION_NAMES
+    assert get_args(Activation) == tuple(ACTIVATIONS)
 
 
 def test_only_the_adapter_trains() -> None:

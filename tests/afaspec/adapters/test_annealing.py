@@ -69,7 +69,7 @@ def test_annealer_follows_the_optimizer_and_resumes() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([weight])
     annealer = Annealer(layers, schedule, 10)
-    annealer.follow(optimizer)
+    annealer.attach(optimizer)
     seen = []
     for _ in range(5):
         seen.append(layers[1].beta)

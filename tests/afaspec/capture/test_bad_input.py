@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.capture.run import capture
 from tests.command import run_command
+from tests.opened import capture
 
 
 @dataclass

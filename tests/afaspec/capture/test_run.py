@@ -14,10 +14,10 @@ import torch
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.features import features
 from afaspec.capture.generate import NAME, generate, use_fast_decoding
-from afaspec.capture.plan import plan_capture
-from afaspec.capture.run import CaptureProgress, capture
+from afaspec.capture.run import CaptureProgress
 from afaspec.store.manifest import read_manifest
 from afaspec.store.read import FeatureStore
+from tests.opened import capture, plan_capture
 
 END = 0  # the tiny target's end token
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from afaspec.checkpoints.config import StartConfig
-from afaspec.checkpoints.init import frequent_tokens, next_commands, start_draft
+from afaspec.checkpoints.config import InitConfig
+from afaspec.checkpoints.init import frequent_tokens, next_commands
 from afaspec.config import load_config
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
-from drafts.registry import FAMILIES, load_draft, read_draft_info
-from drafts.target import load_lm_head, read_target
-from serving.compatibility import require_compatible
+from drafts.registry import FAMILIES, read_draft
+from drafts.target import read_target
 from tests.command import run_command
+from tests.opened import init_checkpoint, load_draft, load_lm_head, require_compatible
 from tests.tiny_models import write_target
 from tests.tiny_store import write_store
 
@@ -66,7 +66,7 @@ def test_from_scratch_to_a_draft_that_is_accepted(
 
 def start(family: str, target: Path, out: Path, **settings: object) -> Path:
     given = {"family": family, "target": target, "out": out, **settings}
-    start_draft(load_config(StartConfig, None, given), lambda text: None)
+    init_checkpoint(load_config(InitConfig, None, given), lambda text: None)
     return out
 
 
@@ -74,10 +74,10 @@ def test_the_vocabulary_is_what_the_responses_say(
     store: Path, tiny_target: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    config = StartConfig(
+    config = InitConfig(
         family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=100, store=store
     )
-    info = start_draft(config, said.append)
+    info = init_checkpoint(config, said.append)
     assert (info.draft_vocab_size, info.layer_ids) == (100, (1, 2, 3))
     sequences = FeatureStore.open(store)
     counts = torch.zeros(512, dtype=torch.long)
@@ -101,7 +101,7 @@ def test_too_few_different_tokens_are_filled_up(
     store: Path, tiny_target: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    config = StartConfig(
+    config = InitConfig(
         family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=511, store=store
     )
     kept = frequent_tokens(config, read_target(tiny_target), FeatureStore.open(store), said.append)
@@ -121,12 +121,12 @@ def test_sizes_and_dtype_are_those_asked_for(tiny_target: Path, tmp_path: Path) 
     draft = start(
         "eagle3", tiny_target, tmp_path / "d", layers=2, layer_ids="0,2,4", dtype="float16"
     )
-    info = read_draft_info(draft)
+    info = read_draft(draft)
     assert (info.dtype, info.layer_ids) == ("float16", (0, 2, 4))
     assert info.config["num_hidden_layers"] == 2
 
-    config = StartConfig(family="medusa", target=tiny_target, out=tmp_path / "m", heads=2)
-    heads = start_draft(config)
+    config = InitConfig(family="medusa", target=tiny_target, out=tmp_path / "m", heads=2)
+    heads = init_checkpoint(config)
     assert heads.max_k == 2
     assert "--draft-steps 2 " in next_commands(config, heads, "T")[1]
 

@@ -9,14 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.inspect import inspect_draft
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
-from drafts.init import init_draft
 from drafts.registry import FAMILIES, save_draft
-from serving.speculation import speculative_config
 from tests.command import run_command
 from tests.drafts.test_registry import speculators_draft
+from tests.opened import init_draft, inspect_draft, speculative_config
 from tests.tiny_models import write_draft, write_target
 
 

@@ -11,13 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.merge import ROUNDINGS, load_result, merge, merged_weights
+from afaspec.checkpoints.merge import ROUNDINGS, load_result, merged_weights
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from drafts.errors import UserError
-from drafts.registry import load_draft
-from serving.compatibility import require_compatible
 from tests.drafts.test_registry import speculators_draft
+from tests.opened import load_draft, merge, require_compatible, train
 from tests.tiny_store import write_store
 
 

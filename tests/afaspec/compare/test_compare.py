@@ -16,17 +16,21 @@ from typing import Any
 import pytest
 import yaml
 
-from afaspec.capture.run import capture
-from afaspec.checkpoints.merge import find_result, merge
+from afaspec.checkpoints.merge import find_result, load_merged
+from afaspec.cli.adapt.compare import open_models
 from afaspec.compare.config import CompareConfig, part
-from afaspec.compare.data import Facts, capture_config, divide, gather
-from afaspec.compare.execute import counted, merged_draft
-from afaspec.compare.run import compare, forecast, report_only, take_over
+from afaspec.compare.data import Facts, capture_config, divide_store, read_study_prompts
+from afaspec.compare.execute import as_counts
+from afaspec.compare.run import import_study, report_only
 from afaspec.store.read import FeatureStore
 from bench.prompts.read import read_prompts
+from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
-from drafts.registry import load_draft
+from drafts.registry import read_draft
+from drafts.target import read_target
 from tests.nursery import Nursery, is_alive
+from tests.opened import capture, forecast, load_draft, merge
+from tests.opened import compare_arms as compare
 
 KILLS = 4
 TIMES = ("seconds", "train_seconds", "spent_seconds", "made", "out")
@@ -134,7 +138,7 @@ def test_the_three_sides_share_no_prompt(finished: dict[str, Any], given: dict[s
     assert not (train | validation) & measured
     # The division is by content: it is the same for a prompt wherever it stands.
     found = read_prompts(given["domains"]["code"]["prompts"], split="train", eval_fraction=0.3)
-    again = divide(stores["train"], stores["eval"], found, config.tuning.validation)
+    again = divide_store(stores["train"], stores["eval"], found, config.tuning.validation)
     assert (again.train, again.validation) == (sides["train"], sides["validation"])
 
 
@@ -142,11 +146,11 @@ def test_a_prompt_of_two_sides_is_dropped_from_training(
     finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
 ) -> None:
     config = CompareConfig(**given)
-    found = gather(config, Path(given["target"]))[1]
+    found = read_study_prompts(config, *open_models(config))[1]
     store = FeatureStore.open(next((Path(given["out"]) / "stores").glob("code-train-*")))
     both = capture(capture_config(config, "code", "train", tmp_path / "again"))
     with pytest.raises(Exception, match="are the same"):  # eval is the train side itself
-        divide(store, both, found["code", "train"], config.tuning.validation)
+        divide_store(store, both, found["code", "train"], config.tuning.validation)
 
 
 def test_killed_studies_end_with_the_same_results(
@@ -197,11 +201,11 @@ def test_parts_that_were_made_apart_are_put_together(
     for name, content in {**parts, "foreign": finished | {"facts": foreign}}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     for name in parts:
-        take_over(config, tmp_path / f"{name}.json")
+        import_study(config, tmp_path / f"{name}.json")
     assert Facts.read(config.out).domains.keys() == {"code", "other"}
     assert timeless(report_only(config))["domains"] == timeless(finished)["domains"]
     with pytest.raises(UserError, match="another draft"):
-        take_over(config, tmp_path / "foreign.json")
+        import_study(config, tmp_path / "foreign.json")
 
 
 def test_a_stored_study_goes_on_elsewhere(
@@ -211,7 +215,7 @@ def test_a_stored_study_goes_on_elsewhere(
     stored, out = tmp_path / "study.json.gz", tmp_path / "elsewhere"
     stored.write_bytes(gzip.compress((Path(given["out"]) / "study.json").read_bytes()))
     config = CompareConfig(**(given | {"out": out, "seeds": [0, 1, 2]}))
-    take_over(config, stored)
+    import_study(config, stored)
     with pytest.raises(UserError, match="no finished arm"):
         report_only(config)  # no arm has its third seed
     grown = compare(config)
@@ -229,7 +233,7 @@ def test_a_study_is_not_taken_on_by_a_target_that_answers_otherwise(
     next(c for c in other["cells"] if c["kind"] == "data")["result"]["train_tokens"] += 1
     (tmp_path / "study.json").write_text(json.dumps(other))
     config = CompareConfig(**(given | {"out": tmp_path / "out", "seeds": [0, 1, 2]}))
-    take_over(config, tmp_path / "study.json")
+    import_study(config, tmp_path / "study.json")
     with pytest.raises(UserError, match="answers code otherwise here"):
         compare(config)
 
@@ -239,7 +243,7 @@ def test_what_is_no_study_is_refused(content: bytes, given: dict[str, Any], tmp_
     for name, raw in (("a.json", content), ("a.json.gz", content)):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(UserError, match="is not a study"):
-            take_over(CompareConfig(**given), tmp_path / name)
+            import_study(CompareConfig(**given), tmp_path / name)
 
 
 def test_a_part_of_a_study_is_the_same_study(
@@ -313,10 +317,10 @@ def test_what_is_measured_is_what_merge_writes(
         run = out / "runs" / final["inputs"]["run"]
         merge(run, base, tmp_path / str(i), target)
         written = load_draft(tmp_path / str(i), target).eval()
-        served = merged_draft(base, target, find_result(run)[0])
+        served = load_merged(read_draft(base), find_result(run)[0], read_target(target))
         for name, value in written.state_dict().items():
             assert value.equal(served.state_dict()[name]), name
-        assert counted(written, (store[j] for j in range(len(store))), 2) == final["result"]
+        assert as_counts(offline_acceptance(written, store, 2)) == final["result"]
     # Runs that lost the tuning are gone, and so are all checkpoints.
     kept = {path.name for path in (out / "runs").iterdir()}
     assert kept == {final["inputs"]["run"] for final in finals}

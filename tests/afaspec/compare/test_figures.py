@@ -1,4 +1,4 @@
-"""Figures of a study from made-up counts: seeds and prompts, rivals, and the gap."""
+"""Figures of a study from made-up counts: seeds and prompts, compared arms, and the gap."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from afaspec.compare.config import ArmConfig
 from afaspec.compare.figures import (
     Measured,
+    comparable_pairs,
     difference,
     figures_of,
     gap_closed,
     pooled_difference,
-    rivals,
 )
 from afaspec.compare.plan import Variant
 from afaspec.compare.plots import along
@@ -87,7 +87,7 @@ def test_rivals_differ_in_the_arm_alone() -> None:
         made_up("full", 0.5, FULL),
         made_up("full, long", 0.5, Variant("full", None, 800, None)),
     ]
-    pairs = {(arm.label, against.label) for arm, against in rivals(found, arms)}
+    pairs = {(arm.label, against.label) for arm, against in comparable_pairs(found, arms)}
     assert pairs == {
         ("afa-lora r8", "lora r8"),
         ("full", "lora r8"),
@@ -103,7 +103,7 @@ def test_arms_are_held_only_against_those_they_name() -> None:
         "full": ArmConfig(arm="full"),
     }
     found = [made_up("lora", 0.5, LORA), made_up("afa-lora", 0.5, AFA), made_up("full", 0.5, FULL)]
-    pairs = {(arm.label, against.label) for arm, against in rivals(found, arms)}
+    pairs = {(arm.label, against.label) for arm, against in comparable_pairs(found, arms)}
     assert pairs == {("afa-lora", "lora"), ("full", "lora")}
 
 

@@ -1,4 +1,4 @@
-"""Which cells a study needs: order, sharing, growth, and what a changed setting touches."""
+"""Which tasks a study needs: order, sharing, growth, and what a changed setting touches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import pytest
 from afaspec.compare.config import CompareConfig, quick
 from afaspec.compare.data import Facts
 from afaspec.compare.ledger import Ledger
-from afaspec.compare.plan import Cell, Plan, needed, variants
+from afaspec.compare.plan import Plan, Task, plan_tasks, variants
+from afaspec.compare.study import read_study
+from afaspec.config import load_config
 
+STUDIES = Path(__file__).parents[3] / "docs" / "study"
 BEST = {"lora": 3e-3, "afa-lora": 1e-2, "full": 5e-4}
 SIDES = {side: {"sha256": side, "prompts": 100} for side in ("train", "eval")}
 
@@ -33,24 +36,24 @@ def facts(config: CompareConfig) -> Facts:
 
 
 def finish(config: CompareConfig, done: dict[str, Any]) -> Plan:
-    """Do every cell with made-up results, in which each arm has its best rate; the last plan."""
-    while pending := (plan := needed(config, facts(config), done)).pending(done):
+    """Do every task with made-up results, in which each arm has its best rate; the last plan."""
+    while pending := (plan := plan_tasks(config, facts(config), done)).pending(done):
         done[pending[0].key] = result(config, pending[0])
     return plan
 
 
-def result(config: CompareConfig, cell: Cell) -> Any:
-    if cell.kind != "run":
+def result(config: CompareConfig, task: Task) -> Any:
+    if task.kind != "run":
         return {}
-    assert cell.variant
-    method = config.arms[cell.variant.arm].arm
-    return {"validation_acceptance_length": 2.5 if cell.rate == BEST[method] else 2.0}
+    assert task.variant
+    method = config.arms[task.variant.arm].arm
+    return {"validation_acceptance_length": 2.5 if task.rate == BEST[method] else 2.0}
 
 
 def by_kind(plan: Plan) -> dict[str, int]:
     return {
-        kind: sum(cell.kind == kind for cell in plan.cells)
-        for kind in dict.fromkeys(cell.kind for cell in plan.cells)
+        kind: sum(task.kind == kind for task in plan.tasks)
+        for kind in dict.fromkeys(task.kind for task in plan.tasks)
     }
 
 
@@ -71,9 +74,9 @@ def test_a_try_on_the_tuning_seed_is_the_final_run_of_that_seed() -> None:
 
 def test_later_cells_are_counted_before_their_rates_are_known() -> None:
     config, done = study(), {}
-    first = needed(config, facts(config), done)
-    known = len(first.cells) + len(first.later)
-    assert len(finish(config, done).cells) == known + 4  # the four extended grids
+    first = plan_tasks(config, facts(config), done)
+    known = len(first.tasks) + len(first.later)
+    assert len(finish(config, done).tasks) == known + 4  # the four extended grids
 
 
 def test_short_tries_are_runs_of_their_own() -> None:
@@ -96,7 +99,7 @@ def test_a_grown_study_needs_just_what_is_new(changes: dict[str, Any], new: dict
     finish(study(), done)
     before = set(done)
     plan = finish(study(**changes), done)
-    fresh = [cell.kind for cell in plan.cells if cell.key not in before]
+    fresh = [task.kind for task in plan.tasks if task.key not in before]
     assert {kind: fresh.count(kind) for kind in set(fresh)} == new
 
 
@@ -106,8 +109,8 @@ def test_a_grown_study_needs_just_what_is_new(changes: dict[str, Any], new: dict
 def test_a_changed_setting_never_meets_old_results(changes: dict[str, Any]) -> None:
     done: dict[str, Any] = {}
     finish(study(), done)
-    plan = needed(study(**changes), facts(study()), done)
-    assert not [c for c in plan.cells if c.kind in ("run", "eval") and c.key in done]
+    plan = plan_tasks(study(**changes), facts(study()), done)
+    assert not [c for c in plan.tasks if c.kind in ("run", "eval") and c.key in done]
 
 
 def test_other_prompts_make_other_cells() -> None:
@@ -115,16 +118,16 @@ def test_other_prompts_make_other_cells() -> None:
     finish(config, done)
     other = facts(config)
     other.domains["cpp"] = {**SIDES, "eval": {"sha256": "other", "prompts": 100}}
-    plan = needed(config, other, done)
-    assert {cell.domain for cell in plan.pending(done)} == {"cpp"}
+    plan = plan_tasks(config, other, done)
+    assert {task.domain for task in plan.pending(done)} == {"cpp"}
 
 
 def test_results_of_an_older_default_are_forgotten(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    made = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu"})
+    made = Task("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu"})
     ledger.add(made, {"done": True}, 1.0)
-    grown = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu", "new": 0})
-    changed = Cell("run", "cpp", {"settings": {}}, "x", settings={"activation": "silu"})
+    grown = Task("run", "cpp", {"settings": {}}, "x", settings={"activation": "relu", "new": 0})
+    changed = Task("run", "cpp", {"settings": {}}, "x", settings={"activation": "silu"})
     assert made.key == grown.key == changed.key
     assert not Ledger(tmp_path).drop_stale([made, grown])
     again = Ledger(tmp_path)
@@ -139,16 +142,14 @@ def test_quick_is_smaller_and_elsewhere() -> None:
     assert small.domains["cpp"].train_limit == 64
 
 
-def test_keys_outlive_a_change_of_defaults() -> None:
-    """Stored studies were begun when afa-lora, rank 16 and init: default were the defaults."""
-
-    def recorded(**settings: Any) -> Any:
-        config = study(arms={"lora": {"arm": "lora", "learning_rate": 1e-3, **settings}}, ranks=[4])
-        return next(c for c in needed(config, facts(config), {}).cells if c.kind == "run").inputs[
-            "settings"
-        ]
-
-    assert "init" not in recorded(init="default")
-    assert (
-        recorded(init="gradient") == recorded() == recorded(init="default") | {"init": "gradient"}
-    )
+@pytest.mark.parametrize("name", ["main", "ranks", "budget", "samples", "served"])
+def test_a_stored_study_has_all_that_its_file_asks_for(name: str, tmp_path: Path) -> None:
+    """So that `--from` goes on with it: no key or default has changed since it was stored."""
+    study = read_study(STUDIES / f"{name}.json.gz")
+    ledger = Ledger(tmp_path)
+    ledger.add_records(study["cells"])
+    config = load_config(CompareConfig, STUDIES / f"{name}.yaml", {})
+    plan = plan_tasks(config, Facts(**study["facts"]), ledger)
+    assert not plan.pending(ledger)
+    assert not plan.later
+    assert not ledger.drop_stale(plan.tasks)

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from tests.command import run_command
+from tests.opened import train
 from tests.tiny_models import draft_config, write_draft, write_target
 from tests.tiny_store import write_store
 

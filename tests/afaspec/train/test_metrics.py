@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
+from tests.opened import train
 from tests.tiny_store import write_store
 
 

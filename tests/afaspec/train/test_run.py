@@ -12,15 +12,12 @@ from accelerate.state import GradientState
 from safetensors.torch import load_file
 
 from afaspec.adapters.afa import read_record
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from afaspec.train.arm import learning_rate
 from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA_RATES, TrainConfig
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import DraftObjective, collate
-from afaspec.train.run import train
-from drafts.registry import load_draft
-from drafts.target import load_lm_head
+from tests.opened import load_draft, load_lm_head, merge, train
 from tests.tiny_store import write_store
 
 
@@ -122,9 +119,9 @@ def test_few_sequences_seen_often_get_a_lower_rate(
     for count, peak in ((8, DEFAULT_LEARNING_RATES["lora"]), (2, SMALL_DATA_RATES["lora"])):
         rows: list[dict[str, Any]] = []
         out = tmp_path / str(count)
-        train(config(store, tiny_draft, out), rows.append, sides=(ids[:count], ids[-2:]))
+        train(config(store, tiny_draft, out), rows.append, split=(ids[:count], ids[-2:]))
         assert max(row["lr"] for row in rows) == pytest.approx(peak)
-        train(config(store, tiny_draft, out), sides=(ids[:count], ids[-2:]))  # and goes on
+        train(config(store, tiny_draft, out), split=(ids[:count], ids[-2:]))  # and goes on
 
 
 def test_it_learns_where_another_trainer_left_off_between_two_steps(

@@ -1,14 +1,14 @@
-"""The side-by-side timing runs both arms on the same batches and gives an interval."""
+"""The side-by-side timing runs both arms on the same data and gives an interval."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from afaspec.train.step_cost import step_cost
-from tests.tiny_store import write_store
+from afaspec.train.step_cost import relative_cost
+from drafts.registry import read_draft
+from drafts.target import read_target
 
 
-def test_both_arms_are_timed(tiny_target: Path, tiny_draft: Path, tmp_path: Path) -> None:
-    store = write_store(tmp_path / "store", tiny_target, tiny_draft)
-    cost = step_cost(store, tiny_draft, tiny_target, pairs=4)
+def test_both_arms_are_timed(tiny_target: Path, tiny_draft: Path) -> None:
+    cost = relative_cost(read_draft(tiny_draft), read_target(tiny_target), (12, 20), pairs=4)
     assert 0 < cost.low <= cost.value <= cost.high

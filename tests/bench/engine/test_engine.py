@@ -22,7 +22,9 @@ from bench.prompts.rows import Prompt
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from drafts.errors import UserError
+from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
+from tests.opened import arm, drafter
 from tests.tiny_models import write_target
 
 TOKENS, K = 48, 3
@@ -61,7 +63,11 @@ def engines(looping_target: Path, tiny_draft: Path) -> Iterator[dict[str, Engine
     try:
         for name, draft in drafts.items():
             settings = EngineSettings(
-                looping_target, draft, k=K, max_model_len=128, enforce_eager=True
+                read_target(looping_target),
+                drafter(draft),
+                k=K,
+                max_model_len=128,
+                enforce_eager=True,
             )
             started[name] = EngineProcess(settings, wait=False)
         for engine in started.values():
@@ -147,9 +153,15 @@ def test_conversations_go_on_with_the_arms_own_answers(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(looping_target)
-    arms = (Arm("none"), Arm("eagle3", tiny_draft))
+    arms = (Arm("none"), arm("eagle3", tiny_draft))
     config = BenchConfig(
-        target=looping_target, prompts="", arms=arms, k=K, max_tokens=6, rounds=2, ignore_eos=True
+        target=read_target(looping_target),
+        prompts="",
+        arms=arms,
+        k=K,
+        max_tokens=6,
+        rounds=2,
+        ignore_eos=True,
     )
     rows = [("import os", ("def f",)), ("x = 1", ()), ("class A", ("self", "return"))]
     prompts = encode_prompts(
@@ -196,7 +208,7 @@ def test_idle_engines_rest(engines: dict[str, EngineProcess]) -> None:
 
 
 def test_failure_shows_the_log(tiny_target: Path, tmp_path: Path) -> None:
-    settings = EngineSettings(tiny_target, max_model_len=100_000, enforce_eager=True)
+    settings = EngineSettings(read_target(tiny_target), max_model_len=100_000, enforce_eager=True)
     with pytest.raises(UserError, match="engine failed") as caught:
         EngineProcess(settings, tmp_path / "engine.log")
     assert "max_model_len" in str(caught.value)
@@ -207,8 +219,10 @@ def test_failure_shows_the_log(tiny_target: Path, tmp_path: Path) -> None:
 DRIVER = """
 import sys, time
 from pathlib import Path
-from serving.engine import EngineProcess, EngineSettings
-settings = EngineSettings(Path(sys.argv[1]), max_model_len=128, enforce_eager=True)
+from drafts.target import read_target
+from serving.engine.engine import EngineProcess, EngineSettings
+target = read_target(Path(sys.argv[1]))
+settings = EngineSettings(target, max_model_len=128, enforce_eager=True)
 engine = EngineProcess(settings, Path(sys.argv[2]), wait=sys.argv[3] == "ready")
 print(engine.pid, flush=True)
 if sys.argv[3] == "ready":
@@ -233,7 +247,7 @@ def test_engines_die_with_their_driver(tiny_target: Path, tmp_path: Path, when: 
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     driver.stdout.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while members(group) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not members(group)

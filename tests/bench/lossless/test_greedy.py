@@ -16,7 +16,7 @@ from bench.lossless.greedy import (
     measure_noise,
     with_texts,
 )
-from bench.report.page_sections import token_shown
+from bench.report.words import token_shown
 
 
 def rows(*gaps: float) -> list[list[tuple[int, float]]]:

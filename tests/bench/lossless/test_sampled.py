@@ -11,7 +11,9 @@ import pytest
 
 from bench.lossless.sampled import ALPHA, DistributionTest, compare_distributions, gather
 from bench.lossless.token_test import Draws, chance, chi_squares, power, smallest_found
+from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
+from tests.opened import drafter
 
 K, SAMPLES, TEMPERATURE = 3, 192, 0.5
 PROMPTS = [[7, 300, 21, 9], list(range(100, 120))]
@@ -60,8 +62,9 @@ def engines(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         try:
             for draft in (None, tiny_target):
                 settings = EngineSettings(
-                    tiny_target, draft, k=K, temperature=TEMPERATURE, max_model_len=64,
-                    enforce_eager=True, batch=32, cache_gib=0.1, sampling_logprobs=True,
+                    read_target(tiny_target), drafter(draft), k=K, temperature=TEMPERATURE,
+                    max_model_len=64, enforce_eager=True, batch=32, cache_gib=0.1,
+                    sampling_logprobs=True,
                 )  # fmt: skip
                 started.append(EngineProcess(settings, wait=False))
             for engine in started:

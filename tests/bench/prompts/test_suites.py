@@ -23,6 +23,7 @@ from bench.records.config import BenchConfig
 from bench.report.provenance import settings_of
 from drafts.errors import UserError
 from tests.command import run_command
+from tests.opened import no_target_at
 
 DATA = Path(os.environ.get(FOLDER_VARIABLE) or Path(__file__).parents[4] / "shared" / "data")
 
@@ -167,7 +168,9 @@ def test_a_suite_is_a_source_of_prompts() -> None:
 
 
 def test_settings_name_the_suite() -> None:
-    config = BenchConfig(target=Path("t"), prompts="suite:builtin/chat", arms=(Arm("none"),))
+    config = BenchConfig(
+        target=no_target_at(Path("t")), prompts="suite:builtin/chat", arms=(Arm("none"),)
+    )
     suite = read_suite("suite:builtin/chat")
     assert settings_of(config, [[1]])["suite"] == {
         "name": "builtin/chat", "size": "quick", "split": None, "sha256": suite.sha256,

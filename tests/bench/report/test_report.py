@@ -16,7 +16,7 @@ import pytest
 
 from bench.report.console import render_table
 from bench.report.files import read_report, write_report
-from bench.report.html import render_page
+from bench.report.page import render_page
 from bench.report.schema import Report
 from bench.report.words import headline, table_rows
 from drafts.errors import UserError
@@ -186,7 +186,7 @@ def test_plots_are_pictures(written: tuple[Report, Path]) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from bench.report import write_report
+from bench.report.files import write_report
 from tests.bench.synthetic import report
 made = [report("first"), report("second")]
 print("ready", flush=True)

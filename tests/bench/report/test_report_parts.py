@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from bench.report import page_sections
 from bench.report.build import build_report
 from bench.report.csv import FIGURES, write_csv
 from bench.report.files import read_report
-from bench.report.html import render_page
-from bench.report.markup import plain_table
+from bench.report.html import TEMPLATES, PageTable
+from bench.report.page import render_page
 from bench.report.schema import Report
 from bench.runs.saved import read_run
 from tests.bench.synthetic import (
@@ -176,7 +175,9 @@ def test_prompts_without_a_category_are_others_and_one_prompt_has_no_interval() 
     }
     assert found["code"]["acceptance_length"]["low"] is None
     assert report(categories=[None] * PROMPTS).arm("base")["categories"] is None
-    assert page_sections.categories(made).count("<table") == 2
+    by_category = re.search("<h2>By category</h2>.*?</section>", render_page(made), flags=re.DOTALL)
+    assert by_category is not None
+    assert by_category.group().count("<table") == 2
 
 
 def test_requests_that_ran_together_have_no_latency_and_no_speed_by_category() -> None:
@@ -323,6 +324,7 @@ def test_reading_an_unfinished_folder_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_only_long_texts_break_inside_words() -> None:
-    table = plain_table(("Prompt", "Position"), [["a/path/that/is/rather/long.h:7", "17"]])
+    content = PageTable(("Prompt", "Position"), [["a/path/that/is/rather/long.h:7", "17"]])
+    table = TEMPLATES.get_template("macros.html").module.plain_table(content)
     assert "<td class='long'>a/path/that" in table
     assert "<td>17</td>" in table

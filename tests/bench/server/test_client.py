@@ -14,7 +14,7 @@ from bench.server.client import Job, run_closed, run_open
 from bench.stats.latency import client_figures, latencies, latency_figures
 from tests.bench.server.sse_server import SseServer, Stream
 
-STALL = 0.6
+REQUESTS = 40
 
 
 def jobs(count: int, **body: Any) -> list[Job]:
@@ -22,35 +22,32 @@ def jobs(count: int, **body: Any) -> list[Job]:
 
 
 async def stall(stream: Stream, body: dict[str, Any]) -> None:
-    """Nobody gets anything before the first request has waited for STALL seconds."""
+    """Nobody gets anything before all have asked."""
     server = stream.server
-    if server.running == 1 and not server.release.is_set():
-        await asyncio.sleep(STALL)
+    if server.running == REQUESTS:
         server.release.set()
-    await server.release.wait()
+    await asyncio.wait_for(server.release.wait(), 60)
     await stream.event(choices=[{"text": "a"}])
     await stream.event(choices=[{"text": "b"}])
     await stream.finish(2)
 
 
 def test_open_loops_charge_a_stall_to_all_whom_it_keeps_waiting() -> None:
-    times = poisson_arrivals(100.0, 40, seed=0)  # all within the stall
-    assert times[-1] < STALL
+    times = poisson_arrivals(100.0, REQUESTS, seed=0)
     with SseServer(stall) as server:
-        turn = run_open(server.url, jobs(40), times)
-        assert server.most == 40  # nobody waited at the client
+        turn = run_open(server.url, jobs(REQUESTS), times)
+        assert server.most == REQUESTS  # nobody waited at the client
     lag = np.array([answer.sent - answer.intended for answer in turn.answers])
     assert (lag >= 0).all()
-    assert np.median(lag) < 0.05  # a client held up by its answers would have waited for STALL
-    assert lag.max() < 0.3
     assert [answer.intended for answer in turn.answers] == pytest.approx(list(times))
-    release = turn.answers[0].sent + STALL
+    release = max(answer.sent for answer in turn.answers)  # the last one ends the stall
+    assert release >= times[-1]
     e2e = latencies(turn.answers).e2e
     assert (e2e >= release - times).all()
-    assert np.abs(e2e - (release - times)).max() < 0.3
+    assert e2e[0] >= times[-1] - times[0]  # the first waited for all that came after it
     figures = client_figures([turn])
     assert figures["send_lag_ms"]["max"] == 1000 * lag.max()
-    assert 0 < figures["cpu_ms_per_request"] * 40 <= 1000 * turn.cpu_seconds + 1e-6
+    assert 0 < figures["cpu_ms_per_request"] * REQUESTS <= 1000 * turn.cpu_seconds + 1e-6
 
 
 async def count(stream: Stream, body: dict[str, Any]) -> None:

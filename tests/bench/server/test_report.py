@@ -11,13 +11,14 @@ import pytest
 from bench.records.arms import Arm
 from bench.records.run import Answer, Block
 from bench.report.console import render_loads, warnings
-from bench.report.html import render_page
+from bench.report.page import render_page
 from bench.report.schema import Report
 from bench.server.arrivals import Load
 from bench.server.measure import LoadRun
 from bench.server.report import build_server_report, first_differences
 from serving.metrics import ServerCounters, SpecCounters
 from serving.remote import RemoteServer
+from tests.opened import no_draft_at
 
 TOKENS, PROMPTS = 11, 2
 SPEC = SpecCounters(4, 8, 6, (4, 2))
@@ -51,7 +52,10 @@ def run_of(
 
 
 def report_of(runs: list[LoadRun], *more: list[LoadRun]) -> Report:
-    arms = {run.name: Arm(run.name, Path("draft") if run.server.k else None) for run in runs}
+    arms = {
+        run.name: Arm(run.name, no_draft_at(Path("draft")) if run.server.k else None)
+        for run in runs
+    }
     common = {
         "k": 2, "temperature": 0.0, "max_tokens": TOKENS, "rounds": 2, "concurrency": "",
         "prompts": PROMPTS, "dtype": "bfloat16", "mode": "server",

@@ -62,8 +62,9 @@ def test_one_command_serves_and_measures(prompts: Path, tmp_path: Path) -> None:
     for arm in report.arms:
         latency = arm["latency"]
         assert (latency["requests"], latency["failed"]) == (PROMPTS, 0)
-        for kind in ("ttft_ms", "tpot_ms", "itl_ms"):
-            assert 0 < latency[kind]["p50"] <= latency[kind]["p99"] <= latency["e2e_ms"]["p99"]
+        assert latency["ttft_ms"]["p50"] > 0
+        for kind in ("ttft_ms", "tpot_ms", "itl_ms"):  # pieces read at once are 0 ms apart
+            assert 0 <= latency[kind]["p50"] <= latency[kind]["p99"] <= latency["e2e_ms"]["p99"]
         assert arm["speedup"]["value"] == pytest.approx(
             arm["tokens_per_second"]["value"] / none["tokens_per_second"]["value"]
         )

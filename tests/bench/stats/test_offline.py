@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.stats.offline import match_matrix, offline_acceptance, walk_blocks
 from drafts.nn.interface import Draft
-from drafts.registry import load_draft
+from tests.opened import load_draft
 
 PROMPT, RESPONSE = 6, 30
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afaspec.checkpoints.config import StartConfig
-from afaspec.checkpoints.init import start_draft
+from afaspec.checkpoints.config import InitConfig
 from afaspec.config import load_config
 from bench.records.arms import Arm
 from bench.records.config import Condition
@@ -28,15 +27,18 @@ from bench.sweep.report import build_sweep, write_sweep
 from bench.sweep.run import run_sweep
 from bench.sweep.settings import parse_axis
 from drafts.errors import UserError
+from drafts.target import read_target
 from tests.bench.sweep.made_cells import Truth, make_cell
 from tests.command import run_command
+from tests.opened import arm, init_checkpoint, no_draft_at, no_target_at
 
 ROOT = Path(__file__).parents[3]
-BASE, NGRAM = Arm("base", Path("drafts/base")), Arm("ngram", "ngram")
+TARGET = no_target_at(Path("target"))
+BASE, NGRAM = Arm("base", no_draft_at(Path("drafts/base"))), Arm("ngram", "ngram")
 
 
 def grid(**changes: object) -> SweepConfig:
-    given = {"target": Path("target"), "prompts": "prompts.jsonl", "arms": (BASE, NGRAM)}
+    given = {"target": TARGET, "prompts": "prompts.jsonl", "arms": (BASE, NGRAM)}
     return load_config(SweepConfig, None, given | changes)
 
 
@@ -220,7 +222,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
         [sys.executable, "-m", "afaspec", *options],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 480
     while not (done := list(out.glob("cells/*.json"))) and time.monotonic() < deadline:
         time.sleep(0.02)
     run.send_signal(signal.SIGKILL)
@@ -236,9 +238,9 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert all(cell["speedup"]["value"] > 0 for cell in sweep["cells"])
     for path in out.glob("cells/*.json"):
         cell = json.loads(path.read_text())
-        for arm in ("none", "series"):
-            assert cell[arm]["tokens"] == [[cell["max_tokens"] - 1] * 8]
-            assert len(cell[arm]["wave_seconds"][0]) == 8 // cell["concurrency"]
+        for name in ("none", "series"):
+            assert cell[name]["tokens"] == [[cell["max_tokens"] - 1] * 8]
+            assert len(cell[name]["wave_seconds"][0]) == 8 // cell["concurrency"]
         steps = np.array(cell["series"]["drafts"])
         kept = np.array(cell["series"]["accepted"]).sum(axis=2)
         assert (steps + kept >= cell["max_tokens"] - 1).all()
@@ -250,12 +252,12 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
 def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_path: Path) -> None:
     """No engine starts where there is nothing else to measure."""
-    start_draft(
-        StartConfig(family="medusa", target=tiny_target, out=tmp_path / "medusa", heads=2),
+    init_checkpoint(
+        InitConfig(family="medusa", target=tiny_target, out=tmp_path / "medusa", heads=2),
         lambda text: None,
     )
     heads = Arm("heads", tmp_path / "medusa")
-    config = grid(ks=(3,), concurrencies=(1,), target=tiny_target, arms=(heads,))
+    config = grid(ks=(3,), concurrencies=(1,), target=read_target(tiny_target), arms=(heads,))
     (cell,) = run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 4)
     assert cell.refused == "drafts at most 2 tokens a step, not 3"
     assert not (tmp_path / "out" / "logs").exists()
@@ -264,8 +266,8 @@ def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_pat
 def test_too_few_prompts_for_the_load_start_nothing(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    base = Arm("base", tiny_draft)
-    config = grid(concurrencies=(1, 4), target=tiny_target, arms=(base,))
+    base = arm("base", tiny_draft)
+    config = grid(concurrencies=(1, 4), target=read_target(tiny_target), arms=(base,))
     with pytest.raises(UserError, match="15 prompts make 3 waves of 4 requests"):
         run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 15)
     assert not (tmp_path / "out").exists()
@@ -274,8 +276,8 @@ def test_too_few_prompts_for_the_load_start_nothing(
 def test_another_draft_of_the_same_name_is_refused(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    base = Arm("base", tiny_draft)
-    config = grid(ks=(1,), concurrencies=(1,), target=tiny_target, arms=(base,))
+    base = arm("base", tiny_draft)
+    config = grid(ks=(1,), concurrencies=(1,), target=read_target(tiny_target), arms=(base,))
     (cell,) = config.cells
     path = tmp_path / "cells" / f"{cell.name}.json"
     write_cell(path, make_cell(1, 1))  # its draft has another hash

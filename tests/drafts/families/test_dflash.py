@@ -12,16 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from afaspec.checkpoints.merge import merge
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.dflash.module import DFlashConfig, DFlashDraft
-from drafts.init import init_draft
-from drafts.registry import load_draft, read_draft_info, save_draft, write_like
-from serving.compatibility import require_compatible
-from serving.speculation import speculative_config
+from drafts.registry import read_draft, save_draft
+from tests.opened import (
+    init_draft,
+    load_draft,
+    merge,
+    require_compatible,
+    speculative_config,
+    train,
+    write_like,
+)
 from tests.tiny_models import HIDDEN, LAYER_IDS, VOCAB
 from tests.tiny_store import write_store
 
@@ -211,7 +215,7 @@ def write_speculators(folder: Path) -> Path:
 def test_both_layouts_are_the_same_draft(tmp_path: Path, tiny_target: Path) -> None:
     one, two = write_dflash(tmp_path / "one"), write_speculators(tmp_path / "two")
     for folder, layout in ((one, "dflash"), (two, "speculators")):
-        info = read_draft_info(folder)
+        info = read_draft(folder)
         assert (info.family, info.format) == ("dflash", layout)
         assert (info.layer_ids, info.max_k) == (LAYER_IDS, 7)
         assert info.shared == ("embed_tokens.weight", "lm_head.weight")
@@ -234,7 +238,7 @@ def test_a_block_bounds_k(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="drafts at most 7 tokens"):
         speculative_config(folder, 8)
     free = write_dflash(tmp_path / "free", block_size=None)
-    assert read_draft_info(free).max_k is None
+    assert read_draft(free).max_k is None
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ def test_a_fresh_draft_saves_and_loads(tmp_path: Path, tiny_target: Path, reduce
     assert isinstance(draft, DFlashDraft)
     assert draft.config.mask_token_id == VOCAB - 1
     save_draft(draft, "dflash", tmp_path, dtype=torch.float32)
-    assert read_draft_info(tmp_path).max_k == 6
+    assert read_draft(tmp_path).max_k == 6
     again = load_draft(tmp_path, tiny_target)
     assert again.config == draft.config
     for name, value in draft.state_dict().items():
@@ -305,7 +309,7 @@ def test_a_fresh_draft_saves_and_loads(tmp_path: Path, tiny_target: Path, reduce
 )
 def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        read_draft_info(write_dflash(tmp_path / "draft", **changes))
+        read_draft(write_dflash(tmp_path / "draft", **changes))
     assert message in str(error.value)
 
 
@@ -313,7 +317,7 @@ def test_a_pickled_mask_embedding_is_refused(tmp_path: Path) -> None:
     folder = write_dflash(tmp_path / "draft")
     (folder / "mask_embedding.pt").touch()
     with pytest.raises(UserError, match="does not load pickles"):
-        read_draft_info(folder)
+        read_draft(folder)
 
 
 @pytest.fixture(scope="module")

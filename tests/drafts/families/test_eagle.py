@@ -11,16 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.eagle.module import EagleConfig, EagleDraft
-from drafts.init import init_draft
-from drafts.registry import load_draft, read_draft_info, save_draft, write_like
-from drafts.target import load_embedding, load_lm_head
-from serving.compatibility import require_compatible
+from drafts.registry import read_draft, save_draft
+from tests.opened import (
+    init_draft,
+    load_draft,
+    load_embedding,
+    load_lm_head,
+    merge,
+    require_compatible,
+    write_like,
+)
 from tests.tiny_models import HIDDEN, VOCAB
 from tests.tiny_runs import run_losses
 from tests.tiny_store import write_store
@@ -126,7 +131,7 @@ def test_saved_draft_loads_again(
     options: dict[str, Any], tmp_path: Path, tiny_target: Path
 ) -> None:
     folder = random_draft(tmp_path / "draft", tiny_target, **options)
-    info, draft = read_draft_info(folder), load_draft(folder, tiny_target)
+    info, draft = read_draft(folder), load_draft(folder, tiny_target)
     assert (info.family, info.method, info.layer_ids, info.reads) == ("eagle", "eagle", (), "final")
     assert info.shared == ("embed_tokens.weight", "lm_head.weight")
     assert torch.equal(draft.embed_tokens.weight, load_embedding(tiny_target).float())
@@ -146,7 +151,7 @@ def test_an_embedding_of_its_own_is_used_and_kept(tmp_path: Path, tiny_target: P
     embedding = torch.randn(VOCAB, HIDDEN)
     folder = random_draft(tmp_path / "draft", tiny_target)
     edit(folder, {}, {"embed_tokens.weight": embedding})
-    assert read_draft_info(folder).shared == ("lm_head.weight",)
+    assert read_draft(folder).shared == ("lm_head.weight",)
     assert torch.equal(load_draft(folder, tiny_target).embed_tokens.weight, embedding)
     (tmp_path / "out").mkdir()
     write_like(folder, tmp_path / "out", {"fc.weight": torch.zeros(HIDDEN, 2 * HIDDEN)})
@@ -215,7 +220,7 @@ def test_damaged_checkpoints_are_refused(name: str, tmp_path: Path, tiny_target:
     expected, config, tensors = BAD[name]
     folder = edit(random_draft(tmp_path / "draft", tiny_target), config, tensors)
     with pytest.raises(UserError, match=expected):
-        read_draft_info(folder)
+        read_draft(folder)
 
 
 def test_a_reduced_vocabulary_is_refused(tiny_target: Path) -> None:

@@ -11,19 +11,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.merge import load_result, merge
+from afaspec.checkpoints.merge import load_result
 from afaspec.store.read import Sequence
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from bench.stats.offline import match_matrix
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.lm.module import LmDraft
-from drafts.init import init_draft
-from drafts.registry import load_draft, module_names, read_draft_info, save_draft, write_like
+from drafts.registry import module_names, read_draft, save_draft
 from drafts.tokenizer_files import copy_tokenizer
-from serving.compatibility import compare, require_compatible
-from serving.speculation import engine_options, speculative_config
+from tests.opened import (
+    compare,
+    engine_options,
+    init_draft,
+    load_draft,
+    merge,
+    require_compatible,
+    speculative_config,
+    train,
+    write_like,
+)
 from tests.tiny_architectures import write_architecture
 from tests.tiny_models import POSITIONS, VOCAB, write_draft, write_tokenizer
 from tests.tiny_store import write_store
@@ -118,7 +125,7 @@ def test_rows_at_once_are_what_the_server_drafts(
 
 
 def test_description(tmp_path: Path) -> None:
-    info = read_draft_info(write_lm(tmp_path / "lm", "qwen3, tied"))
+    info = read_draft(write_lm(tmp_path / "lm", "qwen3, tied"))
     assert (info.family, info.method, info.format) == ("draft_model", "draft_model", "transformers")
     assert (info.hidden_size, info.vocab_size, info.draft_vocab_size) == (64, VOCAB, VOCAB)
     assert (info.layer_ids, info.shared, info.reads) == ((), (), "nothing")
@@ -321,7 +328,7 @@ def broken(folder: Path, **changes: Any) -> Path:
 def test_a_config_of_other_sizes_is_refused(tmp_path: Path) -> None:
     base = broken(write_lm(tmp_path / "lm"), hidden_size=48)
     with pytest.raises(UserError, match=r"embed_tokens.weight is \[512, 64\]"):
-        read_draft_info(base)
+        read_draft(base)
 
 
 def test_missing_tensors_are_refused(tmp_path: Path) -> None:

@@ -12,18 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.merge import merge
 from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.family import InitOptions
-from drafts.convert import convert
 from drafts.errors import UserError
 from drafts.families.medusa.module import MedusaConfig, MedusaDraft
-from drafts.init import init_draft
-from drafts.registry import load_draft, read_draft_info, save_draft, write_like
-from drafts.target import load_lm_head
-from serving.compatibility import require_compatible
-from serving.speculation import speculative_config
+from drafts.registry import read_draft, save_draft
+from tests.opened import (
+    convert,
+    init_draft,
+    load_draft,
+    load_lm_head,
+    merge,
+    require_compatible,
+    speculative_config,
+    write_like,
+)
 from tests.tiny_models import HIDDEN
 from tests.tiny_runs import run_losses, write_fresh
 from tests.tiny_store import write_store
@@ -115,7 +119,7 @@ def test_more_steps_than_heads_are_refused(tiny_target: Path) -> None:
 def test_saved_draft_loads_again(name: str, tmp_path: Path) -> None:
     config = replace(PLAIN, **VARIANTS[name])
     folder = saved(tmp_path / "draft", config)
-    info, draft, again = read_draft_info(folder), make_draft(config), load_draft(folder)
+    info, draft, again = read_draft(folder), make_draft(config), load_draft(folder)
     assert again.config == config
     assert (info.family, info.format, info.method) == ("medusa", "medusa", "medusa")
     assert (info.max_k, info.layer_ids, info.reads) == (4, (), "final")
@@ -136,8 +140,8 @@ def test_both_layouts_are_the_same_draft(name: str, prefix: str, tmp_path: Path)
     if prefix:
         tensors = {prefix + k: v for k, v in load_file(other / "model.safetensors").items()}
         save_file(tensors, other / "model.safetensors")
-    assert read_draft_info(other).format == "medusa-heads"
-    assert read_draft_info(other).vocab_size == 60  # its config names none
+    assert read_draft(other).format == "medusa-heads"
+    assert read_draft(other).vocab_size == 60  # its config names none
     again = load_draft(other)
     assert again.config == config
     for tensor_name, value in make_draft(config).named_parameters():
@@ -176,7 +180,7 @@ def test_a_shared_head_may_lie_under_the_name_of_the_first(tmp_path: Path) -> No
 
 def test_more_heads_stored_than_counted_are_no_part_of_the_draft(tmp_path: Path) -> None:
     folder = edit(saved(tmp_path / "draft"), lambda c: c.update(num_heads=2))
-    assert read_draft_info(folder).max_k == 2
+    assert read_draft(folder).max_k == 2
     assert len(load_draft(folder).blocks) == 2
 
 
@@ -222,7 +226,7 @@ def test_damaged_checkpoints_are_refused(name: str, tmp_path: Path) -> None:
     expected, changes = BAD[name]
     folder = edit(saved(tmp_path / "draft"), **changes)
     with pytest.raises(UserError, match=expected):
-        read_draft_info(folder)
+        read_draft(folder)
 
 
 def test_a_fresh_draft_says_what_the_target_says_next(tiny_target: Path) -> None:

@@ -11,19 +11,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from afaspec.checkpoints.merge import merge
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
-from drafts.checkpoint.source import Source
 from drafts.errors import UserError
 from drafts.families.peagle.module import PEagleConfig, PEagleDraft
-from drafts.init import init_draft
-from drafts.registry import family_of, load_draft, read_draft_info, save_draft, write_like
-from drafts.tensors import open_tensors
-from serving.compatibility import require_compatible
-from serving.speculation import speculative_config
+from drafts.registry import read_draft, save_draft
 from tests.drafts.test_registry import speculators_draft
+from tests.opened import (
+    init_draft,
+    load_draft,
+    merge,
+    require_compatible,
+    speculative_config,
+    train,
+    write_like,
+)
 from tests.tiny_models import DRAFT_VOCAB, HIDDEN, LAYER_IDS, VOCAB, write_draft
 from tests.tiny_store import write_store
 
@@ -128,7 +130,7 @@ def add_mask_hidden(folder: Path, shape: tuple[int, ...]) -> None:
 def test_both_layouts_are_the_same_draft(tmp_path: Path, tiny_target: Path) -> None:
     one, two = write_peagle(tmp_path / "one"), write_speculators(tmp_path / "two")
     for folder, layout in ((one, "eagle"), (two, "speculators")):
-        info = read_draft_info(folder)
+        info = read_draft(folder)
         assert (info.family, info.format) == ("peagle", layout)
         config = speculative_config(folder, 4)
         assert config is not None
@@ -145,7 +147,7 @@ def test_both_layouts_are_the_same_draft(tmp_path: Path, tiny_target: Path) -> N
 
 
 def test_an_eagle3_draft_stays_one(tiny_draft: Path) -> None:
-    assert read_draft_info(tiny_draft).family == "eagle3"
+    assert read_draft(tiny_draft).family == "eagle3"
 
 
 @pytest.mark.parametrize("shape", [(1, 3 * HIDDEN), (1, 1, 3 * HIDDEN), (3 * HIDDEN,)])
@@ -182,26 +184,23 @@ def test_a_fresh_draft_saves_and_loads(tmp_path: Path, tiny_target: Path, num_la
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     without_token = write_peagle(tmp_path / "a", pard_token=None)
     with pytest.raises(UserError, match="names no mask token"):
-        read_draft_info(without_token)
+        read_draft(without_token)
     for token in (VOCAB, -1, "mask"):
         with pytest.raises(UserError, match="expected a token id below 512"):
-            read_draft_info(write_peagle(tmp_path / f"b{token}", pard_token=token))
+            read_draft(write_peagle(tmp_path / f"b{token}", pard_token=token))
     without_hidden = write_draft(tmp_path / "c", ptd_token_id=5)
     with pytest.raises(UserError, match="lacks the tensor mask_hidden"):
-        read_draft_info(without_hidden)
+        read_draft(without_hidden)
     with pytest.raises(UserError, match=r"mask_hidden is \[1, 128\], but fc.weight takes 384"):
-        read_draft_info(write_peagle(tmp_path / "d", (1, HIDDEN)))
+        read_draft(write_peagle(tmp_path / "d", (1, HIDDEN)))
     with pytest.raises(UserError, match="lm_head"):
-        read_draft_info(write_peagle(tmp_path / "e", draft_vocab_size=DRAFT_VOCAB - 1))
+        read_draft(write_peagle(tmp_path / "e", draft_vocab_size=DRAFT_VOCAB - 1))
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLMEagle3", "PEagleDraftModel"])
 def test_either_architecture_name_is_known(tmp_path: Path, architecture: str) -> None:
     folder = write_peagle(tmp_path / "draft", architectures=[architecture])
-    raw = json.loads((folder / "config.json").read_text())
-    family = family_of(Source(folder, raw, open_tensors(folder).headers))
-    assert family is not None
-    assert family.name == "peagle"
+    assert read_draft(folder).family == "peagle"
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afaspec.checkpoints.inspect import inspect_draft
-from afaspec.checkpoints.merge import merge
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import train
-from drafts.convert import convert
-from drafts.registry import load_draft
 from tests.drafts.families.test_vllm_parity import PROMPTS, Reference, accepted, vllm_runs
+from tests.opened import convert, inspect_draft, load_draft, merge, train
 from tests.tiny_architectures import COMMON
 from tests.tiny_models import write_tokenizer
 from tests.tiny_store import write_store

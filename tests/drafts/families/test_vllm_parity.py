@@ -18,16 +18,14 @@ from torch import Tensor
 
 from afaspec.train.objective import Batch, DraftObjective
 from drafts.checkpoint.family import InitOptions
-from drafts.checkpoint.shared import take_from_target
-from drafts.convert import convert
 from drafts.families.dflash.module import DFlashDraft
 from drafts.families.eagle3.layouts import SWITCHES
 from drafts.families.eagle3.module import Eagle3Draft
-from drafts.init import init_draft
 from drafts.nn.interface import Draft
-from drafts.registry import load_draft, read_draft_info, save_draft, wanted_layer_ids
-from drafts.target import load_lm_head, read_target
+from drafts.registry import read_draft, save_draft, wanted_layer_ids
+from drafts.target import read_target
 from tests.drafts.families.test_lm import write_lm
+from tests.opened import convert, init_draft, load_draft, load_lm_head, take_from_target
 from tests.tiny_models import write_draft
 from tests.vllm_client import VllmWorker
 
@@ -233,7 +231,7 @@ def test_vllm_proposes_what_our_module_proposes(
 ) -> None:
     make, ks = CASES[name]
     base = make(tmp_path / "base", tiny_target)
-    info = read_draft_info(base)
+    info = read_draft(base)
     layer_ids = wanted_layer_ids(info, read_target(tiny_target))
     draft = load_draft(base, tiny_target)
     fit(draft, reference, layer_ids, max(ks))

@@ -65,13 +65,13 @@ class Command:
             time.sleep(0.1)
 
     def wait_ready(self) -> None:
-        self.wait_for(lambda: "curl" in self.out, 240, "curl line")
+        self.wait_for(lambda: "curl" in self.out, 480, "curl line")
 
     def wait_for_engine(self) -> None:
         """Until vLLM's engine core is up: guardian, server, resource tracker and engine."""
-        self.wait_for(lambda: len(self.children()) >= 4, 240, "engine")
+        self.wait_for(lambda: len(self.children()) >= 4, 480, "engine")
 
-    def assert_all_ended(self, seconds: float = 20) -> None:
+    def assert_all_ended(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while left := self.children():
             assert time.monotonic() < deadline, f"still alive: {left}"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from drafts.errors import UserError
-from serving.compatibility import compare, require_compatible
+from drafts.target import read_target
 from serving.server.flags import refuse_flags
 from serving.server.process import free_port
 from serving.server.serve import serve
-from serving.speculation import speculative_config
+from tests.opened import compare, require_compatible, speculative_config
 from tests.serving.server.servers import serving
 from tests.tiny_models import write_draft, write_target
 
@@ -89,7 +89,7 @@ def test_weights_that_are_not_floats(tiny_target: Path, tiny_draft: Path, tmp_pa
 def test_nothing_starts_for_a_draft_that_does_not_fit(tiny_draft: Path, tmp_path: Path) -> None:
     other = write_target(tmp_path / "other", vocab=600)
     with serving(tmp_path, str(other), "--draft", str(tiny_draft), "--") as command:
-        assert command.process.wait(timeout=60) == 2
+        assert command.process.wait(timeout=120) == 2
         assert command.err.count("Error:") == 1
         assert "vocabulary" in command.err
         assert "Traceback" not in command.err
@@ -102,7 +102,7 @@ def test_port_in_use(tiny_target: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port}"):
-            serve(tiny_target, None, port=port)
+            serve(read_target(tiny_target), None, port=port)
 
 
 def test_port_0_takes_a_free_one() -> None:
