@@ -103,6 +103,10 @@ def load_config(
     """
     text = read_yaml_text(file) if file else ""
     values = parse_yaml(text, file)
+    for setting in settings(model):
+        for other in setting.others:
+            if other in values:
+                values.setdefault(setting.name, values.pop(other))
     given = {name: value for name, value in flags.items() if value is not None}
     for name, value in given.items():
         set_nested(values, name, value)

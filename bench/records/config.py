@@ -23,7 +23,7 @@ class BenchConfig(BenchSettings):
     target: InstanceOf[TargetInfo]
     prompts: str
     arms: tuple[InstanceOf[Arm], ...]
-    concurrency: int = Field(1, gt=0)
+    concurrency: int = Field(1, ge=1)
 
 
 @dataclass(frozen=True)
