@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from drafts.checkpoint.shared import shared_tensor
 from drafts.checkpoint.source import FETCH
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from drafts.checkpoint.info import DraftInfo
     from drafts.nn.interface import Draft
 
+D = TypeVar("D", bound="Draft")
+
 
 def fill(
-    draft: Draft, info: DraftInfo, module_name: Callable[[str], str], target: TargetInfo | None
-) -> Draft:
+    draft: D, info: DraftInfo, module_name: Callable[[str], str], target: TargetInfo | None
+) -> D:
     """Load `draft`'s weights in float32. What the checkpoint shares comes from the target."""
     stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
     d2t = stored.pop("d2t", None)

@@ -20,7 +20,6 @@ from drafts.checkpoint.speculators import INNER
 from drafts.errors import UserError
 from drafts.families.eagle3.layouts import ARCHITECTURES as EAGLE3_ARCHITECTURES
 from drafts.families.eagle3.layouts import Eagle3, config_of
-from drafts.nn.layers import INIT_STD
 from drafts.target import TargetInfo
 from drafts.tensors import open_tensors
 
@@ -82,6 +81,7 @@ class PEagle(Eagle3):
         import torch
 
         from drafts.families.peagle.module import PEagleConfig, PEagleDraft
+        from drafts.nn.layers import INIT_STD
 
         plain = super().init(
             target, replace(options, num_layers=options.num_layers or USUAL_LAYERS)
