@@ -1,8 +1,4 @@
-"""What every draft module offers, whatever its family: one interface for training and measuring.
-
-With tokens x and target features f (f[t] belongs to x[t]), row t of step j stands for what the
-server drafts as x[t+j+2] once x[0..t+1] are known and its drafts so far were right.
-"""
+"""Drafts that make one token after another, each step from the state that the last one left."""
 
 from __future__ import annotations
 
@@ -20,6 +16,8 @@ Caches = list[Steps]  # by layer
 
 class ChainDraft(Draft):
     """EAGLE and its kin: decoder layers that go over their own output, one step a token.
+
+    In the words of `drafts.nn.interface`:
 
     - step 0 at row t takes `start(f[t])` and the embedding of x[t+1] at position t;
     - step j feeds the row's own state back in, with the embedding of x[t+j+1], at position t+j;

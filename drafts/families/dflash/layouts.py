@@ -26,7 +26,7 @@ from drafts.target import TargetInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drafts.families.dflash.module import DFlashDraft
+    from drafts.families.dflash.module import DFlashConfig, DFlashDraft
 
 
 ARCHITECTURE = "DFlashDraftModel"
@@ -98,11 +98,7 @@ class DFlash(Family):
             "draft_vocab_size": c.draft_vocab_size,
             "target_hidden_size": c.target_hidden_size,
             "logit_scale": c.logit_scale,
-            "dflash_config": {
-                "mask_token_id": c.mask_token_id,
-                "target_layer_ids": [i - 1 for i in c.layer_ids],
-                "causal": c.causal,
-            },
+            "dflash_config": dflash_config(c),
         }
         if c.block_size is not None:
             config["block_size"] = c.block_size
@@ -137,11 +133,7 @@ class DFlash(Family):
         if settings.block_size is not None:
             own["block_size"] = settings.block_size
         if layout == "dflash":
-            own["dflash_config"] = {
-                "mask_token_id": settings.mask_token_id,
-                "target_layer_ids": [i - 1 for i in settings.layer_ids],
-                "causal": settings.causal,
-            }
+            own["dflash_config"] = dflash_config(settings)
             return Layout(from_speculators(raw, ARCHITECTURE, own), str)
         own |= {
             "aux_hidden_state_layer_ids": list(settings.layer_ids),
@@ -187,6 +179,12 @@ def read_settings(flat: dict[str, Any], path: Path) -> Settings:
         )
     token = check_mask_token(token, flat["vocab_size"], path, token_field)
     return Settings(layer_ids, token, flat.get("block_size"), causal)
+
+
+def dflash_config(of: Settings | DFlashConfig) -> dict[str, Any]:
+    """What z-lab's layout says of a draft's own settings."""
+    ids = [i - 1 for i in of.layer_ids]
+    return {"mask_token_id": of.mask_token_id, "target_layer_ids": ids, "causal": of.causal}
 
 
 def refuse_unsupported(flat: dict[str, Any], source: Source) -> None:
