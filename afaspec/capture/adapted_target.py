@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.target_model import load_model
@@ -171,8 +173,6 @@ def fits(part: str, header: Header, weight: Header) -> bool:
 
 def merge_target(target: TargetInfo, adapter: Path, folder: Path) -> None:
     """Write the merged model with its tokenizer to `folder`, in the stored dtype."""
-    from peft import PeftModel
-
     model = load_model(target.folder, target.dtype)
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from afaspec.checkpoints.config import InitConfig
+from afaspec.store.read import FeatureStore
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import parse_layer_ids
@@ -21,8 +22,6 @@ from serving.compatibility import require_compatible
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from afaspec.store.read import FeatureStore
 
 
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"

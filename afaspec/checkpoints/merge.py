@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -186,15 +188,11 @@ def load_result(draft: Draft, result: Path) -> nn.Module:
     if (result / "weights.safetensors").exists():
         draft.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
         return draft.eval()
-    from peft import PeftModel
-
     return PeftModel.from_pretrained(draft, str(result)).base_model.model.eval()
 
 
 def merged_weights(adapted: nn.Module) -> dict[str, Tensor]:
     """Plain float32 parameters by the draft's own names; W0 + s B A where there is an adapter."""
-    from peft.tuners.lora.layer import Linear as LoraLinear
-
     weights: dict[str, Tensor] = {}
     for name, module in adapted.named_modules():
         if isinstance(module, LoraLinear):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from afaspec.capture.adapted_target import open_target
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import CaptureProgress, capture
@@ -112,8 +114,6 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
 
 def cpp_headers() -> Path:
     """The C++ headers of PyTorch: real text of another domain on every machine with afaspec."""
-    import torch
-
     return Path(torch.__file__).parent / "include"
 
 

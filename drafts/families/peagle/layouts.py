@@ -69,8 +69,7 @@ class PEagle(Eagle3):
         headers = open_tensors(info.folder).headers
         own = {self.module_name(name): header for name, header in headers.items()}
         draft.mask_hidden = torch.nn.Parameter(torch.zeros(own[MASK_HIDDEN].shape))
-        fill(draft, info, self.module_name, target)
-        return draft
+        return fill(draft, info, self.module_name, target)
 
     def dump(self, draft: PEagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config, tensors = super().dump(draft, dtype)
