@@ -70,8 +70,8 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
     draft = load_draft(base, target)
     before = {name: p.detach().clone() for name, p in draft.named_parameters()}
     adapted = load_result(draft, result)
-    changed = merged_weights(adapted)
-    changed = {n: w for n, w in changed.items() if not torch.equal(w, before[n])}
+    merged = merged_weights(adapted)
+    changed = {n: w for n, w in merged.items() if not torch.equal(w, before[n])}
 
     with atomic_folder(out) as folder:
         write_like(base, folder, changed)
@@ -111,18 +111,13 @@ def check_replaceable(out: Path) -> None:
 
 def find_result(trained: Path) -> tuple[Path, Path | None]:
     """The folder of trained weights, and the run it belongs to (None for a bare adapter)."""
-    for folder, run in (
-        (trained / "adapter", trained),
-        (trained / "weights", trained),
-        (trained, None),
-    ):
+    for folder in (trained / "adapter", trained / "weights", trained):
         remove_leftovers(folder)
-        names = ("adapter_model.safetensors", "weights.safetensors")
-        for name in names:
+        for name in ("adapter_model.safetensors", "weights.safetensors"):
             if (folder / name).exists():
                 read_header(folder / name)
-                owner = run or (folder.parent if (folder.parent / "config.json").exists() else None)
-                return folder, owner
+                in_a_run = folder != trained or (folder.parent / "config.json").exists()
+                return folder, folder.parent if in_a_run else None
     raise UserError(
         "holds neither an adapter nor trained weights",
         where=trained,
