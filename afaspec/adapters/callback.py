@@ -58,9 +58,7 @@ class AnnealingCallback(TrainerCallback):
         refuse_another_schedule(self.annealer, state)
         sync_beta(self.annealer, state)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """A best model so far with beta > 0 is none: the best is sought among plain LoRAs."""
         if self.annealer is not None and self.annealer.beta > 0:
             state.best_metric = state.best_model_checkpoint = None
