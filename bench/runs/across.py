@@ -93,7 +93,7 @@ def estimate(report: Report, name: str, metric: str) -> Estimate | None:
     plain = next((arm["name"] for arm in report.arms if arm["provenance"]["method"] is None), None)
     if plain not in arms:
         return None
-    base = quotient(_run(plain, arms[plain]), SPEED)
+    base = quotient(_run(str(plain), arms[plain]), SPEED)
     assert base is not None  # every run has times
     value = found.value / base.value
     relative = found.influence / found.value - base.influence / base.value

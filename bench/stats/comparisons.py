@@ -23,14 +23,9 @@ def comparisons(
     none = next((run for run in runs if run.arm.draft is None), None)
     drafted = [run for run in runs if run.arm.draft not in (None, "ngram")]
     pairs = [(later, earlier) for earlier, later in combinations(drafted, 2)]
-    found = []
-    if none is not None:
-        drafting = [run for run in runs if run is not none]
-        found += [_compare(run, none, SPEEDUP, per_block, conversations) for run in drafting]
-    for metric in (ACCEPTANCE, SPEED):
-        found += [
-            _compare(run, against, metric, per_block, conversations) for run, against in pairs
-        ]
+    wanted = [(run, none, SPEEDUP) for run in runs if none is not None and run is not none]
+    wanted += [(run, against, metric) for metric in (ACCEPTANCE, SPEED) for run, against in pairs]
+    found = [_compare(*one, per_block, conversations) for one in wanted]
     return correct([comparison for comparison in found if comparison is not None])
 
 

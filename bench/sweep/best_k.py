@@ -64,7 +64,7 @@ def speedup(cell: CellResult) -> Speedup:
 
 
 def accounts(influence: Floats) -> Accounts:
-    """What moves a speedup: prompts (a wave with all rounds), or single waves where those vary more."""
+    """What moves a speedup: prompts (a wave with all rounds), or waves where those vary more."""
     rounds, waves = influence.shape
     by_prompts = clustered(influence, np.arange(waves))
     by_wave = clustered(influence, np.arange(rounds * waves).reshape(rounds, waves))
