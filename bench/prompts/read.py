@@ -1,4 +1,4 @@
-"""Prompts for capturing and measuring: read from files, folders or the hub, then tokenised."""
+"""Prompts for capturing and measuring, from files, folders, the hub or suites."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.prompts.encode import EncodedPrompt, encode_prompts
 from bench.prompts.hub import HUB_ID, dataset_rows, is_dataset_folder
 from bench.prompts.rows import Prompt, parse_row, read_jsonl
 from bench.prompts.select import drawn, one_side
@@ -14,8 +13,6 @@ from bench.prompts.source_files import SUFFIXES, source_prompts
 from bench.prompts.suites import is_suite, read_suite
 from bench.records.settings import Split
 from drafts.errors import UserError
-
-__all__ = ["EncodedPrompt", "Prompt", "encode_prompts", "read_prompts"]
 
 ROW_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz")
 

@@ -50,9 +50,9 @@ class Block:
     process spent on its cores in that time.
     """
 
-    answers: list[Answer]
     wall_seconds: float
     cpu_seconds: float
+    answers: list[Answer]
 
 
 @dataclass

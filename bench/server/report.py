@@ -25,7 +25,6 @@ from serving.metrics import SpecCounters, sum_counters
 Json = dict[str, Any]
 Table = NDArray[np.float64]
 
-# Stands for the draft of a server that speculates with we do not know what; nothing reads it.
 EQUAL_OUTPUT_NEEDS = 1  # with more at once, batches differ from run to run, and roundings with them
 
 
@@ -58,8 +57,6 @@ def build_server_report(
             k=max(1, max(run.server.k for run in runs)),
             differences=differences if alone else None,
             noise=noise if alone else None,
-            offline={},
-            training={},
             categories=categories[:used] if categories else None,
             seed=seed,
         )
@@ -214,19 +211,12 @@ def first_differences(
 
 
 def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) -> Json:
-    def block_json(block: Any) -> Json:
-        return {
-            "wall_seconds": block.wall_seconds,
-            "cpu_seconds": block.cpu_seconds,
-            "answers": [asdict(answer) for answer in block.answers],
-        }
-
     loads = [
         {
             **runs[0].load.as_json(),
             "arms": {
                 run.name: {
-                    "turns": [block_json(block) for block in run.blocks],
+                    "turns": [asdict(block) for block in run.blocks],
                     "counters": [asdict(spent) for spent in run.spent],
                 }
                 for run in runs
