@@ -96,7 +96,7 @@ def _throughput(run: LoadRun) -> tuple[Table, Table]:
 
     The wall time of a block is shared out over its requests by how long each was under way.
     """
-    tokens, seconds = _tables(run)
+    tokens, seconds = np.zeros((2, len(run.rounds), run.prompts))
     for row, blocks in enumerate(run.rounds):
         position = 0
         for block in blocks:
@@ -111,7 +111,7 @@ def _throughput(run: LoadRun) -> tuple[Table, Table]:
 
 def _decoding(run: LoadRun) -> tuple[Table, Table]:
     """Tokens after the first, and seconds from the first piece to the last [rounds, prompts]."""
-    tokens, seconds = _tables(run)
+    tokens, seconds = np.zeros((2, len(run.rounds), run.prompts))
     for row, blocks in enumerate(run.rounds):
         answers = [answer for block in blocks for answer in block.answers]
         for position, answer in enumerate(answers):
@@ -119,11 +119,6 @@ def _decoding(run: LoadRun) -> tuple[Table, Table]:
                 tokens[row, position % run.prompts] += answer.tokens - 1
                 seconds[row, position % run.prompts] += answer.e2e - answer.ttft
     return tokens, seconds
-
-
-def _tables(run: LoadRun) -> tuple[Table, Table]:
-    shape = len(run.rounds), run.prompts
-    return np.zeros(shape), np.zeros(shape)
 
 
 def _speed(work: tuple[Table, Table], seed: int) -> Json:

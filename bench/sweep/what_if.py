@@ -218,7 +218,16 @@ def fit_summary(model: StepTime) -> dict[str, Any]:
 def step_cost(model: StepTime, setting: Setting, question: Question) -> Cost:
     """A step's cost with the target's part scaled. `UserError` where the model cannot tell it."""
     if not model.knows(setting, question.target_scale):
-        raise _unknown(model, setting, question)
+        asked = f"{setting.drafted:.3g} drafted tokens at concurrency {setting.requests:g}"
+        if question.target_scale != 1:
+            asked += f" of a target {question.target_scale:g} times as costly"
+        raise UserError(
+            f"the {len(model.settings)} measured settings do not tell the cost of a step with "
+            f"{asked}",
+            hint="run the sweep again into the same folder (finished cells are kept) with two "
+            "values of --k far apart, such as 1,3, and, for other loads and targets, two of "
+            "--concurrency",
+        )
     cost = model.cost(setting)
     scaled = question.overhead + question.target_scale * (cost.target - question.overhead)
     return Cost(max(scaled, 0.0), cost.draft)
@@ -280,14 +289,3 @@ def _asked(cells: Sequence[CellResult], question: Question, k: int) -> tuple[Flo
     else:
         return chances(source(cells, k), k), tokens
     return at_k(asked, k)[None], [round(float(np.mean(tokens)))]
-
-
-def _unknown(model: StepTime, setting: Setting, question: Question) -> UserError:
-    asked = f"a step with {setting.drafted:.3g} drafted tokens at concurrency {setting.requests:g}"
-    if question.target_scale != 1:
-        asked += f" of a target {question.target_scale:g} times as costly"
-    return UserError(
-        f"the {len(model.settings)} measured settings do not tell the cost of {asked}",
-        hint="run the sweep again into the same folder (finished cells are kept) with two values "
-        "of --k far apart, such as 1,3, and, for other loads and targets, two of --concurrency",
-    )
