@@ -65,19 +65,13 @@ def _all_prompts(
     path = Path(source)
     if path.is_file() and path.name.endswith(ROW_SUFFIXES):
         yield from _from_rows(read_jsonl(path), prompt_tokens, seed)
-    elif path.suffix == ".parquet" or (path.is_dir() and is_dataset_folder(path)):
-        _must_exist(path)
+    elif (path.exists() and path.suffix == ".parquet") or is_dataset_folder(path):
         yield from _from_rows(dataset_rows(source), prompt_tokens, seed)
     elif path.exists():
         yield from source_prompts(path, prompt_tokens, seed, suffixes, note)
-    elif HUB_ID.match(source) and not source.endswith((*ROW_SUFFIXES, *SUFFIXES)):
+    elif HUB_ID.match(source) and not source.endswith((*ROW_SUFFIXES, *SUFFIXES, ".parquet")):
         yield from _from_rows(dataset_rows(source), prompt_tokens, seed)
     else:
-        _must_exist(path)
-
-
-def _must_exist(path: Path) -> None:
-    if not path.exists():
         raise UserError(
             "no such file or folder; expected a JSONL file, a folder of source files, a hub "
             "dataset id or suite:NAME",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.runs.compare import Change, by_how_much, changes_between, flat
+from bench.runs.compare import by_how_much, changes_between, flat
 from bench.runs.saved import SavedRun
 from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP
 from drafts.errors import UserError
@@ -47,7 +47,9 @@ def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
     interval lies beyond. Raises `UserError` where the two runs cannot be compared.
     """
     require_comparable(baseline, settings_to_match(new.report.provenance))
-    gated = _gated_metrics(baseline.report.provenance, new.report.provenance)
+    machines = [run.report.provenance.get("machine") for run in (baseline, new)]
+    same_machine = machines[0] is not None and machines[0] == machines[1]
+    gated = [ACCEPTANCE, SPEEDUP, *([SPEED] if same_machine else [])]
     names = {arm["name"] for arm in new.report.arms}
     failures = [
         f"{arm['label']}: is missing; the baseline has it"
@@ -56,9 +58,12 @@ def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
     ]
     checked = []
     changes = changes_between(baseline, new, gated)
-    for change in _without_doubles(changes):
-        checked.append(change.words)
+    has_speedup = any(change.comparison.metric == SPEEDUP for change in changes)
+    for change in changes:
         found = change.comparison
+        if has_speedup and found.metric == SPEED:
+            continue
+        checked.append(change.words)
         if found.verdict == "lower" and found.relative.high < -tolerance:
             loss = -100 * found.relative.value
             name = found.metric.replace("_", " ")
@@ -95,18 +100,6 @@ def require_comparable(baseline: SavedRun, settings: Mapping[str, Any]) -> None:
             where=baseline.path,
             hint="measure with the baseline's settings, or make a new baseline",
         )
-
-
-def _gated_metrics(old: Json, new: Json) -> list[str]:
-    same_machine = old.get("machine") is not None and old.get("machine") == new.get("machine")
-    return [ACCEPTANCE, SPEEDUP, *([SPEED] if same_machine else [])]
-
-
-def _without_doubles(changes: list[Change]) -> list[Change]:
-    """Without the tokens per second of runs whose arms have a speedup."""
-    if any(change.comparison.metric == SPEEDUP for change in changes):
-        return [change for change in changes if change.comparison.metric != SPEED]
-    return changes
 
 
 def _lost(old: Json, new: Json, gated: list[str]) -> list[str]:
