@@ -78,22 +78,15 @@ def build_report(
             lengths = [resample_acceptance(one, counts).length for one in (acceptance, base)]
             arm["acceptance_length_gain_over_base"] = figure_json(lengths[0] - lengths[1])
         arms.append(arm)
+    found = comparisons(runs, int(common.get("block", 1)), conversations)
     return Report(
         arms=arms,
         provenance=common,
         noise=asdict(noise) if noise else None,
         training=dict(training),
-        comparisons=[
-            found.as_json()
-            for found in comparisons(runs, _block_size(common, prompts), conversations)
-        ],
+        comparisons=[comparison.as_json() for comparison in found],
         measurements=_measurements(runs, prompts, conversations),
     )
-
-
-def _block_size(common: Json, prompts: Sequence[str]) -> int:
-    """Prompts that an arm runs in one go: a block, or all of them where a server says nothing."""
-    return int(common.get("block", len(prompts) if common.get("mode") == "server" else 1))
 
 
 def _measurements(
