@@ -38,6 +38,7 @@ from drafts.target import TargetInfo, read_target
 from drafts.tensors import open_tensors, read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
+TOLERANCE = 1e-5  # relative, of a merge in float32, whatever rounding does
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
         write_like(base, folder, changed)
         parity = measure_parity(adapted, base, read_draft(folder), changed, target)
         # Adapter and merge differ by float32 rounding, of which a draft makes more or less.
-        tolerance = max(1e-5, ROUNDINGS * parity.rounding)
+        tolerance = max(TOLERANCE, ROUNDINGS * parity.rounding)
         if parity.float32 > tolerance:
             raise UserError(
                 f"the merged draft differs from the adapter by {parity.float32:.2e} relative "

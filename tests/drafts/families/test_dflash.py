@@ -26,8 +26,8 @@ from tests.opened import (
     train,
     write_like,
 )
-from tests.tiny_models import HIDDEN, LAYER_IDS, VOCAB
-from tests.tiny_store import write_store
+from tests.tiny.models import HIDDEN, LAYER_IDS, VOCAB
+from tests.tiny.store import write_store
 
 FUSED = 3 * 32
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -26,8 +26,8 @@ from tests.opened import (
     train,
     write_like,
 )
-from tests.tiny_models import DRAFT_VOCAB, HIDDEN, LAYER_IDS, VOCAB, write_draft
-from tests.tiny_store import write_store
+from tests.tiny.models import DRAFT_VOCAB, HIDDEN, LAYER_IDS, VOCAB, write_draft
+from tests.tiny.store import write_store
 
 FUSED = 3 * 32
 

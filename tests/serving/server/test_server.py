@@ -24,7 +24,7 @@ from drafts.target import read_target
 from serving.metrics import counters_from_prometheus, sum_counters
 from serving.remote import connect
 from tests.serving.server.servers import FAST, Command, get, post, serving
-from tests.tiny_models import write_target
+from tests.tiny.models import write_target
 from tests.vllm_client import VllmWorker
 
 K = 2
