@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from bench.records.settings import Listed, Settings
+from drafts.tensors import Float
 
 
 class InitConfig(Settings):
@@ -31,7 +32,5 @@ class InitConfig(Settings):
     heads: int | None = Field(
         None, ge=1, description="tokens that a Medusa or DFlash draft is made for"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
-        None, description="of the weights (default: the target's)"
-    )
+    dtype: Float | None = Field(None, description="of the weights (default: the target's)")
     seed: int = Field(0, description="of the random weights")

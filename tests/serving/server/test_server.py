@@ -178,7 +178,7 @@ def test_other_traffic_is_noticed(url: str, tmp_path: Path) -> None:
     spent = server.settled_counters(before.requests + 1) - before
     answer = Answer(0.0, 0.0, [0.1], tokens=1)
     run = LoadRun("mine", server, Load(concurrency=1), 1)
-    run.rounds, run.counters = [[Block([answer, answer], 1.0, 0.0)]], [[spent]]
+    run.rounds, run.counters = [[Block(1.0, 0.0, [answer, answer])]], [[spent]]
     assert any("ended 1 requests, of which 2 were ours" in line for line in warnings_of(run))
 
 
