@@ -67,27 +67,22 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from settings(kind, f"{prefix}{first}.")
         else:
-            yield Setting(
-                prefix + first,
-                tuple(prefix + other for other in others),
-                field,
-                next(
-                    cls.__dict__.get("GROUP")
-                    for cls in reversed(model.__mro__)
-                    if name in inspect.get_annotations(cls)
-                ),
-            )
+            others = [prefix + other for other in others]
+            yield Setting(prefix + first, tuple(others), field, group_of(model, name))
 
 
 def spellings(name: str, field: FieldInfo) -> list[str]:
+    """What a field is called outside, its first name first."""
     alias = field.validation_alias
-    if alias is None:
-        return [name]
-    return (
-        [str(choice) for choice in alias.choices]
-        if isinstance(alias, AliasChoices)
-        else [str(alias)]
-    )
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [name if alias is None else str(alias)]
+
+
+def group_of(model: type[BaseModel], name: str) -> str | None:
+    """The GROUP of the first class that declared the field, None where that has none."""
+    declares = (c for c in reversed(model.__mro__) if name in inspect.get_annotations(c))
+    return vars(next(declares)).get("GROUP")
 
 
 def load_config(

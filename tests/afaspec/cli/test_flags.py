@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from pydantic import AliasChoices, BaseModel, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 
 from afaspec.cli import MODULES
 from afaspec.cli.flags import configured, metavar
@@ -31,7 +31,7 @@ CONFIGS = {  # what each command is made from
     "suites": "afaspec.cli.measure.suites.SuitesConfig",
     "inspect": "afaspec.cli.draft.inspect.InspectConfig",
     "convert": "afaspec.cli.draft.convert.ConvertConfig",
-    "init": "afaspec.checkpoints.config.StartConfig",
+    "init": "afaspec.checkpoints.config.InitConfig",
     "build-embedded": "afaspec.pretrain.config.BuildConfig",
     "demo": "afaspec.demo.config.DemoConfig",
     "doctor": "afaspec.cli.doctor.DoctorConfig",
@@ -39,7 +39,7 @@ CONFIGS = {  # what each command is made from
 SHORT = {"target.minutes": "--minutes", "target.tokens": "--tokens"}  # of build-embedded
 
 
-class Inner(BaseModel):
+class Inner(Settings):
     GROUP: ClassVar[str] = "Inner settings"
 
     shape: Literal["round", "flat"] = Field("round", description="how it looks")

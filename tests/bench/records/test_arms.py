@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from afaspec.config import load_config
 from bench.records.arms import choose_arms
 from bench.records.config import BenchConfig
 from drafts.errors import UserError
+from drafts.target import read_target
 
 
-def test_order_and_labels(tmp_path: Path) -> None:
-    arms = choose_arms([f"base={tmp_path}", f"mine={tmp_path}"], ngram=True)
+def test_order_and_labels(tiny_draft: Path) -> None:
+    arms = choose_arms([f"base={tiny_draft}", f"mine={tiny_draft}"], ngram=True)
     assert [arm.name for arm in arms] == ["none", "ngram", "base", "mine"]
     assert [arm.label for arm in arms][2:] == ["Base draft", "mine"]
-    assert [arm.name for arm in choose_arms([str(tmp_path)], none=False)] == [tmp_path.name]
+    assert [arm.name for arm in choose_arms([str(tiny_draft)], none=False)] == [tiny_draft.name]
 
 
 @pytest.mark.parametrize(
@@ -30,9 +32,9 @@ def test_order_and_labels(tmp_path: Path) -> None:
         (["a={tmp}", "a={tmp}"], "two drafts have the name"),
     ],
 )
-def test_bad_drafts(tmp_path: Path, drafts: list[str], said: str) -> None:
+def test_bad_drafts(tiny_draft: Path, drafts: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        choose_arms([text.replace("{tmp}", str(tmp_path)) for text in drafts])
+        choose_arms([text.replace("{tmp}", str(tiny_draft)) for text in drafts])
 
 
 def test_nothing_to_measure() -> None:
@@ -40,21 +42,24 @@ def test_nothing_to_measure() -> None:
         choose_arms([], none=False)
 
 
-def bench_config(folder: Path, **settings: object) -> BenchConfig:
-    """The configuration from a YAML file, which JSON is."""
-    file = folder / "bench.yaml"
-    file.write_text(json.dumps({"target": "t", "prompts": "p", "arms": [], **settings}))
-    return load_config(BenchConfig, file, {})
+@pytest.fixture
+def bench_config(tiny_target: Path, tmp_path: Path) -> Callable[..., BenchConfig]:
+    def load(**settings: object) -> BenchConfig:
+        file = tmp_path / "bench.yaml"
+        file.write_text(json.dumps({"prompts": "p", **settings}))  # JSON is YAML
+        return load_config(BenchConfig, file, {"target": read_target(tiny_target), "arms": ()})
+
+    return load
 
 
 @pytest.mark.parametrize("setting", ["k", "max_tokens", "rounds", "concurrency"])
-def test_settings_below_one(setting: str, tmp_path: Path) -> None:
+def test_settings_below_one(setting: str, bench_config: Callable[..., BenchConfig]) -> None:
     with pytest.raises(UserError, match=f"{setting} is 0"):
-        bench_config(tmp_path, **{setting: 0})
+        bench_config(**{setting: 0})
 
 
-def test_other_bad_settings(tmp_path: Path) -> None:
+def test_other_bad_settings(bench_config: Callable[..., BenchConfig]) -> None:
     with pytest.raises(UserError, match="temperature"):
-        bench_config(tmp_path, temperature=-1)
+        bench_config(temperature=-1)
     with pytest.raises(UserError, match="split is 'test'"):
-        bench_config(tmp_path, split="test")
+        bench_config(split="test")
