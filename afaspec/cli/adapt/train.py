@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from afaspec.cli.flags import configured
+from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from afaspec.store.read import FeatureStore
-    from drafts.checkpoint.info import DraftInfo
-    from drafts.target import TargetInfo
+from drafts.checkpoint.info import DraftInfo
+from drafts.target import TargetInfo, read_target
 
 
 @configured(TrainConfig)
@@ -76,8 +74,6 @@ def open_inputs(
     """
     from afaspec.capture.adapted_target import open_target_if_given
     from afaspec.embedded.names import open_draft
-    from afaspec.store.read import FeatureStore
-    from drafts.target import read_target
 
     store = FeatureStore.open(config.store)
     given = open_target_if_given(config.target, config.target_adapter, note)
