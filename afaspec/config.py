@@ -80,6 +80,10 @@ def load_config(
     where that is not its flag. Raises `UserError` for the first mistake, with the file's line.
     """
     text, values = read_yaml(file) if file else ("", {})
+    for setting in settings(model):
+        for other in setting.others:
+            if other in values:
+                values.setdefault(setting.name, values.pop(other))
     given = {name: value for name, value in flags.items() if value is not None}
     for name, value in given.items():
         set_nested(values, name, value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from drafts.tensors import open_tensors
 
 RECORD = "afaspec-convert.json"
 INDEX = "model.safetensors.index.json"
+WRITTEN_ANEW = ("config.json", RECORD)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 IDENTITY = ("folder", "format", "config", "sha256")
 
@@ -128,15 +129,13 @@ def changed(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def leaves(config: dict[str, Any], at: Path_ = ()) -> list[tuple[Path_, Any]]:
+def leaves(config: dict[str, Any], at: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     """Every value of a nested config that is no filled object, with the keys that lead to it."""
-    found: list[tuple[Path_, Any]] = []
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            found += leaves(value, (*at, key))
+            yield from leaves(value, (*at, key))
         else:
-            found.append(((*at, key), value))
-    return found
+            yield (*at, key), value
 
 
 def copy_files(draft: Path, folder: Path, names: dict[str, str]) -> None:
@@ -148,11 +147,7 @@ def copy_files(draft: Path, folder: Path, names: dict[str, str]) -> None:
             index = read_json(path)
             index["weight_map"] = {names[k]: v for k, v in index["weight_map"].items()}
             write_json(folder / INDEX, index)
-        elif (
-            path.is_file()
-            and path.suffix not in WEIGHTS
-            and path.name not in ("config.json", RECORD)
-        ):
+        elif path.is_file() and path.suffix not in WEIGHTS and path.name not in WRITTEN_ANEW:
             shutil.copyfile(path, folder / path.name)
 
 

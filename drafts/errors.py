@@ -19,3 +19,8 @@ class UserError(Exception):
         if hint:
             parts.append(f"To mend it: {hint}")
         super().__init__("\n".join(parts))
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, cut to one line."""
+    return (str(error).strip().splitlines() or [""])[0][:300]

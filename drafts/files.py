@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from drafts.errors import UserError
 
 
@@ -43,7 +45,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            replace_folder(temporary, path)
+            old = temporary.with_suffix(".old")
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -77,38 +83,15 @@ def require_empty(folder: Path) -> None:
         raise UserError("is there already", where=folder, hint="choose another --out, or remove it")
 
 
-def replace_folder(new: Path, path: Path) -> None:
-    """Rename folder `new` to `path`; a folder that stood there is removed."""
-    if not path.exists():
-        new.rename(path)
-        return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def remove_leftovers(path: Path) -> None:
     """Restore or remove what a killed replacement of `path` left beside it."""
     olds = sorted(path.parent.glob(f".{path.name}.*.old"))
     if olds and not path.exists():  # killed between the two renames: the old one is still whole
         olds.pop().rename(path)
     for stale in [*olds, *path.parent.glob(f".{path.name}.*.tmp")]:
-        if not _owner_alive(stale):
+        owner = int(stale.name.rsplit(".", 2)[1])
+        if owner == os.getpid() or not psutil.pid_exists(owner):
             shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink()
-
-
-def _owner_alive(stale: Path) -> bool:
-    pid = int(stale.name.rsplit(".", 2)[1])
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _sync(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import write_draft, write_target
+from tests.tiny.models import write_draft, write_target
 from tests.vllm_client import VllmWorker
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several of us: a thread each, before torch counts cores

@@ -15,6 +15,8 @@ def main() -> None:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
+    import afaspec.capture.run
+    import afaspec.train.run  # noqa: F401
     from afaspec.cli import main as command
 
     torch.set_num_threads(1)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from drafts.errors import UserError
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
 
 
 class Annealer:

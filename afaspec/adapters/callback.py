@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from afaspec.adapters.afa import RECORD, write_record
@@ -42,25 +37,13 @@ class AnnealingCallback(TrainerCallback):
         self.schedule = schedule or AnnealingSchedule()
         self.annealer: Annealer | None = None  # from the beginning of training on
 
-    def on_init_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, *_: Any, model: Any, **__: Any) -> None:
         """Refuse here already what could not be trained."""
         trained_layers(model)
         refuse_vllm(args)
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any, **__: Any
     ) -> None:
         """Set beta to what belongs to the step at which training begins or goes on."""
         if state.is_hyper_param_search:
@@ -75,29 +58,18 @@ class AnnealingCallback(TrainerCallback):
         refuse_another_schedule(self.annealer, state)
         sync_beta(self.annealer, state)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """A best model so far with beta > 0 is none: the best is sought among plain LoRAs."""
         if self.annealer is not None and self.annealer.beta > 0:
             state.best_metric = state.best_model_checkpoint = None
             state.best_global_step = 0
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """After each optimizer step, before the trainer logs, evaluates and saves."""
         if self.annealer is not None:
             sync_beta(self.annealer, state)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, *_: Any, logs: Any = None, **__: Any) -> None:
         """Add beta for those that are told after this one, and to the trainer's own history."""
         if self.annealer is None:
             return
@@ -105,12 +77,7 @@ class AnnealingCallback(TrainerCallback):
             record[LOGGED] = self.annealer.beta
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any, **__: Any
     ) -> None:
         """Record beta beside the checkpoint that was just written."""
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
@@ -119,12 +86,7 @@ class AnnealingCallback(TrainerCallback):
             copy_to_subfolder(folder, model.active_adapter)
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, model: Any, **__: Any
     ) -> None:
         """Record the finished adapter. Raises `UserError` if training was stopped half-way."""
         if self.annealer is not None and self.annealer.beta > 0:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.target_model import load_model
 from afaspec.embedded.names import resolve_model
-from drafts.errors import UserError
+from drafts.errors import UserError, first_line
 from drafts.files import atomic_folder, cache_folder, hash_file, hash_model, read_json, write_json
 from drafts.target import TargetInfo, read_target
 from drafts.tensors import Header, open_tensors, read_header
@@ -171,16 +173,13 @@ def fits(part: str, header: Header, weight: Header) -> bool:
 
 def merge_target(target: TargetInfo, adapter: Path, folder: Path) -> None:
     """Write the merged model with its tokenizer to `folder`, in the stored dtype."""
-    from peft import PeftModel
-
     model = load_model(target.folder, target.dtype)
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter))
         merged = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # a library boundary: whatever PEFT finds wrong with an adapter
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise UserError(
-            f"PEFT cannot merge this adapter ({type(error).__name__}: {reason})",
+            f"PEFT cannot merge this adapter ({type(error).__name__}: {first_line(error)})",
             where=adapter,
             hint="check that it was trained for this target, and that it holds no NaN",
         ) from error

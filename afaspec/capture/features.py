@@ -28,7 +28,7 @@ def features(
             tokens[row, : len(ids)] = torch.tensor(ids)
         # Right padding needs no mask: with causal attention no token sees what follows it.
         with tapped(model, layer_ids) as states:
-            final = _decoder(model)(input_ids=tokens.to(model.device), use_cache=False)[0]
+            final = model.get_decoder()(input_ids=tokens.to(model.device), use_cache=False)[0]
             stacked = torch.cat([states[i] for i in layer_ids] or [final[..., :0]], dim=-1)
         hidden, final = stacked.to("cpu", torch.bfloat16), final.to("cpu", torch.bfloat16)
         for row, ids in enumerate(group):
@@ -65,7 +65,7 @@ def tapped(model: Any, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
 def decoder_layers(model: Any) -> Any:
     """The target's decoder layers in order. `UserError` for architectures that hide them."""
-    layers = getattr(_decoder(model), "layers", None)
+    layers = getattr(model.get_decoder(), "layers", None)
     expected = model.config.get_text_config().num_hidden_layers
     if layers is None or len(layers) != expected:
         raise UserError(
@@ -74,10 +74,6 @@ def decoder_layers(model: Any) -> Any:
             hint="use a target of a usual decoder-only architecture such as Llama or Qwen",
         )
     return layers
-
-
-def _decoder(model: Any) -> Any:
-    return model.get_decoder()
 
 
 def _groups(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[Sequence[int]]]:

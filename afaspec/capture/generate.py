@@ -60,10 +60,8 @@ def _buffer(states: Tensor, capacity: int) -> Tensor:
 def make_cache(model: Any, capacity: int) -> Any:
     """A cache for `model` whose full-attention layers never copy what they hold."""
     cache = DynamicCache(config=model.config)
-    plain = [type(layer) is DynamicLayer for layer in cache.layers]
     cache.layers = [
-        GrowingLayer(capacity) if is_plain else layer
-        for is_plain, layer in zip(plain, cache.layers, strict=True)
+        GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
 

@@ -155,21 +155,14 @@ def choose_layer_ids(
         ids, origin = wanted_layer_ids(draft, target), f"draft {draft.folder}"
     if ids is None:
         ids, origin = default_layer_ids(layers), "the default (2, L/2, L-3)"
-    wrong = [i for i in ids if not 0 <= i <= layers]
-    if wrong:
-        raise UserError(
-            f"layer ids {list(ids)} from {origin}: {wrong[0]} is out of range, the target has "
-            f"layers 0 to {layers}",
-            where=target.folder,
-            hint=hint,
-        )
-    if len(set(ids)) != len(ids):
-        raise UserError(
-            f"layer ids {list(ids)} from {origin} are not distinct "
-            f"(the target has {layers} layers)",
-            where=target.folder,
-            hint=hint,
-        )
+    fault = None
+    if wrong := [i for i in ids if not 0 <= i <= layers]:
+        fault = f": {wrong[0]} is out of range, the target has layers 0 to {layers}"
+    elif len(set(ids)) != len(ids):
+        fault = f" are not distinct (the target has {layers} layers)"
+    if fault:
+        problem = f"layer ids {list(ids)} from {origin}{fault}"
+        raise UserError(problem, where=target.folder, hint=hint)
     return tuple(ids)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drafts.errors import UserError
+from drafts.checkpoint.load import load_causal_lm
+from drafts.errors import UserError, first_line
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -24,7 +25,7 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a damaged tokenizer file makes the library raise
         raise UserError(
-            f"its tokenizer cannot be loaded ({type(error).__name__}: {_first_line(error)})",
+            f"its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)})",
             where=folder,
             hint="fetch the target's tokenizer files again",
         ) from error
@@ -38,7 +39,7 @@ def read_model_config(folder: Path) -> Any:
         return config.get_text_config()
     except Exception as error:
         raise UserError(
-            f"transformers cannot read this model's config ({_first_line(error)})",
+            f"transformers cannot read this model's config ({first_line(error)})",
             where=folder / "config.json",
             hint="use a model whose code is part of transformers",
         ) from error
@@ -56,26 +57,8 @@ def load_target(folder: Path, dtype: str, device: str) -> Any:
 def load_model(folder: Path, dtype: str) -> Any:
     """transformers' own model in memory. `UserError` for damaged or foreign models."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # a library boundary: every kind of damaged or unknown model
-        raise UserError(
-            f"transformers cannot load this target ({type(error).__name__}: {_first_line(error)})",
-            where=folder,
-            hint="check that transformers knows this architecture and that its files are whole",
-        ) from error
-    wrong = sorted(loaded["missing_keys"]) + [str(k[0]) for k in loaded["mismatched_keys"]]
+    model, wrong = load_causal_lm(folder, getattr(torch, dtype), "target")
     if wrong:
         raise UserError(
             f"its weights lack or misshape {len(wrong)} tensors that its config asks for, such as "
@@ -92,7 +75,3 @@ def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     for ids in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
         found.update(ids if isinstance(ids, list) else [ids] if ids is not None else [])
     return frozenset(found)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from bench.records.settings import Listed, Settings
+from drafts.tensors import Float
 
 
 class InitConfig(Settings):
@@ -18,7 +19,7 @@ class InitConfig(Settings):
     family: str = Field(description="eagle3, eagle, medusa, peagle, dflash or draft_model")
     target: Path = Field(description="the target's folder, or `embedded`")
     out: Path = Field(description="new folder for the draft")
-    layers: int | None = Field(None, gt=0, description="decoder layers (Medusa: per head)")
+    layers: int | None = Field(None, ge=1, description="decoder layers (Medusa: per head)")
     layer_ids: Listed | None = Field(
         None, description="the target's hidden states to read, such as 2,6,9"
     )
@@ -29,9 +30,7 @@ class InitConfig(Settings):
         None, description="feature store to count tokens in and take layers from"
     )
     heads: int | None = Field(
-        None, gt=0, description="tokens that a Medusa or DFlash draft is made for"
+        None, ge=1, description="tokens that a Medusa or DFlash draft is made for"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
-        None, description="of the weights (default: the target's)"
-    )
+    dtype: Float | None = Field(None, description="of the weights (default: the target's)")
     seed: int = Field(0, description="of the random weights")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from afaspec.checkpoints.config import InitConfig
+from afaspec.store.read import FeatureStore
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import parse_layer_ids
@@ -21,8 +22,6 @@ from serving.compatibility import require_compatible
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from afaspec.store.read import FeatureStore
 
 
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
@@ -51,8 +50,9 @@ def init_checkpoint(
             f"a draft of the family {config.family} reads no hidden states of inner layers",
             hint="leave --layer-ids out",
         )
+    dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
     with atomic_folder(config.out) as folder:
-        save_draft(draft, config.family, folder, dtype=getattr(torch, stored_dtype(config, target)))
+        save_draft(draft, config.family, folder, dtype=getattr(torch, dtype))
         if draft.reads == "nothing":  # a model of its own, which vLLM wants whole
             copy_tokenizer(target.folder, folder)
         written = read_draft(folder)
@@ -79,14 +79,6 @@ def choose_layer_ids(config: InitConfig, store: FeatureStore | None) -> tuple[in
             hint="give distinct layer ids in ascending order, such as --layer-ids 2,6,9",
         ) from None
     return ids
-
-
-def stored_dtype(config: InitConfig, target: TargetInfo) -> str:
-    """The one asked for, else the target's; bfloat16 for a target that is not stored in floats."""
-    dtype = config.dtype or (target.dtype if target.dtype in FLOATS else "bfloat16")
-    if dtype not in FLOATS:
-        raise UserError(f"--dtype is {dtype!r}", hint=f"give one of {', '.join(FLOATS)}")
-    return dtype
 
 
 def check_store(store: FeatureStore, target: TargetInfo) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -36,6 +38,7 @@ from drafts.target import TargetInfo, read_target
 from drafts.tensors import open_tensors, read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
+TOLERANCE = 1e-5  # relative, of a merge in float32, whatever rounding does
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
     draft = load_draft(base, target)
     before = {name: p.detach().clone() for name, p in draft.named_parameters()}
     adapted = load_result(draft, result)
-    changed = merged_weights(adapted)
-    changed = {n: w for n, w in changed.items() if not torch.equal(w, before[n])}
+    merged = merged_weights(adapted)
+    changed = {n: w for n, w in merged.items() if not torch.equal(w, before[n])}
 
     with atomic_folder(out) as folder:
         write_like(base, folder, changed)
         parity = measure_parity(adapted, base, read_draft(folder), changed, target)
         # Adapter and merge differ by float32 rounding, of which a draft makes more or less.
-        tolerance = max(1e-5, ROUNDINGS * parity.rounding)
+        tolerance = max(TOLERANCE, ROUNDINGS * parity.rounding)
         if parity.float32 > tolerance:
             raise UserError(
                 f"the merged draft differs from the adapter by {parity.float32:.2e} relative "
@@ -109,18 +112,13 @@ def check_replaceable(out: Path) -> None:
 
 def find_result(trained: Path) -> tuple[Path, Path | None]:
     """The folder of trained weights, and the run it belongs to (None for a bare adapter)."""
-    for folder, run in (
-        (trained / "adapter", trained),
-        (trained / "weights", trained),
-        (trained, None),
-    ):
+    for folder in (trained / "adapter", trained / "weights", trained):
         remove_leftovers(folder)
-        names = ("adapter_model.safetensors", "weights.safetensors")
-        for name in names:
+        for name in ("adapter_model.safetensors", "weights.safetensors"):
             if (folder / name).exists():
                 read_header(folder / name)
-                owner = run or (folder.parent if (folder.parent / "config.json").exists() else None)
-                return folder, owner
+                in_a_run = folder != trained or (folder.parent / "config.json").exists()
+                return folder, folder.parent if in_a_run else None
     raise UserError(
         "holds neither an adapter nor trained weights",
         where=trained,
@@ -186,15 +184,11 @@ def load_result(draft: Draft, result: Path) -> nn.Module:
     if (result / "weights.safetensors").exists():
         draft.load_state_dict(load_file(result / "weights.safetensors"), strict=False)
         return draft.eval()
-    from peft import PeftModel
-
     return PeftModel.from_pretrained(draft, str(result)).base_model.model.eval()
 
 
 def merged_weights(adapted: nn.Module) -> dict[str, Tensor]:
     """Plain float32 parameters by the draft's own names; W0 + s B A where there is an adapter."""
-    from peft.tuners.lora.layer import Linear as LoraLinear
-
     weights: dict[str, Tensor] = {}
     for name, module in adapted.named_modules():
         if isinstance(module, LoraLinear):

@@ -109,7 +109,7 @@ def main() -> None:
             raise
         code = refuse(error)
     except UsageError as error:
-        asked = error.ctx.command_path if error.ctx else "afaspec"
+        asked = " ".join(["afaspec", *(name for name in sys.argv[1:2] if name in MODULES)])
         code = refuse(UserError(error.format_message(), hint=f"see {asked} --help"))
     except KeyboardInterrupt:
         code = 130

@@ -23,7 +23,7 @@ class ServeConfig(Settings):
     draft: str = Field(
         "none", description="the draft's folder, `embedded-draft`, `ngram`, or `none`"
     )
-    k: int = Field(3, gt=0, description="speculative tokens per step")
+    k: int = Field(3, ge=1, description="speculative tokens per step")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     cache_gib: float = Field(1.0, ge=0.1, description="KV cache on CPU machines, in GiB")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from afaspec.capture.adapted_target import open_target
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import CaptureProgress, capture
@@ -48,6 +50,18 @@ class Demo:
     page: Path
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What every stage works on, opened, and how it reports."""
+
+    config: DemoConfig
+    target: TargetInfo
+    base: DraftInfo
+    data: str
+    stage: Stage
+    say: Callable[[str], None]
+
+
 def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> Demo:
     """Capture, train both arms, merge, and measure. `stage(name, done, total)` follows progress."""
     prepare_folder(config)
@@ -55,20 +69,17 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
         return Demo(read_report(config.out / "report.json"), config.out / "report.html")
     target, base = open_target(config.target), open_draft(config.draft)
     data = config.data or str(cpp_headers())
-    train_store, eval_store = (
-        capture_split(config, target, base, data, split, stage, say) for split in SPLITS
-    )
+    inputs = Inputs(config, target, base, data, stage, say)
+    train_store, eval_store = (capture_split(inputs, split) for split in SPLITS)
 
     drafts = {"base": base}
     curves: dict[str, Any] = {}
     for arm in ARMS:
         rate = None
         if config.tune:
-            rate = tune_rate(config, arm, train_store, base, target, stage)
+            rate = tune_rate(inputs, train_store, arm)
             say(f"{arm}: learning rate {rate:g}, best in short runs")
-        trained = train_arm(
-            config, arm, rate, config.steps, config.out / arm, train_store, base, target, stage
-        )
+        trained = train_arm(inputs, train_store, arm, rate, config.steps, config.out / arm)
         merged = config.out / f"{arm}-merged"
         if not merged.exists():
             merge(trained.folder, base, merged, target)
@@ -103,8 +114,6 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
 
 def cpp_headers() -> Path:
     """The C++ headers of PyTorch: real text of another domain on every machine with afaspec."""
-    import torch
-
     return Path(torch.__file__).parent / "include"
 
 
@@ -120,50 +129,36 @@ def prepare_folder(config: DemoConfig) -> None:
         write_json(path, wanted)
 
 
-def capture_split(
-    config: DemoConfig,
-    target: TargetInfo,
-    base: DraftInfo,
-    data: str,
-    split: Split,
-    stage: Stage,
-    say: Callable[[str], None],
-) -> FeatureStore:
+def capture_split(inputs: Inputs, split: Split) -> FeatureStore:
     """The target's answers to one split of the prompts."""
+    config = inputs.config
 
     def on_progress(progress: CaptureProgress) -> None:
-        stage(f"target answers ({split})", int(progress.done), progress.total)
+        inputs.stage(f"target answers ({split})", int(progress.done), progress.total)
 
     settings = CaptureConfig(
-        target=str(target.folder),
-        prompts=data,
+        target=str(inputs.target.folder),
+        prompts=inputs.data,
         out=config.out / f"store-{split}",
-        draft=base.folder,
+        draft=inputs.base.folder,
         split=split,
         limit=config.train_prompts if split == "train" else config.eval_prompts,
         prompt_tokens=config.prompt_tokens,
         max_new_tokens=config.new_tokens,
         seed=config.seed,
     )
-    return capture(settings, target, base, on_progress, say)
+    return capture(settings, inputs.target, inputs.base, on_progress, inputs.say)
 
 
 def train_arm(
-    config: DemoConfig,
-    arm: ArmName,
-    rate: float | None,
-    steps: int,
-    out: Path,
-    store: FeatureStore,
-    base: DraftInfo,
-    target: TargetInfo,
-    stage: Stage,
+    inputs: Inputs, store: FeatureStore, arm: ArmName, rate: float | None, steps: int, out: Path
 ) -> Trained:
     """One training run at the given or the default rate; all arms see the same data in order."""
+    config = inputs.config
     name = f"training {arm}" if steps == config.steps else f"tuning {arm} at {rate:g}"
     settings = TrainConfig(
         store=store.folder,
-        draft=base.folder,
+        draft=inputs.base.folder,
         out=out,
         arm=arm,
         rank=config.rank,
@@ -174,30 +169,19 @@ def train_arm(
         checkpoint_every=40,
         seed=config.seed,
     )
-    return train(settings, store, base, target, lambda row: stage(name, row["step"], steps))
+
+    def report(row: dict[str, Any]) -> None:
+        inputs.stage(name, row["step"], steps)
+
+    return train(settings, store, inputs.base, inputs.target, report)
 
 
-def tune_rate(
-    config: DemoConfig,
-    arm: ArmName,
-    store: FeatureStore,
-    base: DraftInfo,
-    target: TargetInfo,
-    stage: Stage,
-) -> float:
+def tune_rate(inputs: Inputs, store: FeatureStore, arm: ArmName) -> float:
     """The peak rate with the best held-out acceptance in short runs; never sees the eval split."""
-    tries = {
-        rate: train_arm(
-            config,
-            arm,
-            rate,
-            config.tuning_steps,
-            config.out / "tuning" / f"{arm}-{rate:g}",
-            store,
-            base,
-            target,
-            stage,
-        ).acceptance_length
-        for rate in config.learning_rates
-    }
-    return max(tries, key=lambda rate: tries[rate])
+    config, folder = inputs.config, inputs.config.out / "tuning"
+
+    def tried(rate: float) -> float:
+        out = folder / f"{arm}-{rate:g}"
+        return train_arm(inputs, store, arm, rate, config.tuning_steps, out).acceptance_length
+
+    return max(config.learning_rates, key=tried)

@@ -14,18 +14,12 @@ from torch import Tensor
 GROUP = 64
 
 
-def group_scales(weight: Tensor, bits: int) -> Tensor:
-    """Scale of each group, [out, in / GROUP], bf16-rounded as it will be stored."""
-    top = 2 ** (bits - 1) - 1
-    peak = weight.float().unflatten(1, (-1, GROUP)).abs().amax(-1)
-    return (peak / top).clamp_min(1e-8).to(torch.bfloat16)
-
-
 def quantize(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Integer codes [out, in] (int8) and scales [out, in / GROUP] (bf16)."""
+    """Integer codes [out, in] (int8) and scales [out, in / GROUP] (bf16, as they are stored)."""
     top = 2 ** (bits - 1) - 1
-    scales = group_scales(weight, bits)
-    ratio = weight.float().unflatten(1, (-1, GROUP)) / scales.float().unsqueeze(-1)
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    scales = (groups.abs().amax(-1) / top).clamp_min(1e-8).to(torch.bfloat16)
+    ratio = groups / scales.float().unsqueeze(-1)
     return ratio.round().clamp(-top, top).flatten(1).to(torch.int8), scales
 
 

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from transformers import AutoTokenizer
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import capture
@@ -26,7 +28,6 @@ from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
 from drafts.files import atomic_file, atomic_folder
-from drafts.nn.interface import Draft
 from drafts.registry import init_draft, read_draft, save_draft
 from drafts.target import TargetInfo, read_target
 
@@ -51,9 +52,6 @@ def folder_mib(folder: Path) -> float:
 
 def build_target(config: BuildConfig, say: Say) -> Path:
     """Corpus, tokenizer and pre-training; returns the unpacked target that ships."""
-    import numpy as np
-    from transformers import AutoTokenizer
-
     folder = config.work / "target"
     if folder.exists():
         return folder
@@ -92,8 +90,11 @@ def build_draft(config: BuildConfig, target: TargetInfo, say: Say, stage: Stage)
             temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     start_folder = config.work / "draft-start"
     if not start_folder.exists():
+        streams = config.work / "streams.npz"
+        kept = common_tokens(streams, config.draft_vocab_size, target.vocab_size)
+        draft = init_draft("eagle3", target, InitOptions(kept=kept, seed=config.seed))
         with atomic_folder(start_folder) as temporary:
-            save_draft(random_draft(config, target), "eagle3", temporary, dtype=torch.float32)
+            save_draft(draft, "eagle3", temporary, dtype=torch.float32)
     start = read_draft(start_folder)
     store = capture(
         CaptureConfig(
@@ -141,16 +142,8 @@ def build_draft(config: BuildConfig, target: TargetInfo, say: Say, stage: Stage)
     return merged
 
 
-def random_draft(config: BuildConfig, target: TargetInfo) -> Draft:
-    """A fresh head: small random weights, the target's own output rows, the commonest tokens."""
-    kept = common_tokens(config.work / "streams.npz", config.draft_vocab_size, target.vocab_size)
-    return init_draft("eagle3", target, InitOptions(kept=kept, seed=config.seed))
-
-
 def common_tokens(streams: Path, count: int, vocab_size: int) -> torch.Tensor:
     """The `count` tokens most frequent in the training corpus, in ascending order of id."""
-    import numpy as np
-
     counts: Counter[int] = Counter()
     for ids in np.load(streams).values():
         counts.update(dict(enumerate(np.bincount(ids, minlength=vocab_size).tolist())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def write_card(work: Path, out: Path, settings: dict[str, Any]) -> None:
 def card(target_rows: list[dict[str, Any]], draft_rows: list[dict[str, Any]], settings: Any) -> str:
     final = target_rows[-1]
     held_out = ", ".join(f"{name} {loss:.2f}" for name, loss in final["final_held_out"].items())
-    best = max((r for r in draft_rows if "acceptance_length" in r), key=_acceptance)
+    evaluated = [row for row in draft_rows if "acceptance_length" in row]
+    best = max(evaluated, key=itemgetter("acceptance_length"))
     target = settings["target"]
     return f"""# The embedded pair
 
@@ -78,7 +80,3 @@ def plot_losses(
 
 
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
-
-
-def _acceptance(row: dict[str, Any]) -> float:
-    return float(row["acceptance_length"])

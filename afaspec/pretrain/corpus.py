@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 MIN_CHARS, MAX_CHARS = 400, 60_000
 CPP_SUFFIXES = (".h", ".hpp", ".cuh", ".cpp", ".cc")
 
@@ -56,8 +58,6 @@ def python_files() -> Iterator[Path]:
 
 def cpp_files() -> Iterator[Path]:
     """The C++ headers that come with PyTorch."""
-    import torch
-
     root = Path(torch.__file__).parent / "include"
     # The one-function operator headers are thousands of near-copies of each other.
     for path in sorted(root.rglob("*")):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from afaspec.embedded.quantize import round_to_grid
-from afaspec.pretrain.config import PretrainConfig
+from afaspec.pretrain.config import PretrainConfig, TargetShape
 from afaspec.train.step import autocast, training_step
 
 TARGET_BITS = 4
@@ -30,13 +30,7 @@ TARGET_BITS = 4
 
 def target_config(config: PretrainConfig, end_id: int, pad_id: int) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        max_position_embeddings=config.max_position_embeddings,
+        **config.shared_with(TargetShape),
         tie_word_embeddings=True,
         bos_token_id=end_id,
         eos_token_id=end_id,
@@ -82,11 +76,14 @@ def pretrain(
     step, tokens, spent = _load(state_path, model, optimizers)
     started = saved = time.monotonic()
 
+    def seconds() -> float:
+        return spent + time.monotonic() - started
+
     def done() -> float:
         if config.tokens is not None:
             return tokens / config.tokens
         assert config.minutes is not None
-        return (spent + time.monotonic() - started) / (60 * config.minutes)
+        return seconds() / (60 * config.minutes)
 
     while (progress := done()) < 1.0:
         long = progress >= 1 - config.long_fraction
@@ -112,10 +109,7 @@ def pretrain(
 
         if step % 20 == 0:
             row: dict[str, Any] = {"step": step, "tokens": tokens, "loss": round(loss, 4)}
-            row |= {
-                "minutes": round((spent + time.monotonic() - started) / 60, 2),
-                "rounded": rounded,
-            }
+            row |= {"minutes": round(seconds() / 60, 2), "rounded": rounded}
             if step % 200 == 0:
                 row["held_out"] = _evaluate(model, held_out, config)
             with log_path.open("a") as log:
@@ -125,12 +119,12 @@ def pretrain(
             saved = time.monotonic()
             _save(state_path, model, optimizers, (step, tokens, spent + saved - started))
 
-    _save(state_path, model, optimizers, (step, tokens, spent + time.monotonic() - started))
+    _save(state_path, model, optimizers, (step, tokens, seconds()))
     with rounded_weights(model), log_path.open("a") as log:
         final = {
             "step": step,
             "tokens": tokens,
-            "minutes": round((spent + time.monotonic() - started) / 60, 2),
+            "minutes": round(seconds() / 60, 2),
             "final_held_out": _evaluate(model, held_out, config),
         }
         log.write(json.dumps(final) + "\n")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from afaspec.pretrain.corpus import Corpus
 
 END, USER, ASSISTANT, PAD = "<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>"
@@ -19,9 +23,6 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(corpus: Corpus, vocab_size: int, characters: int = 6_000_000) -> Any:
     """A `PreTrainedTokenizerFast` of exactly `vocab_size` ids, specials first."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -62,9 +63,6 @@ def _balanced(corpus: Corpus, characters: int) -> list[str]:
 
 def encode_corpus(corpus: Corpus, tokenizer_folder: Path) -> dict[str, Any]:
     """One int32 array of token ids per domain, documents joined by the end token."""
-    import numpy as np
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     end = tokenizer.eos_token_id
     streams = {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
@@ -94,24 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
         problem = f"has the format {found!r}, expected {FORMAT!r}"
         raise UserError(problem, where=path, hint=CAPTURE_AGAIN)
     try:
-        return Manifest(
-            target=_target(raw["target"]),
-            layer_ids=tuple(int(layer) for layer in raw["layer_ids"]),
-            dtype=raw["dtype"],
-            settings=dict(raw["settings"]),
-            versions=dict(raw["versions"]),
-            shards=[ShardRecord(**shard) for shard in raw["shards"]],
-            complete=bool(raw["complete"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"lacks or garbles {error}", where=path, hint=CAPTURE_AGAIN) from None
-
-
-def _target(raw: dict[str, Any]) -> TargetRecord:
-    return TargetRecord(
-        path=str(raw["path"]),
-        sha256=str(raw["sha256"]),
-        hidden_size=int(raw["hidden_size"]),
-        vocab_size=int(raw["vocab_size"]),
-        num_layers=int(raw["num_layers"]),
-    )
+        found = {part.name: raw[part.name] for part in fields(Manifest)}
+        return TypeAdapter(Manifest).validate_python(found)
+    except (KeyError, ValidationError) as error:
+        wrong = error.args[0] if isinstance(error, KeyError) else error.errors()[0]["loc"][0]
+        raise UserError(f"lacks or garbles {wrong!r}", where=path, hint=CAPTURE_AGAIN) from None

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from afaspec.adapters.afa import adapt
 from afaspec.adapters.gradient_init import init_lora_a, weight_gradients
 from afaspec.store.read import FeatureStore
-from afaspec.train.config import OWN_INITS, TrainConfig
+from afaspec.train.config import OWN_INITS, LossSettings, TrainConfig
 from afaspec.train.loader import draw
 from afaspec.train.objective import DraftObjective, collate
 from afaspec.train.step import autocast
@@ -47,8 +48,9 @@ def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: tor
     torch.manual_seed(config.seed)
     draft = load_draft(info, target)
     wrapped, parameters = prepare_arm(draft, config, info.folder)
-    # On its device before the optimizer, whose state lies where its parameters do.
-    objective = make_objective(draft, target, config).to(device)
+    head = load_lm_head(target).to(torch.bfloat16 if config.bf16 else torch.float32)
+    objective = DraftObjective(draft, head, **config.shared_with(LossSettings))
+    objective.to(device)  # before the optimizer, whose state lies where its parameters do
     optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
     return Setup(draft, wrapped, objective, parameters, optimizer)
 
@@ -87,8 +89,7 @@ def init_from_gradients(
     def loss(micro: int) -> torch.Tensor:
         batch = collate([store[i] for i in draw(train_ids, config, micro)]).to(device)
         with autocast(device, bf16=config.bf16):
-            found = objective(batch)
-        assert isinstance(found, torch.Tensor)
+            found: torch.Tensor = objective(batch)
         return found
 
     layers = {n: m for n, m in objective.draft.named_modules() if isinstance(m, LoraLinear)}
@@ -114,8 +115,6 @@ def prepare_arm(
         for name, parameter in draft.named_parameters():
             parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
         return draft, [p for p in draft.parameters() if p.requires_grad]
-    from peft import LoraConfig
-
     wrapped = adapt(
         draft,
         LoraConfig(
@@ -130,17 +129,3 @@ def prepare_arm(
     )
     wrapped.peft_config["default"].base_model_name_or_path = str(base)
     return wrapped, [p for p in draft.parameters() if p.requires_grad]
-
-
-def make_objective(draft: Draft, target: TargetInfo, config: TrainConfig) -> DraftObjective:
-    """The loss that `config` asks for, against the target's own output layer."""
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
-    return DraftObjective(
-        draft,
-        load_lm_head(target).to(dtype),
-        loss=config.loss,
-        draft_steps=config.draft_steps,
-        step_decay=config.step_decay,
-        chunk=config.chunk,
-        compiled=config.compiled,
-    )

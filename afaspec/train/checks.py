@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from afaspec.store.manifest import Manifest
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.registry import module_names, wanted_layer_ids
 from drafts.target import TargetInfo
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetInfo) -> None:

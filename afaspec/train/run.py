@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor
 
 from afaspec.adapters.afa import save_adapter
@@ -146,8 +147,6 @@ def keep_best(
     progress.best_step, progress.best_acceptance_length = progress.step, acceptance_length
     with atomic_folder(result_folder(config)) as temporary:
         if config.arm == "full":
-            from safetensors.torch import save_file
-
             save_file(trainable_state(setup.draft), temporary / "weights.safetensors")
         else:
             save_adapter(setup.wrapped, temporary, config.annealing, progress.step, config.steps)

@@ -1,9 +1,9 @@
 """Run the arms' engines in turns and keep what each gave.
 
 The arms take turns on small blocks of prompts, in an order drawn anew for every block, so that
-whatever else the machine does may meet any arm: a fixed rotation would give neighbouring turns the
+whatever else the machine does may meet any arm: a fixed rotation would give neighbouring blocks the
 same arms, and slow stretches of the machine would favour one again and again. Conversations go
-turn by turn within an arm's turn, and each (conversation, turn) then counts as a prompt.
+turn by turn within a block, and each (conversation, turn) then counts as a prompt.
 """
 
 from __future__ import annotations

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.engine.measure import measure, plan_blocks
 from bench.lossless.greedy import Difference, Noise, explain, first_difference, with_texts
 from bench.lossless.sampled import compare_samples
 from bench.prompts.conversation import unit_name, units
-from bench.prompts.load import _new_tokens, later_turns, load_prompts
+from bench.prompts.encode import EncodedPrompt
+from bench.prompts.load import distinct, later_turns, load_prompts, new_tokens
 from bench.records.acceptance import Acceptance
 from bench.records.config import BenchConfig
 from bench.records.progress import Progress
@@ -24,9 +24,6 @@ from bench.report.schema import Report
 from drafts.checkpoint.info import DraftInfo
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
-
-if TYPE_CHECKING:
-    from bench.prompts.encode import EncodedPrompt
 
 
 def run_bench(
@@ -51,7 +48,7 @@ def run_bench(
     inputs = [prompt.input_ids for prompt in encoded]
     turns = later_turns(config, encoded)
     order = list(units(plan_blocks(config, len(encoded), turns)))
-    ids = _distinct([prompt.id for prompt in encoded])
+    ids = distinct([prompt.id for prompt in encoded])
     names = [unit_name(ids[conversation], turn) for conversation, turn in order]
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     with ExitStack() as stack:
@@ -99,7 +96,7 @@ def _start(
             temperature=config.temperature,
             seed=config.seed,
             dtype=config.dtype,
-            max_model_len=longest + _new_tokens(config),
+            max_model_len=longest + new_tokens(config),
             enforce_eager=config.enforce_eager,
             batch=config.concurrency,
             cache_gib=config.cache_gib,
@@ -157,13 +154,3 @@ def count_not_comparable(runs: Sequence[ArmRun]) -> dict[str, int]:
         run.arm.name: sum(a != b for a, b in zip(none.inputs, run.inputs, strict=True))
         for run in runs
     }
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number added to those that come again."""
-    seen: Counter[str] = Counter()
-    distinct = []
-    for name in names:
-        seen[name] += 1
-        distinct.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return distinct

@@ -71,6 +71,7 @@ def _from_hub(source: str) -> Any:
         raise UserError("no such file or folder", where=source, hint="check the path")
     try:
         import datasets
+        import huggingface_hub
     except ImportError:
         raise UserError(
             "reading a hub dataset needs the datasets package",
@@ -81,7 +82,8 @@ def _from_hub(source: str) -> Any:
         _reachable(match["name"])
         loaded = datasets.load_dataset(match["name"], match["config"])
     except Exception as error:  # network, access, name and format errors of many kinds
-        why = "the hub cannot be reached" if _offline() else _first_line(error)
+        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        why = "the hub cannot be reached" if offline else _first_line(error)
         raise UserError(
             f"no such file or folder here, and as a hub dataset it could not be fetched ({why})",
             where=source,
@@ -119,12 +121,6 @@ def _reachable(name: str) -> None:
     except Exception:  # no answer; the kind depends on the HTTP library in use
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
-
-
-def _offline() -> bool:
-    import huggingface_hub
-
-    return bool(huggingface_hub.constants.HF_HUB_OFFLINE)
 
 
 def _parquet(folder: Path) -> list[Path]:

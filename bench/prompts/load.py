@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bench.prompts.conversation import Turns
-from bench.prompts.encode import prompt_room
+from bench.prompts.encode import EncodedPrompt, encode_prompts, prompt_room
+from bench.prompts.read import read_prompts
+from bench.prompts.rows import Prompt, as_conversation
 from bench.records.config import BenchConfig
-
-if TYPE_CHECKING:
-    from bench.prompts.encode import EncodedPrompt
+from bench.records.settings import MeasureSettings
 
 
-def load_prompts(config: BenchConfig) -> list[EncodedPrompt]:
-    """Read and tokenise the prompts of `config`. Raises `UserError` for what cannot be used."""
-    from transformers import AutoTokenizer
-
-    from bench.prompts.encode import encode_prompts
-    from bench.prompts.read import read_prompts
-    from bench.prompts.rows import as_conversation
-
+def conversations(config: MeasureSettings, source: str) -> list[Prompt]:
+    """The prompts of `source` that `config` takes. Raises `UserError` for what cannot be read."""
     prompts = read_prompts(
-        config.prompts,
+        source,
         limit=config.limit,
         seed=config.seed,
         split=config.split,
         prompt_tokens=config.prompt_tokens,
         suite_folder=config.suite_folder,
     )
+    return [as_conversation(prompt) for prompt in prompts]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number added to those that come again."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return found
+
+
+def load_prompts(config: BenchConfig) -> list[EncodedPrompt]:
+    """Read and tokenise the prompts of `config`. Raises `UserError` for what cannot be used."""
+    from transformers import AutoTokenizer
+
     return encode_prompts(
-        [as_conversation(prompt) for prompt in prompts],
+        conversations(config, config.prompts),
         AutoTokenizer.from_pretrained(config.target.folder),
         max_positions=config.target.max_positions,
         max_prompt_tokens=config.max_prompt_tokens,
-        new_tokens=_new_tokens(config),
+        new_tokens=new_tokens(config),
         truncate=config.truncate_prompts,
     )
 
@@ -49,12 +60,12 @@ def later_turns(config: BenchConfig, prompts: Sequence[EncodedPrompt]) -> Turns 
     return Turns(
         prompts,
         AutoTokenizer.from_pretrained(config.target.folder),
-        room=prompt_room(positions, _new_tokens(config), config.max_prompt_tokens),
+        room=prompt_room(positions, new_tokens(config), config.max_prompt_tokens),
         max_tokens=config.max_tokens,
         truncate=config.truncate_prompts,
     )
 
 
-def _new_tokens(config: BenchConfig) -> int:
+def new_tokens(config: BenchConfig) -> int:
     """Positions that an answer may take, those of the last drafts included."""
     return config.max_tokens + config.k + 1

@@ -1,4 +1,4 @@
-"""Prompts for capturing and measuring: read from files, folders or the hub, then tokenised."""
+"""Prompts for capturing and measuring, from files, folders, the hub or suites."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.prompts.encode import EncodedPrompt, encode_prompts
 from bench.prompts.hub import HUB_ID, dataset_rows, is_dataset_folder
 from bench.prompts.rows import Prompt, parse_row, read_jsonl
 from bench.prompts.select import drawn, one_side
@@ -14,8 +13,6 @@ from bench.prompts.source_files import SUFFIXES, source_prompts
 from bench.prompts.suites import is_suite, read_suite
 from bench.records.settings import Split
 from drafts.errors import UserError
-
-__all__ = ["EncodedPrompt", "Prompt", "encode_prompts", "read_prompts"]
 
 ROW_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz")
 
@@ -68,19 +65,13 @@ def _all_prompts(
     path = Path(source)
     if path.is_file() and path.name.endswith(ROW_SUFFIXES):
         yield from _from_rows(read_jsonl(path), prompt_tokens, seed)
-    elif path.suffix == ".parquet" or (path.is_dir() and is_dataset_folder(path)):
-        _must_exist(path)
+    elif (path.exists() and path.suffix == ".parquet") or is_dataset_folder(path):
         yield from _from_rows(dataset_rows(source), prompt_tokens, seed)
     elif path.exists():
         yield from source_prompts(path, prompt_tokens, seed, suffixes, note)
-    elif HUB_ID.match(source) and not source.endswith((*ROW_SUFFIXES, *SUFFIXES)):
+    elif HUB_ID.match(source) and not source.endswith((*ROW_SUFFIXES, *SUFFIXES, ".parquet")):
         yield from _from_rows(dataset_rows(source), prompt_tokens, seed)
     else:
-        _must_exist(path)
-
-
-def _must_exist(path: Path) -> None:
-    if not path.exists():
         raise UserError(
             "no such file or folder; expected a JSONL file, a folder of source files, a hub "
             "dataset id or suite:NAME",

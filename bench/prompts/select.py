@@ -33,7 +33,12 @@ def drawn(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
     """A sample of at most `limit` by `seed`, in the order it had."""
     if limit is None or limit >= len(prompts):
         return prompts
-    return _first(prompts, limit, lambda p: f"{seed}:{_name(p)}:{_content(p)}")
+
+    def key(prompt: Prompt) -> str:
+        name = prompt.id.rsplit("/", 1)[-1]  # not the folder: the sample must not depend on it
+        return f"{seed}:{name}:{prompt.split_key if prompt.text is None else prompt.text}"
+
+    return _first(prompts, limit, key)
 
 
 def equal_shares(prompts: list[Prompt], share: int) -> list[Prompt]:
@@ -68,15 +73,6 @@ def _said(prompt: Prompt) -> str:
 def _in_eval(prompt: Prompt, fraction: float) -> bool:
     key = " ".join(prompt.split_key.split())
     return int(_digest(key)[:13], 16) < fraction * 16**13
-
-
-def _name(prompt: Prompt) -> str:
-    """Its place without the folder, so that a sample does not depend on where the file lies."""
-    return prompt.id.rsplit("/", 1)[-1]
-
-
-def _content(prompt: Prompt) -> str:
-    return prompt.text if prompt.text is not None else prompt.split_key
 
 
 def _digest(text: str) -> str:

@@ -65,8 +65,7 @@ class SuitePrompts:
 
     def record(self) -> dict[str, str | None]:
         """What a result says of them."""
-        values = {"name": self.name, "size": self.size, "split": self.split}
-        return {**values, "sha256": self.sha256}
+        return {name: getattr(self, name) for name in ("name", "size", "split", "sha256")}
 
 
 _ALL = (

@@ -74,12 +74,16 @@ def choose_arms(drafts: list[str], *, none: bool = True, ngram: bool = False) ->
         arms.append(Arm("ngram", "ngram"))
     arms += [parse_arm(text) for text in drafts]
     names = [arm.name for arm in arms]
-    doubles = sorted({name for name in names if names.count(name) > 1})
-    if doubles:
-        raise UserError(
-            f"two drafts have the name {doubles[0]!r}",
-            hint="name them apart: --draft first=FOLDER --draft second=FOLDER",
-        )
+    require_distinct(names, "drafts", "--draft first=FOLDER --draft second=FOLDER")
     if not arms:
         raise UserError("there is nothing to measure", hint="give at least one --draft")
     return tuple(arms)
+
+
+def require_distinct(names: list[str], kind: str, example: str) -> None:
+    """Raise `UserError` where two of a `kind` have the same name."""
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise UserError(
+            f"two {kind} have the name {doubles[0]!r}", hint=f"name them apart: {example}"
+        )

@@ -14,7 +14,7 @@ from drafts.target import TargetInfo
 class BenchConfig(BenchSettings):
     """A run in process. `limit` caps the number of prompts, None takes all.
 
-    `concurrency` requests run at once; `block` prompts make an arm's turn (at least as many).
+    `concurrency` requests run at once; `block` prompts make a block (at least as many).
     `samples` requests per arm test the output's distribution at temperature > 0; 0 tests nothing.
     `prompts` is anything that `bench.prompts.read.read_prompts` takes; `suite_folder` has the files
     of suites.
@@ -23,7 +23,7 @@ class BenchConfig(BenchSettings):
     target: InstanceOf[TargetInfo]
     prompts: str
     arms: tuple[InstanceOf[Arm], ...]
-    concurrency: int = Field(1, gt=0)
+    concurrency: int = Field(1, ge=1)
 
 
 @dataclass(frozen=True)

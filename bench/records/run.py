@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from bench.records.acceptance import Acceptance, Counts
 from bench.records.arms import Arm
 from serving.engine.engine import Generation
 from serving.metrics import SpecCounters
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,9 @@ class Block:
     process spent on its cores in that time.
     """
 
-    answers: list[Answer]
     wall_seconds: float
     cpu_seconds: float
+    answers: list[Answer]
 
 
 @dataclass

@@ -58,11 +58,11 @@ class PromptSettings(Settings):
     GROUP: ClassVar[str] = "Prompts"
 
     suite_folder: SuiteFolder = None
-    limit: int | None = Field(None, gt=0, description="prompts at most, drawn by --seed")
+    limit: int | None = Field(None, ge=1, description="prompts at most, drawn by --seed")
     split: Split | None = Field(None, description="take one side of the prompts only")
-    prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
+    prompt_tokens: int = Field(128, ge=1, description="prompt length in plain texts and files")
     max_prompt_tokens: int | None = Field(
-        None, gt=0, description="longest prompt allowed (default: what the target allows)"
+        None, ge=1, description="longest prompt allowed (default: what the target allows)"
     )
     truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
 
@@ -72,7 +72,7 @@ class RunSettings(Settings):
 
     GROUP: ClassVar[str] = "Measuring"
 
-    rounds: int = Field(3, gt=0, description="how often every prompt is run")
+    rounds: int = Field(3, ge=1, description="how often every prompt is run")
     ignore_eos: bool = Field(False, description="always write all --max-tokens")
     seed: int = Field(0, description="of sampling, choice and intervals")
 
@@ -84,7 +84,7 @@ class MeasureSettings(RunSettings, PromptSettings):
 
     max_tokens: int = Field(
         128,
-        gt=0,
+        ge=1,
         validation_alias=AliasChoices("max_tokens", "max_new_tokens"),
         description="tokens to write per prompt",
     )
@@ -97,7 +97,7 @@ class DraftSettings(Settings):
 
     GROUP: ClassVar[str] = "Drafting"
 
-    k: int = Field(3, gt=0, description="speculative tokens per step")
+    k: int = Field(3, ge=1, description="speculative tokens per step")
     draft_sample_method: str | None = Field(
         None, description="how drafts sample at temperature > 0, by vLLM's names"
     )
@@ -115,7 +115,7 @@ class ClientSettings(MeasureSettings):
 
     model: str | None = Field(None, description="the name that they serve the model by")
     requests: int | None = Field(
-        None, gt=0, description="requests in a round (default: each prompt once)"
+        None, ge=1, description="requests in a round (default: each prompt once)"
     )
     reuse_prefixes: bool = Field(False, description="let prompts hit the prefix cache")
 
@@ -135,4 +135,4 @@ class BenchSettings(VllmSettings, DraftSettings, MeasureSettings):
 
     GROUP: ClassVar[str] = "Measuring"
 
-    block: int = Field(4, gt=0, description="prompts that an arm runs at least before the next")
+    block: int = Field(4, ge=1, description="prompts that an arm runs at least before the next")

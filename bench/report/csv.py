@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bench.report.schema import Report
 from drafts.files import atomic_file
-
-if TYPE_CHECKING:
-    from bench.report.schema import Report
-
 
 COLUMNS = ("arm", "against", "load", "category", "measure", "value", "low", "high")
 FIGURES = (
@@ -51,11 +48,9 @@ def csv_rows(report: Report) -> Iterator[Row]:
     for arm in report.arms:
         yield from _arm_rows(arm)
     for found in report.comparisons:
-        kinds = ("relative",) if found["metric"] == "speedup" else ("difference", "relative")
-        for kind in kinds:
-            yield _row(
-                found["arm"], f"{found['metric']}_{kind}", found[kind], against=found["against"]
-            )
+        arm, against, metric = found["arm"], found["against"], found["metric"]
+        for kind in ("relative",) if metric == "speedup" else ("difference", "relative"):
+            yield _row(arm, f"{metric}_{kind}", found[kind], against=against)
     for step in report.load or []:
         load = next(
             f"{name}={step[name]}" for name in ("concurrency", "request_rate") if name in step
@@ -89,21 +84,8 @@ def _arm_rows(arm: Json, load: str = "") -> Iterator[Row]:
                 yield _row(name, measure, figure, load=load, category=category)
 
 
-def _row(
-    arm: str,
-    measure: str,
-    found: Json | float,
-    *,
-    load: str = "",
-    category: str = "",
-    against: str = "",
-) -> Row:
+def _row(arm: str, measure: str, found: Json | float, **place: str) -> Row:
+    """`place`: the load, the category and whom the arm is held against, empty where not given."""
     figure = found if isinstance(found, Mapping) else {"value": found, "low": None, "high": None}
-    return {
-        "arm": arm,
-        "against": against,
-        "load": load,
-        "category": category,
-        "measure": measure,
-        **{part: figure[part] for part in ("value", "low", "high")},
-    }
+    ends = {part: figure[part] for part in ("value", "low", "high")}
+    return {**dict.fromkeys(COLUMNS, ""), "arm": arm, "measure": measure, **place, **ends}

@@ -84,10 +84,10 @@ def latency_json(run: ArmRun, concurrency: int) -> Json | None:
     }
 
 
-def mean_prefill_ms(run: ArmRun, prompts: int, rounds: int, seed: int) -> Json:
+def mean_prefill_ms(run: ArmRun, seed: int) -> Json:
     """Mean prefill time in ms, with its interval over prompts and rounds."""
-    resampler = Resampler(prompts, rounds, seed=seed)
     seconds = np.array(run.prefill_seconds)
+    resampler = Resampler(*seconds.shape[::-1], seed=seed)
     return figure_json(1000 * ratio(resampler.sums(seconds), resampler.sums(np.ones_like(seconds))))
 
 
@@ -126,14 +126,14 @@ def categories_json(
     if categories is None or not any(categories):
         return {run.arm.name: None for run in runs}
     names = [category or WITHOUT_CATEGORY for category in categories]
+    timed = len(runs[0].seconds[0]) == len(names)
     result: dict[str, Json] = {run.arm.name: {} for run in runs}
     for category in dict.fromkeys(names):
         rows = np.flatnonzero([name == category for name in names])
-        speeds = _category_speeds(runs, rows, len(names), seed)
-        plain = next((speeds[run.arm.name] for run in runs if run.arm.draft is None), None)
+        speeds, plain = speed_samples(runs, seed, rows) if timed else ({}, None)
         counts = Resampler(len(rows), seed=seed)
         for run in runs:
-            acceptance, speed = run.acceptance(k), speeds[run.arm.name]
+            acceptance, speed = run.acceptance(k), speeds.get(run.arm.name)
             measured: dict[str, Samples | None] = {
                 "acceptance_length": None,
                 "acceptance_rate": None,
@@ -150,19 +150,19 @@ def categories_json(
     return dict(result)
 
 
-def _category_speeds(
-    runs: Sequence[ArmRun], rows: np.ndarray, prompts: int, seed: int
-) -> dict[str, Samples | None]:
-    rounds, units = np.shape(runs[0].seconds)
-    if units != prompts:
-        return {run.arm.name: None for run in runs}
-    times = Resampler(len(rows), rounds, seed=seed)
-    return {
+def speed_samples(
+    runs: Sequence[ArmRun], seed: int, rows: np.ndarray | slice = slice(None)
+) -> tuple[dict[str, Samples], Samples | None]:
+    """Resampled tokens/s over the timing units `rows`, paired: by arm, and without speculation."""
+    rounds, units = np.array(runs[0].seconds)[:, rows].shape
+    times = Resampler(units, rounds, seed=seed)
+    speeds = {
         run.arm.name: ratio(
             times.sums(np.array(run.tokens)[:, rows]), times.sums(np.array(run.seconds)[:, rows])
         )
         for run in runs
     }
+    return speeds, next((speeds[run.arm.name] for run in runs if run.arm.draft is None), None)
 
 
 def _select(acceptance: Acceptance, rows: np.ndarray) -> Acceptance:

@@ -50,11 +50,11 @@ def write_report(report: Report, folder: Path) -> Path:
 def render_report(report: Report, folder: Path) -> Path:
     """Write what can be made from a report alone: plots, page and CSV; returns the page."""
     from bench.report.csv import write_csv
-    from bench.report.page import write_page
+    from bench.report.html import write_page
+    from bench.report.page import render_page
     from bench.report.plots import report_plots
     from bench.report.plots.style import write_pngs
 
     write_pngs(report_plots(report), folder)
-    page = write_page(report, folder / "report.html")
     write_csv(report, folder / "report.csv")
-    return page
+    return write_page(render_page(report), folder / "report.html")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.report.words import MARKS, TableCell, setting_words
+from drafts.files import atomic_file
 
 TEMPLATES = Environment(
     loader=PackageLoader("bench.report"),
@@ -37,3 +39,10 @@ class PageTable:
 def render(template: str, **values: Any) -> str:
     """The page of a template, for example `report.html`. What `values` hold is shown as text."""
     return TEMPLATES.get_template(template).render(values)
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write the page atomically; returns `path`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bench.report.console import warnings
 from bench.report.html import PageTable, render
 from bench.report.plots import report_plots
 from bench.report.plots.speed import LATENCIES, latency_kinds, load_axis, load_words
 from bench.report.plots.style import as_svgs, colours_of
+from bench.report.schema import Report
 from bench.report.words import (
     COLUMNS,
     MARKS,
@@ -23,11 +24,6 @@ from bench.report.words import (
     table_rows,
     token_shown,
 )
-from drafts.files import atomic_file
-
-if TYPE_CHECKING:
-    from bench.report.schema import Report
-
 
 Json = Mapping[str, Any]
 CATEGORY_FIGURES = (
@@ -38,13 +34,6 @@ LOAD_AXES = {"concurrency": "Requests at once", "request_rate": "Requests/s"}
 DIFFERENCES = ("Arm", "Prompt", "Position", "Token", "Instead", "Gap (nats)", "Near-tie")
 SHOWN_DIFFERENCES = 50
 TESTED = ("p_value", "control_p_value", "power", "detects", "samples", "tokens", "positions")
-
-
-def write_page(report: Report, path: Path) -> Path:
-    """Write the page atomically; returns `path`."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(render_page(report), encoding="utf-8")
-    return path
 
 
 def render_page(report: Report) -> str:
@@ -63,7 +52,7 @@ def render_page(report: Report) -> str:
         headline=headline(report.arms),
         settings=settings_line(report.provenance),
         verdicts=_verdicts(report),
-        warnings=_warnings(report),
+        warnings=warnings(report),
         arms=PageTable(COLUMNS, table_rows(report.arms), _swatches(report.arms, report.arms)),
         first_plots=grid("acceptance_length", "speedup"),
         categories=_categories(report.arms),
@@ -89,13 +78,6 @@ def _verdicts(report: Report) -> list[tuple[str, str]]:
     """What can be said of one arm against another: a sentence each, the clear ones first."""
     said = [(str(found["verdict"]), str(found["words"])) for found in report.comparisons]
     return sorted(said, key=lambda one: one[0] not in MARKS)
-
-
-def _warnings(report: Report) -> list[str]:
-    """What to know before the figures are trusted, each once, where a run has such warnings."""
-    steps = [report.arms, *(step["arms"] for step in report.load or [])]
-    said = (text for arms in steps for arm in arms for text in arm.get("warnings") or [])
-    return list(dict.fromkeys(said))
 
 
 def _swatches(rows: Sequence[Json], arms: Sequence[Json]) -> list[str]:

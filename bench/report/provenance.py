@@ -13,8 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bench.prompts.suites import is_suite, read_suite
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
+from bench.records.settings import PromptSettings
 from drafts.checkpoint.info import DraftInfo
 from drafts.target import TargetInfo
 from serving.runtime import installed_version, usable_cores
@@ -37,6 +39,13 @@ def common_provenance(target: TargetInfo, settings: dict[str, Any]) -> dict[str,
         },
         **settings,
         "drafting": "chain",
+        **circumstances(),
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """Versions, machine and commit of this process, and the time in UTC."""
+    return {
         "versions": versions(),
         "machine": machine(),
         "git": git_commit(),
@@ -106,26 +115,29 @@ def _lines(command: list[str]) -> list[str]:
     return result.stdout.split("\n")[:-1] if result.returncode == 0 else []
 
 
+def suite_record(config: PromptSettings, source: str) -> dict[str, Any]:
+    """Which content it was where the prompts' `source` is a suite, under `suite`; else nothing."""
+    if not is_suite(source):
+        return {}
+    suite = read_suite(
+        source,
+        split=config.split,
+        prompt_tokens=config.prompt_tokens,
+        folder=config.suite_folder,
+    )
+    return {"suite": suite.record()}
+
+
 def settings_of(
     config: BenchConfig, prompts: Sequence[Sequence[int]], turns: int | None = None
 ) -> dict[str, Any]:
     """The settings that a result must carry; `prompts` are the token ids that were measured.
 
-    `turns` counts the requests of a round where conversations have several. A suite's record says
-    which content it was.
+    `turns` counts the requests of a round where conversations have several.
     """
-    from bench.prompts.suites import is_suite, read_suite
-
     values = config.model_dump(exclude=NOT_SETTINGS)
-    values["prompt_source"] = source = values.pop("prompts")
-    if is_suite(source):
-        suite = read_suite(
-            source,
-            split=config.split,
-            prompt_tokens=config.prompt_tokens,
-            folder=config.suite_folder,
-        )
-        values["suite"] = suite.record()
+    values["prompt_source"] = values.pop("prompts")
+    values |= suite_record(config, config.prompts)
     ids = json.dumps([list(prompt) for prompt in prompts])
     return {
         **values,

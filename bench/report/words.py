@@ -9,14 +9,7 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
-COLUMNS = (
-    "Arm",
-    "Acceptance length",
-    "Acceptance rate",
-    "Tokens/s",
-    "Speedup",
-    "Same output",
-)
+COLUMNS = ("Arm", "Acceptance length", "Acceptance rate", "Tokens/s", "Speedup", "Same output")
 NOTHING = "–"
 MARKS = {"higher": "▲", "lower": "▼"}  # of verdicts; the others have "="
 

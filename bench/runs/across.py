@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.records.arms import Arm
+from bench.records.run import ArmRun
 from bench.report.schema import Report
-from bench.stats.intervals import Accounts, Floats, Quotient, Source
+from bench.stats.comparisons import quotient
+from bench.stats.intervals import Accounts, Floats, Source
 from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, contrast, paired_accounts
+from serving.metrics import SpecCounters
 
 METRICS = (ACCEPTANCE, SPEED, SPEEDUP)
 ROUNDING = 1e-9
@@ -41,35 +45,29 @@ def compare_arm(old: Report, new: Report, name: str, metric: str) -> tuple[Compa
 
     None where either run has no such figure.
     """
-    figures = [_figure(report, name, metric) for report in (new, old)]
-    if figures[0] is None or figures[1] is None:
+    found, before = (_figure(report, name, metric) for report in (new, old))
+    if found is None or before is None:
         return None
     if paired(old, new):
         first, second = (estimate(report, name, metric) for report in (new, old))
-        units = [found.influence.shape[1] for found in (first, second) if found]
-        if first and second and units[0] == units[1]:
-            unit, block = np.arange(units[0]), 1
-            if units[0] == len(new.measurements["prompts"]):  # else a unit is a whole turn
+        if first and second and first.influence.shape[1] == second.influence.shape[1]:
+            units = first.influence.shape[1]
+            unit, per_block = np.arange(units), 1
+            if units == len(new.measurements["prompts"]):  # else a unit is a whole block
                 unit = np.array(new.measurements.get("conversations") or unit)
-                block = int(new.provenance.get("block", 1))
-            return _compare_paired(name, metric, first, second, unit, block), True
-    prompts = [int(report.provenance["prompts"]) for report in (new, old)]
-    spreads = [
-        source_of(figure, units) for figure, units in zip(figures, prompts, strict=True) if figure
-    ]
+                per_block = int(new.provenance.get("block", 1))
+            return _compare_paired(name, metric, first, second, unit, per_block), True
+    here = source_of(found, int(new.provenance["prompts"]))
+    there = source_of(before, int(old.provenance["prompts"]))
 
     def accounts(weight: float, other: float) -> Accounts:
-        if None in spreads:
+        if here is None or there is None:
             return []
-        sources = [
-            Source(factor**2 * spread.variance, spread.freedom)
-            for factor, spread in zip((weight, other), spreads, strict=True)
-            if spread is not None
-        ]
-        return [sources]
+        pairs = ((weight, here), (other, there))
+        return [[Source(factor**2 * one.variance, one.freedom) for factor, one in pairs]]
 
-    values = [float(figure["value"]) for figure in figures if figure]
-    return contrast(name, name, metric, values[0], values[1], accounts), False
+    values = float(found["value"]), float(before["value"])
+    return contrast(name, name, metric, *values, accounts), False
 
 
 def paired(old: Report, new: Report) -> bool:
@@ -87,9 +85,7 @@ def paired(old: Report, new: Report) -> bool:
 def estimate(report: Report, name: str, metric: str) -> Estimate | None:
     """The figure from the run's measurements; None where it did not measure that."""
     arms = report.measurements["arms"]
-    if name not in arms:
-        return None
-    found = _acceptance(arms[name]) if metric == ACCEPTANCE else _speed(arms[name])
+    found = quotient(_run(name, arms[name]), metric) if name in arms else None
     if found is None or not found.value > 0:
         return None
     if metric != SPEEDUP:
@@ -97,7 +93,8 @@ def estimate(report: Report, name: str, metric: str) -> Estimate | None:
     plain = next((arm["name"] for arm in report.arms if arm["provenance"]["method"] is None), None)
     if plain not in arms:
         return None
-    base = _speed(arms[plain])
+    base = quotient(_run(str(plain), arms[plain]), SPEED)
+    assert base is not None  # every run has times
     value = found.value / base.value
     relative = found.influence / found.value - base.influence / base.value
     return Estimate(value, value * relative)
@@ -112,15 +109,15 @@ def source_of(figure: Json, prompts: int) -> Source | None:
 
 
 def _compare_paired(
-    name: str, metric: str, first: Estimate, second: Estimate, unit: np.ndarray, block: int
+    name: str, metric: str, first: Estimate, second: Estimate, unit: np.ndarray, per_block: int
 ) -> Comparison:
-    """As `bench.verdict.compare` does within a run, cell by cell."""
+    """As `bench.stats.verdict.compare` does within a run, cell by cell."""
     tables = [first.influence, second.influence]
     if tables[0].shape != tables[1].shape:  # other numbers of rounds: all of a prompt's together
         tables = [table.sum(axis=0, keepdims=True) for table in tables]
 
     def accounts(weight: float, other: float) -> Accounts:
-        return paired_accounts(weight * tables[0] - other * tables[1], metric, unit, block)
+        return paired_accounts(weight * tables[0] - other * tables[1], metric, unit, per_block)
 
     same = math.isclose(first.value, second.value, rel_tol=ROUNDING)
     other = first.value if same else second.value  # rounding is no difference, however certain
@@ -135,13 +132,9 @@ def _figure(report: Report, name: str, metric: str) -> Json | None:
     return None
 
 
-def _acceptance(arm: Json) -> Quotient | None:
-    if any(counters is None for row in arm["counters"] for counters in row):
-        return None
-    drafts = np.array([[c["drafts"] for c in row] for row in arm["counters"]], float)
-    accepted = np.array([[c["accepted_tokens"] for c in row] for row in arm["counters"]], float)
-    return Quotient(drafts + accepted, drafts)
-
-
-def _speed(arm: Json) -> Quotient:
-    return Quotient(np.array(arm["decode_tokens"], float), np.array(arm["decode_seconds"], float))
+def _run(name: str, arm: Json) -> ArmRun:
+    """What an arm gave, as far as figures need it, from its measurements."""
+    counters = [[None if c is None else SpecCounters(**c) for c in row] for row in arm["counters"]]
+    return ArmRun(
+        Arm(name), tokens=arm["decode_tokens"], seconds=arm["decode_seconds"], counters=counters
+    )

@@ -146,7 +146,7 @@ def differing_settings(runs: Sequence[SavedRun]) -> dict[str, list[Any]]:
     What belongs to one arm stands behind its name; arms that a run lacks are left out.
     """
     result: dict[str, list[Any]] = {}
-    common = [_flat(run.report.provenance) for run in runs]
+    common = [flat(run.report.provenance) for run in runs]
     for name in dict.fromkeys(name for values in common for name in values):
         _note(result, name, [values.get(name) for values in common], name)
     for arm in runs[0].report.arms:
@@ -156,7 +156,7 @@ def differing_settings(runs: Sequence[SavedRun]) -> dict[str, list[Any]]:
         own = [
             {
                 key: value
-                for key, value in _flat(run.report.arm(name)["provenance"]).items()
+                for key, value in flat(run.report.arm(name)["provenance"]).items()
                 if key not in shared
             }
             for run, shared in zip(runs, common, strict=True)
@@ -188,11 +188,12 @@ def _note(result: dict[str, list[Any]], name: str, values: list[Any], key: str) 
         result[name] = values
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

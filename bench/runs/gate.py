@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.runs.compare import Change, by_how_much, changes_between
+from bench.runs.compare import by_how_much, changes_between, flat
 from bench.runs.saved import SavedRun
 from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP
 from drafts.errors import UserError
@@ -20,17 +20,9 @@ from drafts.errors import UserError
 EXIT_CODE = 3
 # What must be the same for two runs to be comparable, by dotted name in the provenance.
 SETTINGS = (
-    "target.sha256",
-    "prompts_sha256",
-    "k",
-    "temperature",
-    "max_tokens",
-    "ignore_eos",
-    "concurrency",
-    "loads",
-    "dtype",
-    "mode",
-)
+    "target.sha256", "prompts_sha256", "k", "temperature", "max_tokens", "ignore_eos",
+    "concurrency", "loads", "dtype", "mode",
+)  # fmt: skip
 
 Json = Mapping[str, Any]
 
@@ -55,7 +47,9 @@ def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
     interval lies beyond. Raises `UserError` where the two runs cannot be compared.
     """
     require_comparable(baseline, settings_to_match(new.report.provenance))
-    gated = _gated_metrics(baseline.report.provenance, new.report.provenance)
+    machines = [run.report.provenance.get("machine") for run in (baseline, new)]
+    same_machine = machines[0] is not None and machines[0] == machines[1]
+    gated = [ACCEPTANCE, SPEEDUP, *([SPEED] if same_machine else [])]
     names = {arm["name"] for arm in new.report.arms}
     failures = [
         f"{arm['label']}: is missing; the baseline has it"
@@ -64,9 +58,12 @@ def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
     ]
     checked = []
     changes = changes_between(baseline, new, gated)
-    for change in _without_doubles(changes):
-        checked.append(change.words)
+    has_speedup = any(change.comparison.metric == SPEEDUP for change in changes)
+    for change in changes:
         found = change.comparison
+        if has_speedup and found.metric == SPEED:
+            continue
+        checked.append(change.words)
         if found.verdict == "lower" and found.relative.high < -tolerance:
             loss = -100 * found.relative.value
             name = found.metric.replace("_", " ")
@@ -84,7 +81,8 @@ def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
 
 def settings_to_match(provenance: Json) -> dict[str, Any]:
     """The values of `SETTINGS` in a provenance; None for those it has not."""
-    return {name: _look_up(provenance, name) for name in SETTINGS}
+    found = flat(provenance)
+    return {name: found.get(name) for name in SETTINGS}
 
 
 def require_comparable(baseline: SavedRun, settings: Mapping[str, Any]) -> None:
@@ -104,18 +102,6 @@ def require_comparable(baseline: SavedRun, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _gated_metrics(old: Json, new: Json) -> list[str]:
-    same_machine = old.get("machine") is not None and old.get("machine") == new.get("machine")
-    return [ACCEPTANCE, SPEEDUP, *([SPEED] if same_machine else [])]
-
-
-def _without_doubles(changes: list[Change]) -> list[Change]:
-    """Without the tokens per second of runs whose arms have a speedup."""
-    if any(change.comparison.metric == SPEEDUP for change in changes):
-        return [change for change in changes if change.comparison.metric != SPEED]
-    return changes
-
-
 def _lost(old: Json, new: Json, gated: list[str]) -> list[str]:
     """Figures of the baseline's arm that the new run did not measure."""
     return [
@@ -130,30 +116,20 @@ def _output(old: Json, new: Json) -> list[str]:
     failures: list[str] = []
     was, now_is = _unexplained(old["lossless"]), _unexplained(new["lossless"])
     if was == 0 and now_is is None:
-        failures.append(f"{old['label']}: whether its output is the same was not checked any more")
+        failures.append("whether its output is the same was not checked any more")
     elif was is not None and now_is is not None and now_is > was:
         failures.append(
-            f"{old['label']}: {now_is} outputs differ from those without speculation and not at "
-            f"a near-tie; in the baseline {was} did"
+            f"{now_is} outputs differ from those without speculation and not at a near-tie; "
+            f"in the baseline {was} did"
         )
     before, now = (arm.get("distribution") or {} for arm in (old, new))
     if before.get("passed") and not now.get("passed"):
-        failures.append(
-            f"{old['label']}: "
-            + now.get("words", "the distribution test was not made any more").rstrip(".")
-        )
-    return failures
+        words = now.get("words", "the distribution test was not made any more")
+        failures.append(words.rstrip("."))
+    return [f"{old['label']}: {failure}" for failure in failures]
 
 
 def _unexplained(lossless: Json | None) -> int | None:
     if not lossless:
         return None
     return int(lossless["prompts"] - lossless["matching"] - lossless["near_ties"])
-
-
-def _look_up(values: Json, name: str) -> Any:
-    """The value under a dotted name, None where there is none."""
-    found: Any = values
-    for part in name.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.report.html import PageTable, render
+from rich import box
+from rich.table import Table
+
+from bench.report.console import cell_text
+from bench.report.html import PageTable, render, write_page
 from bench.report.plots.style import as_svgs
 from bench.report.words import MARKS, TableCell, figure_cell
 from bench.runs.compare import NAMES, Change, ReportComparison, by_how_much
 from bench.runs.plots import comparison_plots
 from bench.stats.verdict import NO_DIFFERENCE
-from drafts.files import atomic_file, write_json
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
+from drafts.files import write_json
 
 FORMS = {"acceptance_length": "{:.2f}", "tokens_per_second": "{:,.1f}", "speedup": "{:.2f}×"}
 
@@ -24,11 +24,9 @@ FORMS = {"acceptance_length": "{:.2f}", "tokens_per_second": "{:,.1f}", "speedup
 def write_comparison(found: ReportComparison, folder: Path) -> Path:
     """Write comparison.json and comparison.html, each atomically; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "comparison.html"
-    with atomic_file(path) as temporary:
-        temporary.write_text(render_comparison(found), encoding="utf-8")
+    page = write_page(render_comparison(found), folder / "comparison.html")
     write_json(folder / "comparison.json", found.as_json())
-    return path
+    return page
 
 
 def render_comparison(found: ReportComparison) -> str:
@@ -82,10 +80,6 @@ def rows(found: ReportComparison) -> list[list[TableCell]]:
 
 def render_table(found: ReportComparison) -> Table:
     """The table for a console of 80 columns: the verdict is a mark before the difference."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     how = {True: "the same prompts, paired", False: "unpaired"}
     kinds = " and ".join(dict.fromkeys(how[change.paired] for change in found.changes))
     shown = Table(
@@ -97,14 +91,11 @@ def render_table(found: ReportComparison) -> Table:
     for index, column in enumerate(columns(found)[:-1]):
         shown.add_column(column, justify="left" if index < 2 else "right", no_wrap=index > 1)
     styles = {"higher": "bold green", "lower": "bold red"}
-    for change, row in zip(found.changes, rows(found), strict=True):
+    for change, (*cells, difference, _) in zip(found.changes, rows(found), strict=True):
         verdict = change.comparison.verdict
-        texts = [Text(cell.text) for cell in row[:-1]]
-        texts[-1] = Text(f"{MARKS.get(verdict, '=')} {row[-2].text}", styles.get(verdict, ""))
-        for cell, text in zip(row, texts, strict=False):
-            if cell.detail:
-                text.append(f"\n{cell.detail}", style="not bold dim")
-        shown.add_row(*texts)
+        mark = f"{MARKS.get(verdict, '=')} "
+        last = cell_text(difference, styles.get(verdict, ""), mark)
+        shown.add_row(*map(cell_text, cells), last)
     return shown
 
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from bench.report.plots.style import MARKERS, SPARE_COLOURS, Plot, Series, dots, measured
 from bench.report.words import is_plain
+from bench.runs.saved import SavedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from bench.runs.saved import SavedRun
 
 
 PANELS = (

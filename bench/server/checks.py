@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.server.measure import LoadRun
+from bench.stats.latency import client_figures, latencies
 from serving.metrics import sum_counters
 
 LATE_SHARE = 0.02  # of the mean latency: a client later than that measures itself
@@ -47,8 +48,6 @@ def _other_traffic(run: LoadRun) -> list[str]:
 
 
 def _client(run: LoadRun) -> list[str]:
-    from bench.stats.latency import client_figures, latencies
-
     figures, e2e = client_figures(run.blocks), latencies(run.answers).e2e
     found = []
     if len(e2e) and figures["send_lag_ms"]["p99"] > 1000 * LATE_SHARE * e2e.mean():

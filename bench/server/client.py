@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.records.run import Answer, Block
 from serving.metrics import SpecCounters, counters_from_histogram
+from serving.remote import api_headers
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -56,7 +57,6 @@ def run_closed(
     jobs: Sequence[Job],
     concurrency: int,
     *,
-    headers: Mapping[str, str] | None = None,
     on_done: Callable[[], None] = lambda: None,
 ) -> Block:
     """Send all `jobs` to the server at `url`, `concurrency` at a time."""
@@ -70,7 +70,7 @@ def run_closed(
 
         await asyncio.gather(*(worker() for _ in range(concurrency)))
 
-    return asyncio.run(_run_block(url, jobs, send, headers or {}, on_done))
+    return asyncio.run(_run_block(url, jobs, send, on_done))
 
 
 def run_open(
@@ -78,7 +78,6 @@ def run_open(
     jobs: Sequence[Job],
     times: Iterable[float],
     *,
-    headers: Mapping[str, str] | None = None,
     on_done: Callable[[], None] = lambda: None,
 ) -> Block:
     """Send each of `jobs` at its time (seconds from the start), whatever the others do."""
@@ -109,14 +108,13 @@ def run_open(
             stop.set()
             clock.join()
 
-    return asyncio.run(_run_block(url, jobs, send, headers or {}, on_done))
+    return asyncio.run(_run_block(url, jobs, send, on_done))
 
 
 async def _run_block(
     url: str,
     jobs: Sequence[Job],
     send: Callable[[Post, float], Any],
-    headers: Mapping[str, str],
     on_done: Callable[[], None],
 ) -> Block:
     import aiohttp
@@ -124,7 +122,7 @@ async def _run_block(
     raw: list[_Raw] = [_Raw(0.0)] * len(jobs)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-    headers = {"Content-Type": "application/json", **headers}
+    headers = {"Content-Type": "application/json", **api_headers()}
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, headers=headers
     ) as session:
@@ -148,7 +146,7 @@ async def _run_block(
             wall, cpu = time.perf_counter() - start, time.process_time() - cpu
         finally:
             gc.unfreeze()
-    return Block([_read(answer, start) for answer in raw], wall, cpu)
+    return Block(wall, cpu, [_read(answer, start) for answer in raw])
 
 
 async def _post(session: ClientSession, url: str, body: bytes, raw: _Raw) -> None:

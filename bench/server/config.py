@@ -7,12 +7,16 @@ from urllib.parse import urlsplit
 
 from pydantic import InstanceOf, model_validator
 
-from bench.records.arms import Arm
+from bench.records.arms import Arm, require_distinct
 from bench.records.config import BenchConfig
 from bench.records.settings import ClientSettings, MeasureSettings
 from bench.server.arrivals import Load
 from drafts.errors import UserError
 from drafts.target import TargetInfo
+
+SETTINGS = (
+    "max_tokens", "rounds", "temperature", "seed", "ignore_eos", "warmup", "reuse_prefixes",
+)  # fmt: skip
 
 
 class ServerConfig(ClientSettings):
@@ -52,13 +56,7 @@ class ServerConfig(ClientSettings):
         """The settings that a result must carry, beside those of prompts and servers."""
         return {
             "mode": "server",
-            "max_tokens": self.max_tokens,
-            "rounds": self.rounds,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "ignore_eos": self.ignore_eos,
-            "warmup": self.warmup,
-            "reuse_prefixes": self.reuse_prefixes,
+            **{name: getattr(self, name) for name in SETTINGS},
             "prompt_source": self.prompts,
             "loads": [load.words for load in self.loads],
             "concurrency": ", ".join(
@@ -90,12 +88,7 @@ def served_arms(
     """
     pairs = [parse_url(text) for text in urls]
     names = [name for name, _ in pairs]
-    doubles = sorted({name for name in names if names.count(name) > 1})
-    if doubles:
-        raise UserError(
-            f"two servers have the name {doubles[0]!r}",
-            hint="name them apart: --url first=http://... --url second=http://...",
-        )
+    require_distinct(names, "servers", "--url first=http://... --url second=http://...")
     known = {arm.name: arm for arm in drafts}
     for name in known:
         if name not in names:

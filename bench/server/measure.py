@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from urllib.parse import urlsplit
 
 from bench.records.progress import Progress
@@ -15,7 +16,7 @@ from bench.server.config import ServerConfig
 from bench.server.requests import Request, make_job
 from drafts.errors import UserError
 from serving.metrics import ServerCounters
-from serving.remote import RemoteServer, api_headers
+from serving.remote import RemoteServer
 
 # After its last request a server may spin for a second on shared memory, in its neighbour's way.
 PAUSE_SECONDS = 1.5
@@ -72,7 +73,12 @@ def measure_servers(
     round to round. Raises `UserError` when every request of a block fails.
     """
     sizes = [round_size(config, load, len(requests)) for load in config.loads]
-    meter = _Meter(progress, sum(sizes) * config.rounds * len(servers))
+    total, ended = sum(sizes) * config.rounds * len(servers), count(1)
+    progress("measuring", 0, total)
+
+    def on_done() -> None:
+        progress("measuring", next(ended), total)
+
     results = []
     for load, size in zip(config.loads, sizes, strict=True):
         prompts = min(len(requests), size)
@@ -91,7 +97,7 @@ def measure_servers(
                     if len(runs) > 1 and is_local(one.server):
                         time.sleep(PAUSE_SECONDS)
                     jobs = _jobs(config, one.server, requests, asked)
-                    _take_block(config, one, jobs, round_index, meter)
+                    _take_block(config, one, jobs, round_index, on_done)
         results.append(runs)
     return results
 
@@ -120,22 +126,6 @@ def is_local(server: RemoteServer) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-@dataclass
-class _Meter:
-    """Counts requests for the progress bar."""
-
-    progress: Progress
-    total: int
-    done: int = 0
-
-    def __post_init__(self) -> None:
-        self.progress("measuring", 0, self.total)
-
-    def step(self) -> None:
-        self.done += 1
-        self.progress("measuring", self.done, self.total)
-
-
 def _jobs(
     config: ServerConfig, server: RemoteServer, requests: Sequence[Request], asked: range
 ) -> list[Job]:
@@ -147,22 +137,24 @@ def _warm_up(config: ServerConfig, one: LoadRun, requests: Sequence[Request]) ->
     size = max(config.warmup, workers)
     before = one.server.counters()
     jobs = _jobs(config, one.server, requests, range(size))
-    block = run_closed(one.server.url, jobs, workers, headers=api_headers())
-    _require_answers(one, block)
+    _require_answers(one, run_closed(one.server.url, jobs, workers))
     one.server.settled_counters(before.requests + size)
 
 
 def _take_block(
-    config: ServerConfig, one: LoadRun, jobs: Sequence[Job], round_index: int, meter: _Meter
+    config: ServerConfig,
+    one: LoadRun,
+    jobs: Sequence[Job],
+    round_index: int,
+    on_done: Callable[[], None],
 ) -> None:
-    before = one.server.counters()
-    url, headers = one.server.url, api_headers()
+    before, url = one.server.counters(), one.server.url
     if one.load.concurrency is not None:
-        block = run_closed(url, jobs, one.load.concurrency, headers=headers, on_done=meter.step)
+        block = run_closed(url, jobs, one.load.concurrency, on_done=on_done)
     else:
         assert one.load.rate is not None
         times = poisson_arrivals(one.load.rate, len(jobs), config.seed + round_index)
-        block = run_open(url, jobs, times, headers=headers, on_done=meter.step)
+        block = run_open(url, jobs, times, on_done=on_done)
     _require_answers(one, block)
     ended = sum(answer.error is None for answer in block.answers)
     after = one.server.settled_counters(before.requests + ended)

@@ -25,7 +25,6 @@ from serving.metrics import SpecCounters, sum_counters
 Json = dict[str, Any]
 Table = NDArray[np.float64]
 
-# Stands for the draft of a server that speculates with we do not know what; nothing reads it.
 EQUAL_OUTPUT_NEEDS = 1  # with more at once, batches differ from run to run, and roundings with them
 
 
@@ -58,8 +57,6 @@ def build_server_report(
             k=max(1, max(run.server.k for run in runs)),
             differences=differences if alone else None,
             noise=noise if alone else None,
-            offline={},
-            training={},
             categories=categories[:used] if categories else None,
             seed=seed,
         )
@@ -99,7 +96,7 @@ def _throughput(run: LoadRun) -> tuple[Table, Table]:
 
     The wall time of a block is shared out over its requests by how long each was under way.
     """
-    tokens, seconds = _tables(run)
+    tokens, seconds = np.zeros((2, len(run.rounds), run.prompts))
     for row, blocks in enumerate(run.rounds):
         position = 0
         for block in blocks:
@@ -114,7 +111,7 @@ def _throughput(run: LoadRun) -> tuple[Table, Table]:
 
 def _decoding(run: LoadRun) -> tuple[Table, Table]:
     """Tokens after the first, and seconds from the first piece to the last [rounds, prompts]."""
-    tokens, seconds = _tables(run)
+    tokens, seconds = np.zeros((2, len(run.rounds), run.prompts))
     for row, blocks in enumerate(run.rounds):
         answers = [answer for block in blocks for answer in block.answers]
         for position, answer in enumerate(answers):
@@ -122,11 +119,6 @@ def _decoding(run: LoadRun) -> tuple[Table, Table]:
                 tokens[row, position % run.prompts] += answer.tokens - 1
                 seconds[row, position % run.prompts] += answer.e2e - answer.ttft
     return tokens, seconds
-
-
-def _tables(run: LoadRun) -> tuple[Table, Table]:
-    shape = len(run.rounds), run.prompts
-    return np.zeros(shape), np.zeros(shape)
 
 
 def _speed(work: tuple[Table, Table], seed: int) -> Json:
@@ -214,19 +206,12 @@ def first_differences(
 
 
 def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) -> Json:
-    def block_json(block: Any) -> Json:
-        return {
-            "wall_seconds": block.wall_seconds,
-            "cpu_seconds": block.cpu_seconds,
-            "answers": [asdict(answer) for answer in block.answers],
-        }
-
     loads = [
         {
             **runs[0].load.as_json(),
             "arms": {
                 run.name: {
-                    "turns": [block_json(block) for block in run.blocks],
+                    "turns": [asdict(block) for block in run.blocks],
                     "counters": [asdict(spent) for spent in run.spent],
                 }
                 for run in runs

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.prompts.load import conversations, distinct, load_prompts
 from bench.prompts.rows import Prompt
 from bench.server.client import Job
 from bench.server.config import ServerConfig
@@ -42,33 +42,14 @@ def load_requests(config: ServerConfig, server: RemoteServer | None, k: int) -> 
     `server` cuts passages of plain text to their first tokens where there is no target to do it.
     Of a conversation only its first turn is asked. Raises `UserError` for what cannot be used.
     """
-    requests = _load(config, server, k)
-    seen: Counter[str] = Counter()
-    for i, request in enumerate(requests):
-        seen[request.id] += 1
-        if seen[request.id] > 1:
-            requests[i] = replace(request, id=f"{request.id}#{seen[request.id]}")
-    return requests
-
-
-def _load(config: ServerConfig, server: RemoteServer | None, k: int) -> list[Request]:
     if config.target is not None:
-        from bench.prompts.load import load_prompts
-
         encoded = load_prompts(config.in_process(config.target, k))
-        return [Request(p.id, p.input_ids, category=p.category) for p in encoded]
-    from bench.prompts.read import read_prompts
-    from bench.prompts.rows import as_conversation
-
-    found = read_prompts(
-        config.prompts,
-        limit=config.limit,
-        seed=config.seed,
-        split=config.split,
-        prompt_tokens=config.prompt_tokens,
-        suite_folder=config.suite_folder,
-    )
-    return [_as_request(as_conversation(prompt), server) for prompt in found]
+        requests = [Request(p.id, p.input_ids, category=p.category) for p in encoded]
+    else:
+        found = conversations(config, config.prompts)
+        requests = [_as_request(prompt, server) for prompt in found]
+    names = distinct([request.id for request in requests])
+    return [replace(request, id=name) for request, name in zip(requests, names, strict=True)]
 
 
 def _as_request(prompt: Prompt, server: RemoteServer | None) -> Request:

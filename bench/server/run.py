@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
-from bench.prompts.suites import is_suite, read_suite
 from bench.records.arms import Arm
 from bench.records.progress import Progress
-from bench.report.provenance import arm_provenance, common_provenance, git_commit, machine, versions
+from bench.report.provenance import (
+    arm_provenance,
+    circumstances,
+    common_provenance,
+    suite_record,
+)
 from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
@@ -146,22 +149,13 @@ def _common(
         "prompts": len(requests),
         "prompts_sha256": content_hash(requests),
     }
-    if is_suite(config.prompts):
-        settings["suite"] = read_suite(
-            config.prompts,
-            split=config.split,
-            prompt_tokens=config.prompt_tokens,
-            folder=config.suite_folder,
-        ).record()
+    settings |= suite_record(config, config.prompts)
     if config.target is not None:
         return common_provenance(config.target, settings)
     return {
         "target": {"path": next(iter(servers.values())).root, "sha256": None},
         **settings,
-        "versions": versions(),
-        "machine": machine(),
-        "git": git_commit(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **circumstances(),
     }
 
 
@@ -175,5 +169,4 @@ def _arm_provenance(arm: Arm, common: dict[str, Any], server: RemoteServer) -> d
     }
     if not isinstance(arm.draft, DraftInfo):
         return {**common, **own, "draft": None}
-    found = arm_provenance(arm, common, own)
-    return {**found, "method": arm.draft.method}
+    return {**arm_provenance(arm, common, own), "method": arm.draft.method}

@@ -13,22 +13,19 @@ from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, compare,
 
 
 def comparisons(
-    runs: Sequence[ArmRun], block: int, conversations: Sequence[int] | None = None
+    runs: Sequence[ArmRun], per_block: int, conversations: Sequence[int] | None = None
 ) -> list[Comparison]:
     """Every arm against no speculation, every two drafts against each other, Holm-corrected.
 
-    Prompt lookup is set against no speculation only: it is a yardstick, not a candidate. `block`
-    prompts make an arm's turn; `conversations` numbers the conversation of each measured request.
+    Prompt lookup is set against no speculation only: it is a yardstick, not a candidate.
+    `per_block` prompts make a block; `conversations` numbers that of each measured request.
     """
     none = next((run for run in runs if run.arm.draft is None), None)
     drafted = [run for run in runs if run.arm.draft not in (None, "ngram")]
     pairs = [(later, earlier) for earlier, later in combinations(drafted, 2)]
-    found = []
-    if none is not None:
-        drafting = [run for run in runs if run is not none]
-        found += [_compare(run, none, SPEEDUP, block, conversations) for run in drafting]
-    for metric in (ACCEPTANCE, SPEED):
-        found += [_compare(run, against, metric, block, conversations) for run, against in pairs]
+    wanted = [(run, none, SPEEDUP) for run in runs if none is not None and run is not none]
+    wanted += [(run, against, metric) for metric in (ACCEPTANCE, SPEED) for run, against in pairs]
+    found = [_compare(*one, per_block, conversations) for one in wanted]
     return correct([comparison for comparison in found if comparison is not None])
 
 
@@ -45,12 +42,11 @@ def quotient(run: ArmRun, metric: str) -> Quotient | None:
 
 
 def _compare(
-    run: ArmRun, against: ArmRun, metric: str, block: int, conversations: Sequence[int] | None
+    run: ArmRun, against: ArmRun, metric: str, per_block: int, conversations: Sequence[int] | None
 ) -> Comparison | None:
     first, second = quotient(run, metric), quotient(against, metric)
     if first is None or second is None:
         return None
-    each_alone = first.over.shape[1] == len(run.outputs[0])  # else a unit is a whole turn
-    if not each_alone:
-        return compare(run.arm.name, against.arm.name, metric, first, second)
-    return compare(run.arm.name, against.arm.name, metric, first, second, block, conversations)
+    each_alone = first.over.shape[1] == len(run.outputs[0])  # else a unit is a whole block
+    units = (per_block, conversations) if each_alone else ()
+    return compare(run.arm.name, against.arm.name, metric, first, second, *units)

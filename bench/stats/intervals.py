@@ -1,6 +1,6 @@
 """Student-t intervals for quotients of sums, when what is summed comes in clusters.
 
-The cells of a table share sources of chance: a prompt with all its rounds, a turn on a machine
+The cells of a table share sources of chance: a prompt with all its rounds, a block on a machine
 that was busy just then, a training seed with all its prompts. Each source's variance is estimated
 from the cells' influence on the quotient, summed within each cluster (linearisation). Where two
 sources cross, their variances add, and that of single cells, which both hold, is taken off one

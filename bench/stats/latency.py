@@ -47,12 +47,9 @@ def latencies(answers: Sequence[Answer]) -> Latencies:
 
 def latency_figures(answers: Sequence[Answer]) -> dict[str, Any]:
     """The report's `latency`: mean and percentiles in ms, and how many requests there were."""
-    found = latencies(answers)
+    found = vars(latencies(answers))
     return {
-        "ttft_ms": spread(1000 * found.ttft),
-        "tpot_ms": spread(1000 * found.tpot),
-        "itl_ms": spread(1000 * found.itl),
-        "e2e_ms": spread(1000 * found.e2e),
+        **{f"{kind}_ms": spread(1000 * seconds) for kind, seconds in found.items()},
         "requests": len(answers),
         "failed": sum(answer.error is not None for answer in answers),
     }

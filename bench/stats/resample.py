@@ -32,8 +32,7 @@ class Figure:
     def as_json(self) -> dict[str, float | None]:
         """The three numbers by name."""
         return {
-            name: None if np.isnan(number) else float(number)
-            for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
+            name: None if np.isnan(number) else float(number) for name, number in vars(self).items()
         }
 
 

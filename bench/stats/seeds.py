@@ -1,13 +1,8 @@
 """Figures over training seeds x prompts: both kinds of chance in one interval.
 
-The interface, for tables [seeds, prompts] (row s: the draft trained with seed s, on each prompt):
-
-    seeded_figure(over, under) -> Figure
-    seeded_comparison(arm, against, metric, Quotient(over, under), Quotient(over, under),
-                      paired_seeds=False) -> bench.stats.verdict.Comparison
-
-`over` / `under` are what the figure is a quotient of: drafts + accepted tokens over drafts for
-acceptance length, tokens over seconds for speed. An arm that was not trained has one row.
+Tables are [seeds, prompts] (row s: the draft trained with seed s, on each prompt). `over` / `under`
+are what the figure is a quotient of: drafts + accepted tokens over drafts for acceptance length,
+tokens over seconds for speed. An arm that was not trained has one row.
 
 Training again and asking other prompts would both change a figure. Seeds and prompts cross (every
 seed is measured on every prompt), so that the two variances can be told apart and added, see

@@ -2,13 +2,12 @@
 
 The sample is the prompts: what holds for them should hold for others like them. Rounds repeat the
 prompts. Greedy rounds repeat the same tokens, so for acceptance they add nothing, and for speed
-they add a second source of chance, the machine: whatever slows it for a while slows a whole turn
-(the `block` prompts that an arm runs in one go) and not one prompt. So the variance of a
-difference is taken over prompts (each with all its rounds) and over turns, see
-`bench.stats.intervals`.
-Two or three rounds are too few to be resampled, but they hold many turns. What slows both arms
+they add a second source of chance, the machine: whatever slows it for a while slows a whole block
+(the prompts that an arm runs in one go) and not one prompt. So the variance of a difference is
+taken over prompts (each with all its rounds) and over blocks, see `bench.stats.intervals`.
+Two or three rounds are too few to be resampled, but they hold many blocks. What slows both arms
 cancels, because a difference is taken cell by cell; and since the order of the arms is drawn anew
-for every turn, what slows one of them cannot favour it turn after turn.
+for every block, what slows one of them cannot favour it block after block.
 
 Every comparison has its own 95% interval. Of several comparisons of one metric in a run, one in
 twenty would be "different" by chance, so the verdict also asks Holm's correction over them.
@@ -69,14 +68,9 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """The entry of report.json's `comparisons`."""
         return {
-            "arm": self.arm,
-            "against": self.against,
-            "metric": self.metric,
+            **vars(self),
             "difference": self.difference.as_json(),
             "relative": self.relative.as_json(),
-            "p_value": self.p_value,
-            "p_holm": self.p_holm,
-            "among": self.among,
             "verdict": self.verdict,
             "words": self.words,
         }
@@ -88,38 +82,39 @@ def compare(
     metric: str,
     first: Quotient,
     second: Quotient,
-    block: int = 1,
+    per_block: int = 1,
     prompts: Sequence[int] | None = None,
 ) -> Comparison:
     """Compare two arms whose tables [rounds, units] hold the same units in the same order.
 
     A unit is a request, or a block of requests that ran at once. `prompts` numbers each unit's
-    prompt from 0, where several units (the turns of a conversation) share one; `block` prompts
-    make an arm's turn.
+    prompt from 0, where several units (the turns of a conversation) share one; `per_block`
+    prompts make a block.
     """
     units = first.over.shape[1]
     unit = np.arange(units) if prompts is None else np.asarray(prompts)
 
     def accounts(weight: float, other: float) -> Accounts:
         influence = weight * first.influence - other * second.influence
-        return paired_accounts(influence, metric, unit, block)
+        return paired_accounts(influence, metric, unit, per_block)
 
     return contrast(arm, against, metric, first.value, second.value, accounts)
 
 
-def paired_accounts(influence: Floats, metric: str, unit: np.ndarray, block: int) -> Accounts:
+def paired_accounts(influence: Floats, metric: str, unit: np.ndarray, per_block: int) -> Accounts:
     """The chance in a difference [rounds, units] that was taken cell by cell.
 
-    `unit` numbers each column's prompt from 0; `block` prompts make a turn on the machine.
+    `unit` numbers each column's prompt from 0; `per_block` prompts make a block.
     """
-    turn = unit // block + np.arange(len(influence))[:, None] * (int(unit.max()) // block + 1)
-    by_prompt, by_turn = clustered(influence, unit), clustered(influence, turn)
+    blocks = int(unit.max()) // per_block + 1
+    block = unit // per_block + np.arange(len(influence))[:, None] * blocks
+    by_prompt, by_block = clustered(influence, unit), clustered(influence, block)
     if by_prompt is None:
         return []
-    if by_turn is None or metric == ACCEPTANCE:  # which knows no clock
+    if by_block is None or metric == ACCEPTANCE:  # which knows no clock
         return [[by_prompt]]
-    both = [by_prompt, *beyond(by_turn, float((influence**2).sum()))]
-    return [both, [by_turn]]  # there may be fewer turns than prompts
+    both = [by_prompt, *beyond(by_block, float((influence**2).sum()))]
+    return [both, [by_block]]  # there may be fewer blocks than prompts
 
 
 def contrast(

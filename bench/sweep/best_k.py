@@ -64,11 +64,11 @@ def speedup(cell: CellResult) -> Speedup:
 
 
 def accounts(influence: Floats) -> Accounts:
-    """What moves a speedup: prompts (a wave with all rounds), or turns where those vary more."""
+    """What moves a speedup: prompts (a wave with all rounds), or waves where those vary more."""
     rounds, waves = influence.shape
-    by_wave = clustered(influence, np.arange(waves))
-    by_turn = clustered(influence, np.arange(rounds * waves).reshape(rounds, waves))
-    return [[source] for source in (by_wave, by_turn) if source is not None and by_wave]
+    by_prompts = clustered(influence, np.arange(waves))
+    by_wave = clustered(influence, np.arange(rounds * waves).reshape(rounds, waves))
+    return [[source] for source in (by_prompts, by_wave) if source is not None and by_prompts]
 
 
 def best_k(concurrency: int, candidates: Sequence[Speedup]) -> Best:

@@ -118,13 +118,8 @@ def describe_draft(arm: Arm) -> dict[str, Any]:
     `max_k` is the most tokens that it drafts in a step, None for any number.
     """
     if not isinstance(arm.draft, DraftInfo):
-        return {
-            "sha256": None,
-            "family": "ngram",
-            "shape": "ngram",
-            "one_pass": True,
-            "max_k": None,
-        }
+        ngram = {"family": "ngram", "shape": "ngram", "one_pass": True}
+        return {"sha256": None, **ngram, "max_k": None}
     info = arm.draft
     names = module_names(info)
     headers = open_tensors(info.folder).headers

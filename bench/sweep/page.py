@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.report.html import PageTable, render
 from bench.report.plots.style import as_svgs
 from bench.report.words import NOTHING, TableCell, figure_cell
 from bench.sweep.plots import cells_of, condition_name, sweep_plots
-from drafts.files import atomic_file
-
-if TYPE_CHECKING:
-    from bench.sweep.schema import Sweep
-
+from bench.sweep.schema import Sweep
 
 Json = dict[str, Any]
 REFUSED = ("Draft", "k", "Concurrency", "Reason")
-
-
-def write_page(sweep: Sweep, path: Path) -> Path:
-    """Write the page atomically; returns `path`."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(render_page(sweep), encoding="utf-8")
-    return path
 
 
 def headline(sweep: Sweep) -> str:

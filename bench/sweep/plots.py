@@ -18,12 +18,11 @@ from bench.report.plots.style import (
     measured,
     values_and_errors,
 )
+from bench.sweep.schema import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from bench.sweep.schema import Sweep
 
 
 Json = dict[str, Any]

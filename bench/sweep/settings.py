@@ -11,9 +11,8 @@ from bench.records.settings import PromptSettings, RunSettings, VllmSettings
 from drafts.errors import UserError
 
 SampleMethod = Literal["greedy", "probabilistic"]
-AXES: dict[
-    str, tuple[str, Callable[[str], Any], float | None]
-] = {  # by field: the flag, what reads a value, and the least value
+# By field: the flag, what reads a value, and the least value.
+AXES: dict[str, tuple[str, Callable[[str], Any], float | None]] = {
     "ks": ("--k", int, 1),
     "concurrencies": ("--concurrency", int, 1),
     "temperatures": ("--temperature", float, 0),
@@ -48,9 +47,9 @@ class SweepSettings(VllmSettings, RunSettings, PromptSettings):
         description="how drafts sample at temperature > 0",
     )
     together: int = Field(
-        4, gt=0, description="engines with a draft loaded at a time, beside the one without"
+        4, ge=1, description="engines with a draft loaded at a time, beside the one without"
     )
-    rounds: int = Field(2, gt=0, description="how often every prompt is run")
+    rounds: int = Field(2, ge=1, description="how often every prompt is run")
 
     @field_validator(*AXES, mode="before")
     @classmethod

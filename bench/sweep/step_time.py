@@ -76,7 +76,7 @@ class StepTime:
         row = _row(setting, self.shapes)
         row[:TARGET_TERMS] *= target_scale
         rows = np.array([_row(s, self.shapes) for s in self.settings])
-        return _are_apart(rows, self.seconds, row, float(row @ self.coefficients))
+        return _is_determined(rows, self.seconds, row, float(row @ self.coefficients))
 
     def cost(self, setting: Setting) -> Cost:
         """Seconds of a step in this setting."""
@@ -93,7 +93,7 @@ def fit(settings: Sequence[Setting], seconds: Sequence[float]) -> StepTime:
     left_out = np.full(len(times), np.nan)
     for i in range(len(times)):
         others = np.arange(len(times)) != i
-        if others.any() and _are_apart(rows[others], times[others], rows[i], times[i]):
+        if others.any() and _is_determined(rows[others], times[others], rows[i], times[i]):
             left_out[i] = rows[i] @ _solve(rows[others], times[others]) / times[i] - 1
     residuals = rows @ coefficients / times - 1
     return StepTime(shapes, coefficients, tuple(settings), times, residuals, left_out)
@@ -119,7 +119,7 @@ def _solve(rows: Floats, times: Floats) -> Floats:
     return np.asarray(nnls(rows / times[:, None], np.ones(len(times)))[0])
 
 
-def _are_apart(rows: Floats, times: Floats, row: Floats, time: float) -> bool:
+def _is_determined(rows: Floats, times: Floats, row: Floats, time: float) -> bool:
     """Whether the times of `rows` tell that of `row` (about `time`).
 
     It must be a combination of them, and one that does not multiply their errors.

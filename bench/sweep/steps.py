@@ -1,4 +1,8 @@
-"""From a sweep's cells to what a model of their cost needs: settings, step times and acceptance."""
+"""Steps of the target: how many an answer takes by acceptance, and what a sweep measured of them.
+
+A draft is described by its conditional acceptance: the chance that token i is accepted where the
+one before it was. Steps are taken as independent of each other.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,93 @@ import numpy as np
 from bench.records.acceptance import Acceptance, Floats
 from bench.records.run import Series
 from bench.sweep.cells import CellResult, mean_occupancy
-from bench.sweep.expected_steps import per_prompt
 from bench.sweep.step_time import Setting
+from drafts.errors import UserError
+
+
+def acceptance_length(conditional: Floats) -> float:
+    """Tokens a step yields on average: 1 + accepted tokens, from [k] conditional acceptance."""
+    return float(1 + np.cumprod(conditional).sum())
+
+
+def expected_steps(conditional: Floats, tokens: int) -> float:
+    """Steps until `tokens` are there, what the last step yields beyond them being cut off.
+
+    N(t) = 1 + sum over x of P(a step yields x) N(t - x), with N = 0 where nothing is left.
+    """
+    k = len(conditional)
+    reached = np.concatenate([[1.0], np.cumprod(conditional), [0.0]])
+    yields = reached[:-1] - reached[1:]  # P(a step yields 1, ..., k + 1 tokens)
+    steps = np.zeros(tokens + k + 1)  # N(t) at index t + k
+    for t in range(1, tokens + 1):
+        before = steps[t - 1 : t + k][::-1]  # N(t - 1), ..., N(t - k - 1)
+        steps[t + k] = 1 + yields @ before
+    return float(steps[-1])
+
+
+def at_k(conditional: Floats, k: int) -> Floats:
+    """The draft's conditional acceptance at another k.
+
+    A smaller k is a beginning of what was measured. Beyond it every further position falls by the
+    factor that the measured ones fell by on average, and never rises.
+    """
+    if k <= len(conditional):
+        return conditional[:k]
+    fall = 1.0
+    if len(conditional) > 1 and conditional[0] > 0:
+        fall = min(1.0, float(conditional[-1] / conditional[0]) ** (1 / (len(conditional) - 1)))
+    further = conditional[-1] * fall ** np.arange(1, k - len(conditional) + 1)
+    return np.concatenate([conditional, further])
+
+
+def per_prompt(acceptance: Acceptance, k: int) -> Floats:
+    """[P, k]: each prompt's conditional acceptance at `k`.
+
+    Where a prompt never came to a position, and beyond the measured ones, all prompts' holds.
+    """
+    pooled = np.nan_to_num(acceptance.conditional)
+    accepted = acceptance.accepted_per_prompt[:, :k]
+    before = np.concatenate([acceptance.drafts_per_prompt[:, None], accepted[:, :-1]], axis=1)
+    whole = np.tile(at_k(pooled, k), (len(accepted), 1))
+    known = before > 0
+    whole[:, : accepted.shape[1]][known] = accepted[known] / before[known]
+    return whole
+
+
+def with_length(conditional: Floats, length: float) -> Floats:
+    """The conditional acceptance of a better or worse draft, whose acceptance length is `length`.
+
+    The odds of every position change by one factor. Raises `UserError` for what k cannot give.
+    """
+    k = len(conditional)
+    if not 1 < length < k + 1:
+        raise UserError(
+            f"an acceptance length of {length:g} is not possible at k = {k}",
+            hint=f"give more than 1 and less than {k + 1}, or another --at-k",
+        )
+    inside = np.clip(conditional, 1e-6, 1 - 1e-6)
+    odds = inside / (1 - inside)
+    low, high = -40.0, 40.0
+    for _ in range(100):  # halve the range of the factor's logarithm
+        middle = (low + high) / 2
+        changed = odds * np.exp(middle)
+        if acceptance_length(changed / (1 + changed)) < length:
+            low = middle
+        else:
+            high = middle
+    return changed / (1 + changed)
+
+
+def from_per_position(per_position: Sequence[float]) -> Floats:
+    """Conditional acceptance from the share of drafts accepted up to each position."""
+    shares = np.asarray(per_position, dtype=np.float64)
+    chain = np.concatenate([[1.0], shares])
+    if len(shares) == 0 or not (np.diff(chain) <= 0).all() or not (shares > 0).all():
+        raise UserError(
+            f"these are no acceptances by position: {', '.join(f'{p:g}' for p in per_position)}",
+            hint="give shares above 0 and up to 1, none above the one before: 0.73,0.52,0.36",
+        )
+    return shares / chain[:-1]
 
 
 def points(cells: Sequence[CellResult]) -> tuple[list[Setting], list[float]]:

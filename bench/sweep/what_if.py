@@ -1,7 +1,7 @@
 """What a better draft, another k, another load or a bigger target would bring, from a sweep.
 
 The step times that a sweep measured give a model of a step's cost (`bench.sweep.step_time`),
-acceptance gives the number of steps (`bench.sweep.expected_steps`); both together give the speed.
+acceptance gives the number of steps (`bench.sweep.steps`); both together give the speed.
 Every answer carries how far the model is off on what was measured.
 """
 
@@ -16,19 +16,22 @@ import numpy as np
 from bench.records.acceptance import Floats
 from bench.sweep.best_k import speedup
 from bench.sweep.cells import CellResult, mean_occupancy
-from bench.sweep.expected_steps import acceptance_length, at_k, expected_steps, with_length
 from bench.sweep.settings import check_axis
 from bench.sweep.step_time import Cost, Setting, StepTime, fit
 from bench.sweep.steps import (
+    acceptance_length,
     acceptance_of,
     answer_tokens,
+    at_k,
     chances,
     drafted_per_step,
+    expected_steps,
     points,
     seconds_of,
     setting_of,
     source,
     steps_of,
+    with_length,
 )
 from drafts.errors import UserError
 
@@ -215,7 +218,16 @@ def fit_summary(model: StepTime) -> dict[str, Any]:
 def step_cost(model: StepTime, setting: Setting, question: Question) -> Cost:
     """A step's cost with the target's part scaled. `UserError` where the model cannot tell it."""
     if not model.knows(setting, question.target_scale):
-        raise _unknown(model, setting, question)
+        asked = f"{setting.drafted:.3g} drafted tokens at concurrency {setting.requests:g}"
+        if question.target_scale != 1:
+            asked += f" of a target {question.target_scale:g} times as costly"
+        raise UserError(
+            f"the {len(model.settings)} measured settings do not tell the cost of a step with "
+            f"{asked}",
+            hint="run the sweep again into the same folder (finished cells are kept) with two "
+            "values of --k far apart, such as 1,3, and, for other loads and targets, two of "
+            "--concurrency",
+        )
     cost = model.cost(setting)
     scaled = question.overhead + question.target_scale * (cost.target - question.overhead)
     return Cost(max(scaled, 0.0), cost.draft)
@@ -253,7 +265,7 @@ def _predict(
         label=cell.label,
         k=k,
         concurrency=load,
-        acceptance_length=_mean_length(chance, steps),
+        acceptance_length=float(np.average(list(map(acceptance_length, chance)), weights=steps)),
         none_ms=1000 * none.seconds,
         target_ms=1000 * cost.target,
         draft_ms=1000 * cost.draft,
@@ -277,19 +289,3 @@ def _asked(cells: Sequence[CellResult], question: Question, k: int) -> tuple[Flo
     else:
         return chances(source(cells, k), k), tokens
     return at_k(asked, k)[None], [round(float(np.mean(tokens)))]
-
-
-def _mean_length(chance: Floats, steps: Sequence[float]) -> float:
-    lengths = [acceptance_length(row) for row in chance]
-    return float(np.average(lengths, weights=steps))
-
-
-def _unknown(model: StepTime, setting: Setting, question: Question) -> UserError:
-    asked = f"a step with {setting.drafted:.3g} drafted tokens at concurrency {setting.requests:g}"
-    if question.target_scale != 1:
-        asked += f" of a target {question.target_scale:g} times as costly"
-    return UserError(
-        f"the {len(model.settings)} measured settings do not tell the cost of {asked}",
-        hint="run the sweep again into the same folder (finished cells are kept) with two values "
-        "of --k far apart, such as 1,3, and, for other loads and targets, two of --concurrency",
-    )

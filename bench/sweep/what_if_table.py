@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
 
 from bench.sweep.cells import CellResult
 from bench.sweep.what_if import WhatIf, fit_summary
 from drafts.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 OPTIONS = {
     "temperature": "--temperature",
@@ -31,24 +29,16 @@ def choose_cells(
     Raises `UserError` where the sweep has none of that kind, or several and none is chosen.
     N-gram cells, which do not sample, go with any.
     """
-    wanted = {
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "sample_method": sample_method,
-    }
     chosen = list(cells)
-    for name, value in wanted.items():
+    for (name, option), value in zip(
+        OPTIONS.items(), (temperature, max_tokens, sample_method), strict=True
+    ):
         there = sorted({getattr(c, name) for c in chosen if getattr(c, name) is not None})
+        one_of = f"give {option} with one of {', '.join(map(str, there))}"
         if value is not None and value not in there:
-            raise UserError(
-                f"the sweep has no cells with {OPTIONS[name]} {value}",
-                hint=f"give {OPTIONS[name]} with one of {_list(there)}",
-            )
+            raise UserError(f"the sweep has no cells with {option} {value}", hint=one_of)
         if value is None and len(there) > 1:
-            raise UserError(
-                f"the sweep has cells with several values of {OPTIONS[name]}",
-                hint=f"give {OPTIONS[name]} with one of {_list(there)}",
-            )
+            raise UserError(f"the sweep has cells with several values of {option}", hint=one_of)
         keep = value if value is not None else next(iter(there), None)
         chosen = [c for c in chosen if getattr(c, name) in (None, keep)]
     return chosen
@@ -60,9 +50,6 @@ def render(found: WhatIf) -> Table:
     `load` is the requests at once; target and draft are their parts of a step, `none` is a step
     without a draft; `break even` is the tokens per step at which the speedup is 1.
     """
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     measured = any(p.measured is not None for p in found.predictions)
     columns = ["draft", "load", "k", "tokens\n/step", "target\nms", "draft\nms", "none\nms"]
@@ -97,7 +84,3 @@ def fit_words(found: WhatIf) -> list[str]:
     if any(p.beyond for p in found.predictions):
         lines.append("* beyond what was measured: a longer draft, or more tokens in a step.")
     return lines
-
-
-def _list(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)

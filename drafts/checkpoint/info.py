@@ -53,9 +53,9 @@ def make_info(
     fields: dict[str, Any] = {
         "folder": source.folder,
         "hidden_size": flat["hidden_size"],
-        "target_hidden_size": flat["target_hidden_size"],
+        "target_hidden_size": flat.get("target_hidden_size"),
         "vocab_size": flat["vocab_size"],
-        "draft_vocab_size": flat["draft_vocab_size"],
+        "draft_vocab_size": flat.get("draft_vocab_size"),
         "max_positions": flat.get("max_position_embeddings", 2048),
         "rope": rope_of(flat),
         "dtype": next(iter(source.headers.values())).dtype,

@@ -28,19 +28,8 @@ def layer_fields(flat: dict[str, Any]) -> dict[str, Any]:
 
 def layer_sizes(target: TargetInfo, num_layers: int) -> dict[str, Any]:
     """The arguments of `LayerConfig` for a fresh draft: layers of the target's own sizes."""
-    config = target.config
-    heads = config["num_attention_heads"]
-    return {
-        "hidden_size": target.hidden_size,
-        "intermediate_size": config["intermediate_size"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or target.hidden_size // heads,
-        "max_positions": target.max_positions,
-        "num_layers": num_layers,
-        "rope": target.rope,
-        "rms_norm_eps": 1e-6,
-    }
+    usual = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False}
+    return layer_fields(target.config) | usual | {"num_layers": num_layers}
 
 
 def layer_config(config: Any, dtype: Any) -> dict[str, Any]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from drafts.checkpoint.shared import shared_tensor
 from drafts.checkpoint.source import FETCH
-from drafts.errors import UserError
+from drafts.errors import UserError, first_line
 from drafts.target import SHARED, TargetInfo
 from drafts.tensors import open_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
     from drafts.checkpoint.info import DraftInfo
     from drafts.nn.interface import Draft
 
+D = TypeVar("D", bound="Draft")
+
 
 def fill(
-    draft: Draft, info: DraftInfo, module_name: Callable[[str], str], target: TargetInfo | None
-) -> Draft:
+    draft: D, info: DraftInfo, module_name: Callable[[str], str], target: TargetInfo | None
+) -> D:
     """Load `draft`'s weights in float32. What the checkpoint shares comes from the target."""
     stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
     d2t = stored.pop("d2t", None)
@@ -59,3 +62,31 @@ def vocabulary_map(d2t: Tensor | None, info: DraftInfo) -> Tensor:
     if len(ids.unique()) != len(ids):
         raise UserError("d2t maps two draft ids to one token", where=info.folder, hint=FETCH)
     return d2t.long()
+
+
+def load_causal_lm(folder: Path, dtype: dtype, kind: str) -> tuple[Any, list[str]]:
+    """transformers' own model, and the tensors that it lacks or misshapes.
+
+    Raises `UserError` for damaged or foreign models; `kind` says what such a model should be.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # a library boundary: every kind of damaged or unknown model
+        raise UserError(
+            f"transformers cannot load this {kind} ({type(error).__name__}: {first_line(error)})",
+            where=folder,
+            hint="check that transformers knows this architecture and that its files are whole",
+        ) from error
+    return model, sorted(loaded["missing_keys"]) + [str(k[0]) for k in loaded["mismatched_keys"]]

@@ -13,7 +13,7 @@ def check_shapes(
     source: Source,
     names: dict[str, Any],
     expected: dict[str, tuple[int | None, ...]],
-    optional: Iterable[str] = ("embed_tokens.weight", "lm_head.weight"),
+    optional: Iterable[str],
 ) -> None:
     """The sizes that the config promises (None: any) are those of the stored tensors.
 
@@ -35,8 +35,31 @@ def check_shapes(
             )
 
 
-def down_projections(flat: dict[str, Any]) -> dict[str, tuple[int | None, ...]]:
-    """The expected shape of each decoder layer's last matrix, by module name."""
-    shape = (flat["hidden_size"], flat["intermediate_size"])
-    count = flat.get("num_hidden_layers", 1)
-    return {f"layers.{i}.mlp.down_proj.weight": shape for i in range(count)}
+def check_fused(
+    source: Source,
+    names: dict[str, Any],
+    flat: dict[str, Any],
+    own: dict[str, tuple[int | None, ...]],
+) -> None:
+    """As `check_shapes`, of a draft that reads several layers of the target.
+
+    `own` are the tensors and sizes that its family adds. A reduced vocabulary needs its map.
+    """
+    size, inner = flat["hidden_size"], flat["intermediate_size"]
+    layers = range(flat.get("num_hidden_layers", 1))
+    expected: dict[str, tuple[int | None, ...]] = {
+        **own,
+        **{f"layers.{i}.mlp.down_proj.weight": (size, inner) for i in layers},
+        "norm.weight": (size,),
+        "lm_head.weight": (flat["draft_vocab_size"], size),
+        "embed_tokens.weight": (flat["vocab_size"], size),
+    }
+    reduced = flat["draft_vocab_size"] != flat["vocab_size"]
+    optional = ["embed_tokens.weight", *([] if reduced else ["lm_head.weight"])]
+    check_shapes(source, names, expected, optional)
+    if reduced and "d2t" not in names:
+        raise UserError(
+            "has a reduced vocabulary but no d2t tensor that maps it",
+            where=source.folder,
+            hint=FETCH,
+        )

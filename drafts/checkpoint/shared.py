@@ -1,8 +1,8 @@
-"""Tensors that a draft takes from its target: the embedding and the output matrix."""
+"""What a draft stores, and what it takes from its target: embedding and output matrix."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drafts.errors import UserError
 from drafts.target import SHARED, TargetInfo, load_embedding, load_lm_head
@@ -12,6 +12,14 @@ if TYPE_CHECKING:
 
     from drafts.checkpoint.info import DraftInfo
     from drafts.nn.interface import Draft
+
+
+def stored_state(draft: Draft, dtype: Any) -> dict[str, Tensor]:
+    """All of the draft's tensors, the floats in `dtype`; d2t only where it maps anything."""
+    state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
+    if len(draft.d2t) != draft.vocab_size:
+        state["d2t"] = draft.d2t.contiguous()
+    return state
 
 
 def take_from_target(draft: Draft, target: TargetInfo, kept: Tensor | None) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafts.errors import UserError
-
-if TYPE_CHECKING:
-    from drafts.tensors import Header
-
+from drafts.tensors import Header
 
 REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 

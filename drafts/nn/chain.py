@@ -1,8 +1,4 @@
-"""What every draft module offers, whatever its family: one interface for training and measuring.
-
-With tokens x and target features f (f[t] belongs to x[t]), row t of step j stands for what the
-server drafts as x[t+j+2] once x[0..t+1] are known and its drafts so far were right.
-"""
+"""Drafts that make one token after another, each step from the state that the last one left."""
 
 from __future__ import annotations
 
@@ -13,11 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drafts.nn.interface import Draft
-from drafts.nn.layers import KeysValues, LayerConfig, rotary
+from drafts.nn.layers import LayerConfig, Rotation, Steps, rotary
+
+Caches = list[Steps]  # by layer
 
 
 class ChainDraft(Draft):
     """EAGLE and its kin: decoder layers that go over their own output, one step a token.
+
+    In the words of `drafts.nn.interface`:
 
     - step 0 at row t takes `start(f[t])` and the embedding of x[t+1] at position t;
     - step j feeds the row's own state back in, with the embedding of x[t+j+1], at position t+j;
@@ -42,13 +42,7 @@ class ChainDraft(Draft):
 
     @abstractmethod
     def decode(
-        self,
-        hidden: Tensor,
-        embeds: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        caches: list[list[KeysValues]],
-        first_row: int,
+        self, hidden: Tensor, embeds: Tensor, at: Rotation, caches: Caches, first_row: int
     ) -> tuple[Tensor, Tensor]:
         """Output and the state fed to the next step, of the rows from `first_row` on."""
 
@@ -60,7 +54,7 @@ class ChainDraft(Draft):
         self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
     ) -> list[Tensor]:
         hidden, outputs = self.start(features[:, :-1]), []
-        caches: list[list[KeysValues]] = [[] for _ in self.layers]
+        caches: Caches = [[] for _ in self.layers]
         for j in range(steps):
             tokens = F.pad(input_ids[:, j + 1 :], (0, j))[:, -hidden.shape[1] :]
             output, hidden = self._step(hidden, tokens, j, caches, first_row)
@@ -70,7 +64,7 @@ class ChainDraft(Draft):
     @torch.no_grad()
     def propose(self, features: Tensor, input_ids: Tensor, k: int) -> list[int]:
         hidden, drafted = self.start(features).unsqueeze(0), []
-        caches: list[list[KeysValues]] = [[] for _ in self.layers]
+        caches: Caches = [[] for _ in self.layers]
         tokens = input_ids[1:].unsqueeze(0)
         for j in range(k):
             output, hidden = self._step(hidden, tokens, j, caches, first_row=len(features) - 1)
@@ -79,23 +73,18 @@ class ChainDraft(Draft):
         return drafted
 
     def _step(
-        self,
-        hidden: Tensor,
-        tokens: Tensor,
-        j: int,
-        caches: list[list[KeysValues]],
-        first_row: int,
+        self, hidden: Tensor, tokens: Tensor, j: int, caches: Caches, first_row: int
     ) -> tuple[Tensor, Tensor]:
         """Step j. hidden and tokens cover the last rows of the sequence: all of them at step 0."""
         if j > 0:
             hidden, tokens = self.feed(hidden, tokens)
         rows = caches[0][0][0].shape[2] if j > 0 else hidden.shape[1]
         positions = torch.arange(rows - hidden.shape[1], rows, device=hidden.device) + j
-        cos, sin = self.rotary(hidden, positions.unsqueeze(0))
-        return self.decode(hidden, self.embed_tokens(tokens), cos, sin, caches, first_row)
+        at = self.rotary(hidden, positions.unsqueeze(0))
+        return self.decode(hidden, self.embed_tokens(tokens), at, caches, first_row)
 
 
-def rows_to_draft(caches: list[list[KeysValues]], first_row: int) -> list[int]:
+def rows_to_draft(caches: Caches, first_row: int) -> list[int]:
     """From which row on each layer computes outputs.
 
     At step 0 every layer but the last does so for all rows, as keys of the layers after it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,10 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from drafts.nn.interface import Draft
-
-
 KeysValues = tuple[Tensor, Tensor]
+Steps = list[KeysValues]  # a layer's, by draft step
+Rotation = tuple[Tensor, Tensor]  # cos and sin, [1, rows, head_dim]
+INIT_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -66,22 +63,22 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
 
-    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def queries(self, x: Tensor, at: Rotation) -> Tensor:
         """Rotated queries [batch, heads, rows, head_dim] of x [batch, rows, input]."""
         q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
         q = self.q_norm(q) if self.q_norm is not None else q
-        return _rotate(q.transpose(1, 2), cos, sin)
+        return _rotate(q.transpose(1, 2), at)
 
-    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> KeysValues:
+    def keys_values(self, x: Tensor, at: Rotation) -> KeysValues:
         """Rotated keys, and values, repeated for all heads: [batch, heads, rows, head_dim]."""
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         k = (self.k_norm(k) if self.k_norm is not None else k).transpose(1, 2)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return _rotate(k, cos, sin), v
+        return _rotate(k, at), v
 
-    def attend(self, q: Tensor, steps: list[KeysValues], first_row: int) -> Tensor:
+    def attend(self, q: Tensor, steps: Steps, first_row: int) -> Tensor:
         """Each row attends causally to step 0 and to its own entries of the later steps.
 
         q: [batch, heads, rows, head_dim], rows first_row.. of the sequence. steps[0] holds keys and
@@ -131,29 +128,22 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, steps: list[KeysValues], first_row: int
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, at: Rotation, steps: Steps, first_row: int) -> Tensor:
         """The residual stream after the layer, [batch, rows, d]; appends its keys to `steps`.
 
         The given rows end at the sequence's last. Rows before `first_row` only provide keys.
         """
         normed = hidden if self.input_layernorm is None else self.input_layernorm(hidden)
-        return self.mix(normed, hidden, cos, sin, steps, first_row)
+        return self.mix(normed, hidden, at, steps, first_row)
 
     def mix(
-        self,
-        normed: Tensor,
-        residual: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        steps: list[KeysValues],
-        first_row: int,
+        self, normed: Tensor, residual: Tensor, at: Rotation, steps: Steps, first_row: int
     ) -> Tensor:
         """Attention over `normed` [batch, rows, input] and the MLP, added to `residual`."""
-        steps.append(self.self_attn.keys_values(normed, cos, sin))
+        steps.append(self.self_attn.keys_values(normed, at))
         before = normed.shape[1] - (steps[0][0].shape[2] - first_row)
-        q = self.self_attn.queries(normed[:, before:], cos[:, before:], sin[:, before:])
+        cos, sin = at
+        q = self.self_attn.queries(normed[:, before:], (cos[:, before:], sin[:, before:]))
         mixed = self.self_attn.attend(q, steps, first_row)
         residual = residual[:, before:] + self.self_attn.o_proj(mixed)
         return residual + self.mlp(self.post_attention_layernorm(residual))
@@ -172,18 +162,14 @@ def rotary(config: LayerConfig) -> LlamaRotaryEmbedding:
     )
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [batch, heads, rows, head_dim] by cos and sin [1, rows, head_dim]."""
+def _rotate(x: Tensor, at: Rotation) -> Tensor:
+    """Rotary embedding of x [batch, heads, rows, head_dim]."""
+    cos, sin = at
     return (x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)).to(x.dtype)
 
 
-INIT_STD = 0.02
-
-
-def init_linears(draft: Draft) -> None:
+def init_linears(draft: nn.Module) -> None:
     """Small normal weights in every linear layer, zero biases."""
-    from torch import nn
-
     for module in draft.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=INIT_STD)

@@ -20,7 +20,7 @@ from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.drafts.test_registry import speculators_draft
 from tests.opened import convert, drafter, init_draft, load_draft
-from tests.tiny_models import HIDDEN, draft_config, draft_tensors
+from tests.tiny.models import HIDDEN, draft_config, draft_tensors
 
 TWO_LAYOUTS = [name for name, family in FAMILIES.items() if len(family.formats) > 1]
 ONE_LAYOUT = [name for name, family in FAMILIES.items() if len(family.formats) == 1]

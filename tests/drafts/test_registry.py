@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from drafts.errors import UserError
 from drafts.registry import read_draft, save_draft
 from tests.opened import load_draft, write_like
-from tests.tiny_models import LAYER_IDS, draft_config, draft_tensors, write_draft
+from tests.tiny.models import LAYER_IDS, draft_config, draft_tensors, write_draft
 
 
 def speculators_draft(folder: Path) -> Path:

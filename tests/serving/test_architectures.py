@@ -19,7 +19,7 @@ from drafts.checkpoint.family import InitOptions
 from drafts.registry import FAMILIES, save_draft
 from tests.drafts.families.test_vllm_parity import accepted
 from tests.opened import capture, init_draft, load_draft, merge, train
-from tests.tiny_architectures import write_architecture
+from tests.tiny.architectures import write_architecture
 from tests.vllm_client import VllmWorker
 
 K = 3

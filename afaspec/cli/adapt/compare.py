@@ -54,7 +54,7 @@ class StudyConfig(Settings):
 def compare(asked: StudyConfig) -> None:
     """Train whole arms side by side: arms x ranks x budgets x seeds x domains, and compare them.
 
-    Every arm gets the same data in the same order; its learning rate is tuned on a validation side
+    Every arm gets the same data in the same order; its learning rate is tuned on a validation split
     by one rule; the results carry intervals over seeds and prompts. Kill it at any time: the same
     command goes on. A study that has grown runs only what is new. See docs/compare.md.
 

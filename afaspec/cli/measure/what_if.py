@@ -75,8 +75,8 @@ def what_if(config: WhatIfConfig) -> None:
 
     from afaspec.cli.console import note
     from bench.sweep.cells import read_cells
-    from bench.sweep.expected_steps import from_per_position
     from bench.sweep.settings import parse_axis
+    from bench.sweep.steps import from_per_position
     from bench.sweep.what_if import Question, answer
     from bench.sweep.what_if_table import choose_cells, fit_words, render
     from drafts.files import write_json

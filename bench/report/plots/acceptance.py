@@ -44,20 +44,12 @@ def acceptance_length(arms: Arms, colours: Mapping[str, str]) -> Figure:
 
 def per_position(arms: Arms, colours: Mapping[str, str]) -> Figure:
     """Acceptance at each draft position, a line per arm."""
-    figure, axes = axes_of()
-    _positions(axes, arms, colours, "per_position")
-    axes.set_title("Acceptance by draft position")
-    legend_below(figure, axes)
-    return figure
+    return _by_position(arms, colours, "per_position", "Acceptance by draft position")
 
 
 def conditional(arms: Arms, colours: Mapping[str, str]) -> Figure:
     """Acceptance at each position given that the one before was accepted."""
-    figure, axes = axes_of()
-    _positions(axes, arms, colours, "conditional")
-    axes.set_title("Accepted, given that the token before was")
-    legend_below(figure, axes)
-    return figure
+    return _by_position(arms, colours, "conditional", "Accepted, given that the token before was")
 
 
 def accepted_per_step(arms: Arms, colours: Mapping[str, str]) -> Figure:
@@ -135,7 +127,8 @@ def _requests(arm: Mapping[str, Any]) -> Sequence[float]:
     return [length for length in arm["accepted_lengths"]["per_request"] if length is not None]
 
 
-def _positions(axes: Axes, arms: Arms, colours: Mapping[str, str], key: str) -> None:
+def _by_position(arms: Arms, colours: Mapping[str, str], key: str, title: str) -> Figure:
+    figure, axes = axes_of()
     deepest = 1
     for arm, marker in zip(arms, MARKERS * len(arms), strict=False):
         found = [(at, share) for at, share in enumerate(arm[key], start=1) if measured(share)]
@@ -154,6 +147,9 @@ def _positions(axes: Axes, arms: Arms, colours: Mapping[str, str], key: str) -> 
     axes.set_ylim(0, 1)
     _percent(axes)
     axes.grid(axis="y")
+    axes.set_title(title)
+    legend_below(figure, axes)
+    return figure
 
 
 def _percent(axes: Axes) -> None:

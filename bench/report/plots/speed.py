@@ -10,6 +10,7 @@ from bench.report.plots.style import (
     MARKERS,
     WIDTH,
     Arms,
+    Json,
     axes_of,
     bars,
     legend_below,
@@ -78,61 +79,58 @@ def latency_kinds(arms: Arms) -> list[str]:
     return [kind for kind in LATENCIES if any((arm.get("latency") or {}).get(kind) for arm in arms)]
 
 
-def load_axis(load: Sequence[Mapping[str, Any]]) -> str:
+def load_axis(load: Sequence[Json]) -> str:
     """What the load was set by: `concurrency` or `request_rate`."""
     return "concurrency" if "concurrency" in load[0] else "request_rate"
 
 
-def load_words(step: Mapping[str, Any]) -> str:
+def load_words(step: Json) -> str:
     """A load as text: the number of requests, or of those a second."""
     value = step[load_axis([step])]
     return "all at once" if value == "inf" else f"{value:g}"
 
 
-def _place(step: Mapping[str, Any], load: Sequence[Mapping[str, Any]]) -> float:
+def _place(step: Json, load: Sequence[Json]) -> float:
     """Where a load stands on the axis; all requests at once beyond the fastest rate."""
     values = [other[load_axis(load)] for other in load]
     value = step[load_axis(load)]
     return float(value if value != "inf" else 2 * max((v for v in values if v != "inf"), default=1))
 
 
-def load_speed(load: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> Figure:
+def _along(load: Sequence[Json], name: str) -> list[tuple[float, Json]]:
+    """An arm at each load that it was measured at, with the load's place."""
+    return [(_place(s, load), arm) for s in load for arm in s["arms"] if arm["name"] == name]
+
+
+def load_speed(load: Sequence[Json], colours: Mapping[str, str]) -> Figure:
     """Tokens per second of all requests together, against the load."""
     figure, axes = axes_of()
     for name, label, marker in _load_arms(load):
         points = [
-            (_place(step, load), arm["tokens_per_second"])
-            for step in load
-            for arm in step["arms"]
-            if arm["name"] == name and measured(arm.get("tokens_per_second"))
+            (x, arm["tokens_per_second"]["value"])
+            for x, arm in _along(load, name)
+            if measured(arm.get("tokens_per_second"))
         ]
-        _curve(axes, [(x, found["value"]) for x, found in points], colours[name], marker, label)
+        _curve(axes, points, colours[name], marker, label)
     axes.set_title("Tokens per second, all requests together")
     _finish_load(figure, axes, load)
     return figure
 
 
-def load_latency(
-    load: Sequence[Mapping[str, Any]], colours: Mapping[str, str], kind: str
-) -> Figure:
+def load_latency(load: Sequence[Json], colours: Mapping[str, str], kind: str) -> Figure:
     """A latency against the load: the median, and p99 dashed."""
     figure, axes = axes_of()
     for name, label, marker in _load_arms(load):
-        found = [
-            (_place(step, load), arm["latency"][kind])
-            for step in load
-            for arm in step["arms"]
-            if arm["name"] == name and (arm.get("latency") or {}).get(kind)
-        ]
+        found = [(x, (arm.get("latency") or {}).get(kind)) for x, arm in _along(load, name)]
         for share, style, text in (("p50", "-", label), ("p99", (0, (2, 2)), None)):
-            points = [(x, spread[share]) for x, spread in found]
+            points = [(x, spread[share]) for x, spread in found if spread]
             _curve(axes, points, colours[name], marker, text, style)
     axes.set_title(f"{LATENCIES[kind]}, ms")
     _finish_load(figure, axes, load, note="dashed: p99")
     return figure
 
 
-def _load_arms(load: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def _load_arms(load: Sequence[Json]) -> list[tuple[str, str, str]]:
     found = {arm["name"]: arm["label"] for step in load for arm in step["arms"]}
     markers = MARKERS * len(found)
     return [(name, label, marker) for (name, label), marker in zip(found.items(), markers)]  # noqa: B905
@@ -153,9 +151,7 @@ def _curve(
         )  # fmt: skip
 
 
-def _finish_load(
-    figure: Figure, axes: Axes, load: Sequence[Mapping[str, Any]], note: str = ""
-) -> None:
+def _finish_load(figure: Figure, axes: Axes, load: Sequence[Json], note: str = "") -> None:
     values = [_place(step, load) for step in load]
     name = {"concurrency": "requests at once", "request_rate": "requests per second"}
     text = name[load_axis(load)]

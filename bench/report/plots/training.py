@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.report.plots.style import WIDTH, colours_of, legend_below
+from bench.report.schema import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from bench.report.schema import Report
 
 
 def training(report: Report) -> Figure:

@@ -16,18 +16,17 @@ from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_siz
 from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
 from drafts.checkpoint.mask_token import check_mask_token, init_mask_token
-from drafts.checkpoint.shapes import check_shapes, down_projections
-from drafts.checkpoint.shared import take_from_target
-from drafts.checkpoint.source import FETCH, Source, flatten, is_speculators
+from drafts.checkpoint.shapes import check_fused
+from drafts.checkpoint.shared import stored_state, take_from_target
+from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.checkpoint.speculators import from_speculators, to_speculators
 from drafts.errors import UserError
-from drafts.nn.layers import init_linears
 from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drafts.families.dflash.module import DFlashDraft
+    from drafts.families.dflash.module import DFlashConfig, DFlashDraft
 
 
 ARCHITECTURE = "DFlashDraftModel"
@@ -57,7 +56,9 @@ class DFlash(Family):
         settings = read_settings(flat, source.config_path)
         refuse_unsupported(flat, source)
         names = {self.module_name(name): header for name, header in source.headers.items()}
-        check_tensors(source, names, flat, len(settings.layer_ids))
+        size, width = flat["hidden_size"], flat["target_hidden_size"]
+        own = {"fc.weight": (size, len(settings.layer_ids) * width), "hidden_norm.weight": (size,)}
+        check_fused(source, names, flat, own)
         return make_info(
             source,
             flat,
@@ -77,18 +78,15 @@ class DFlash(Family):
         from drafts.families.dflash.module import DFlashConfig, DFlashDraft
 
         settings = read_settings(info.config, info.folder / "config.json")
-        draft = DFlashDraft(
-            DFlashConfig(
-                **layer_fields(info.config),
-                **vars(settings),
-                target_hidden_size=info.target_hidden_size,
-                vocab_size=info.vocab_size,
-                draft_vocab_size=info.draft_vocab_size,
-                logit_scale=float(info.config.get("logit_scale", 1.0)),
-            )
+        config = DFlashConfig(
+            **layer_fields(info.config),
+            **vars(settings),
+            target_hidden_size=info.target_hidden_size,
+            vocab_size=info.vocab_size,
+            draft_vocab_size=info.draft_vocab_size,
+            logit_scale=float(info.config.get("logit_scale", 1.0)),
         )
-        fill(draft, info, self.module_name, target)
-        return draft
+        return fill(DFlashDraft(config), info, self.module_name, target)
 
     def dump(self, draft: DFlashDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         c = draft.config
@@ -100,22 +98,17 @@ class DFlash(Family):
             "draft_vocab_size": c.draft_vocab_size,
             "target_hidden_size": c.target_hidden_size,
             "logit_scale": c.logit_scale,
-            "dflash_config": {
-                "mask_token_id": c.mask_token_id,
-                "target_layer_ids": [i - 1 for i in c.layer_ids],
-                "causal": c.causal,
-            },
+            "dflash_config": dflash_config(c),
         }
         if c.block_size is not None:
             config["block_size"] = c.block_size
-        state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
+        state = stored_state(draft, dtype)
         del state["embed_tokens.weight"]
-        if c.draft_vocab_size != c.vocab_size:
-            state["d2t"] = draft.d2t.contiguous()
         return config, state
 
     def init(self, target: TargetInfo, options: InitOptions) -> DFlashDraft:
         from drafts.families.dflash.module import DFlashConfig, DFlashDraft
+        from drafts.nn.layers import init_linears
 
         draft = DFlashDraft(
             DFlashConfig(
@@ -140,11 +133,7 @@ class DFlash(Family):
         if settings.block_size is not None:
             own["block_size"] = settings.block_size
         if layout == "dflash":
-            own["dflash_config"] = {
-                "mask_token_id": settings.mask_token_id,
-                "target_layer_ids": [i - 1 for i in settings.layer_ids],
-                "causal": settings.causal,
-            }
+            own["dflash_config"] = dflash_config(settings)
             return Layout(from_speculators(raw, ARCHITECTURE, own), str)
         own |= {
             "aux_hidden_state_layer_ids": list(settings.layer_ids),
@@ -192,6 +181,12 @@ def read_settings(flat: dict[str, Any], path: Path) -> Settings:
     return Settings(layer_ids, token, flat.get("block_size"), causal)
 
 
+def dflash_config(of: Settings | DFlashConfig) -> dict[str, Any]:
+    """What z-lab's layout says of a draft's own settings."""
+    ids = [i - 1 for i in of.layer_ids]
+    return {"mask_token_id": of.mask_token_id, "target_layer_ids": ids, "causal": of.causal}
+
+
 def refuse_unsupported(flat: dict[str, Any], source: Source) -> None:
     """Raise `UserError` for variants of DFlash whose forward is not the one computed here."""
     nested = flat.get("dflash_config") or {}
@@ -219,27 +214,4 @@ def refuse_unsupported(flat: dict[str, Any], source: Source) -> None:
             where=source.folder,
             hint="write that row into an embed_tokens.weight of the safetensors file, at the mask "
             f"token's id, and remove {MASK_EMBEDDING}",
-        )
-
-
-def check_tensors(
-    source: Source, names: dict[str, Any], flat: dict[str, Any], layers_read: int
-) -> None:
-    """Raise `UserError` unless the stored tensors have the sizes of the config."""
-    size, reduced = flat["hidden_size"], flat["draft_vocab_size"] != flat["vocab_size"]
-    shapes: dict[str, tuple[int | None, ...]] = {
-        "fc.weight": (size, layers_read * flat["target_hidden_size"]),
-        "hidden_norm.weight": (size,),
-        **down_projections(flat),
-        "norm.weight": (size,),
-        "lm_head.weight": (flat["draft_vocab_size"], size),
-        "embed_tokens.weight": (flat["vocab_size"], size),
-    }
-    optional = ["embed_tokens.weight", *([] if reduced else ["lm_head.weight"])]
-    check_shapes(source, names, shapes, optional)
-    if reduced and "d2t" not in names:
-        raise UserError(
-            "has a reduced vocabulary but no d2t tensor that maps it",
-            where=source.folder,
-            hint=FETCH,
         )

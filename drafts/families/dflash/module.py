@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drafts.nn.interface import Draft
-from drafts.nn.layers import Attention, DecoderLayer, KeysValues, LayerConfig, RMSNorm, rotary
-
-Rotation = tuple[Tensor, Tensor]  # cos and sin, [1, rows, head_dim]
+from drafts.nn.layers import (
+    Attention,
+    DecoderLayer,
+    KeysValues,
+    LayerConfig,
+    RMSNorm,
+    Rotation,
+    rotary,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +93,9 @@ class BlockLayer(DecoderLayer):
         assert self.input_layernorm is not None
         attention, split = self.self_attn, block.shape[1:3]
         normed = self.input_layernorm(block).flatten(1, 2)
-        q = attention.queries(normed, *at).unflatten(2, split)
-        k, v = (t.unflatten(2, split) for t in attention.keys_values(normed, *at))
-        known = attention.keys_values(context, *context_at)
+        q = attention.queries(normed, at).unflatten(2, split)
+        k, v = (t.unflatten(2, split) for t in attention.keys_values(normed, at))
+        known = attention.keys_values(context, context_at)
         block = block + attention.o_proj(attention.attend_blocks(q, known, (k, v), first_row))
         return block + self.mlp(self.post_attention_layernorm(block))
 

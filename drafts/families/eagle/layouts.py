@@ -13,7 +13,6 @@ from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.shared import take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.errors import UserError
-from drafts.nn.layers import init_linears
 from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
@@ -68,9 +67,7 @@ class Eagle(Family):
     def load(self, info: DraftInfo, target: TargetInfo | None) -> EagleDraft:
         from drafts.families.eagle.module import EagleDraft
 
-        draft = EagleDraft(config_of(info.config))
-        fill(draft, info, self.module_name, target)
-        return draft
+        return fill(EagleDraft(config_of(info.config)), info, self.module_name, target)
 
     def dump(self, draft: EagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All but the embedding and the output layer, which are the target's."""
@@ -87,6 +84,7 @@ class Eagle(Family):
     def init(self, target: TargetInfo, options: InitOptions) -> EagleDraft:
         """A random draft. Its vocabulary is always full."""
         from drafts.families.eagle.module import EagleConfig, EagleDraft
+        from drafts.nn.layers import init_linears
 
         if options.kept is not None:
             raise UserError(

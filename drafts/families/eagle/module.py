@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from drafts.nn.chain import ChainDraft, rows_to_draft
-from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig
+from drafts.nn.chain import Caches, ChainDraft, rows_to_draft
+from drafts.nn.layers import DecoderLayer, LayerConfig, Rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,12 @@ class EagleDraft(ChainDraft):
         return features
 
     def decode(
-        self,
-        hidden: Tensor,
-        embeds: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        caches: list[list[KeysValues]],
-        first_row: int,
+        self, hidden: Tensor, embeds: Tensor, at: Rotation, caches: Caches, first_row: int
     ) -> tuple[Tensor, Tensor]:
         out = self.fc(torch.cat([embeds, hidden], dim=-1))
         rows = rows_to_draft(caches, first_row)
         for layer, cache, start in zip(self.layers, caches, rows, strict=True):
-            out = layer(out, cos, sin, cache, start)
+            out = layer(out, at, cache, start)
         return out, out  # there is no final norm
 
     def logits(self, output: Tensor, step: int) -> Tensor:

@@ -14,12 +14,11 @@ from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
 from drafts.checkpoint.layer_ids import check_layer_ids, default_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
-from drafts.checkpoint.shapes import check_shapes, down_projections
-from drafts.checkpoint.shared import take_from_target
-from drafts.checkpoint.source import FETCH, Source, flatten, is_speculators
+from drafts.checkpoint.shapes import check_fused
+from drafts.checkpoint.shared import stored_state, take_from_target
+from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.checkpoint.speculators import from_speculators, to_speculators
 from drafts.errors import UserError
-from drafts.nn.layers import init_linears
 from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Eagle3(Family):
             flat.get(LAYER_IDS) or nested.get(LAYER_IDS), source.config_path, LAYER_IDS
         )
         names = {self.module_name(name): header for name, header in source.headers.items()}
-        check_tensors(source, names, flat)
+        check_fused(source, names, flat, {"fc.weight": (flat["hidden_size"], None)})
         return make_info(
             source,
             flat,
@@ -79,9 +78,7 @@ class Eagle3(Family):
     def load(self, info: DraftInfo, target: TargetInfo | None) -> Eagle3Draft:
         from drafts.families.eagle3.module import Eagle3Draft
 
-        draft = Eagle3Draft(config_of(info, target))
-        fill(draft, info, self.module_name, target)
-        return draft
+        return fill(Eagle3Draft(config_of(info, target)), info, self.module_name, target)
 
     def dump(self, draft: Eagle3Draft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         c = draft.config
@@ -98,6 +95,7 @@ class Eagle3(Family):
 
     def init(self, target: TargetInfo, options: InitOptions) -> Eagle3Draft:
         from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
+        from drafts.nn.layers import init_linears
 
         draft = Eagle3Draft(
             Eagle3Config(
@@ -126,27 +124,6 @@ class Eagle3(Family):
         architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
         config = from_speculators(raw, architecture, own)
         return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
-
-
-def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -> None:
-    """Raise `UserError` unless the stored tensors have the sizes of the config."""
-    size = flat["hidden_size"]
-    shapes: dict[str, tuple[int | None, ...]] = {
-        "fc.weight": (size, None),
-        **down_projections(flat),
-        "norm.weight": (size,),
-        "lm_head.weight": (flat["draft_vocab_size"], size),
-        "embed_tokens.weight": (flat["vocab_size"], size),
-    }
-    reduced = flat["draft_vocab_size"] != flat["vocab_size"]
-    optional = ["embed_tokens.weight", *([] if reduced else ["lm_head.weight"])]
-    check_shapes(source, names, shapes, optional)
-    if reduced and "d2t" not in names:
-        raise UserError(
-            "has a reduced vocabulary but no d2t tensor that maps it",
-            where=source.folder,
-            hint=FETCH,
-        )
 
 
 def config_of(info: DraftInfo, target: TargetInfo | None) -> Eagle3Config:
@@ -196,11 +173,9 @@ def stored_tensors(draft: Any, dtype: Any) -> dict[str, Tensor]:
 
     A draft of another width than the target's can only have one of its own.
     """
-    state = {n: t.to(dtype).contiguous() for n, t in draft.state_dict().items() if n != "d2t"}
+    state = stored_state(draft, dtype)
     if draft.config.hidden_size == draft.config.target_hidden_size:
         del state["embed_tokens.weight"]
-    if draft.config.draft_vocab_size != draft.config.vocab_size:
-        state["d2t"] = draft.d2t.contiguous()
     if draft.config.num_layers == 1:
         state = {first_layer_name(n): t for n, t in state.items()}
     return state

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from drafts.nn.chain import ChainDraft, rows_to_draft
-from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, RMSNorm
+from drafts.nn.chain import Caches, ChainDraft, rows_to_draft
+from drafts.nn.layers import DecoderLayer, LayerConfig, RMSNorm, Rotation, Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +38,14 @@ class FirstLayer(DecoderLayer):
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(  # type: ignore[override]
-        self,
-        hidden: Tensor,
-        embeds: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        steps: list[KeysValues],
-        first_row: int,
+        self, hidden: Tensor, embeds: Tensor, at: Rotation, steps: Steps, first_row: int
     ) -> Tensor:
         """As a decoder layer's; embeds: [batch, rows, d]."""
         assert self.input_layernorm is not None
         normed = self.hidden_norm(hidden)
         residual = normed if self.norm_before_residual else hidden
         wide = torch.cat([self.input_layernorm(embeds), normed], dim=-1)
-        return self.mix(wide, residual, cos, sin, steps, first_row)
+        return self.mix(wide, residual, at, steps, first_row)
 
 
 class Eagle3Draft(ChainDraft):
@@ -89,18 +83,12 @@ class Eagle3Draft(ChainDraft):
         return self.fc(features)
 
     def decode(
-        self,
-        hidden: Tensor,
-        embeds: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        caches: list[list[KeysValues]],
-        first_row: int,
+        self, hidden: Tensor, embeds: Tensor, at: Rotation, caches: Caches, first_row: int
     ) -> tuple[Tensor, Tensor]:
         rows = rows_to_draft(caches, first_row)
-        out = self.layers[0](hidden, embeds, cos, sin, caches[0], rows[0])
+        out = self.layers[0](hidden, embeds, at, caches[0], rows[0])
         for layer, cache, start in zip(self.layers[1:], caches[1:], rows[1:], strict=True):
-            out = layer(out, cos, sin, cache, start)
+            out = layer(out, at, cache, start)
         normed = self.norm(out)
         return normed, normed if self.config.norm_output else out
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from drafts.checkpoint.family import Family, InitOptions
 from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import layer_sizes
+from drafts.checkpoint.load import load_causal_lm
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
@@ -71,8 +72,6 @@ class DraftModel(Family):
         return PREFIX + stored
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> LmDraft:
-        from transformers.utils import logging
-
         from drafts.families.lm.module import LmDraft
 
         if "quantization_config" in info.config:
@@ -81,22 +80,16 @@ class DraftModel(Family):
                 where=info.folder / "config.json",
                 hint="use the draft model as it was before quantization",
             )
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         draft = LmDraft(load_lm(info.folder))
         check_logits(draft, info)
         return draft
 
     def dump(self, draft: LmDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = json.loads(draft.lm.config.to_json_string(use_diff=True))
-        config |= {
-            "architectures": [type(draft.lm).__name__],
-            "dtype": dtype_name(dtype),
-        }
-        own = dict(draft.named_parameters())  # each tied tensor once
+        config |= {"architectures": [type(draft.lm).__name__], "dtype": dtype_name(dtype)}
         return config, {
             name.removeprefix(PREFIX): tensor.detach().to(dtype).contiguous()
-            for name, tensor in own.items()
+            for name, tensor in draft.named_parameters()  # each tied tensor once
         }
 
     def init(self, target: TargetInfo, options: InitOptions) -> LmDraft:
@@ -132,25 +125,8 @@ class DraftModel(Family):
 def load_lm(folder: Path) -> Any:
     """transformers' model in float32. `UserError` where config and tensors are not one model."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    try:
-        lm, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # a library boundary: every kind of damaged or unknown model
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
-        raise UserError(
-            f"transformers cannot load this draft model ({type(error).__name__}: {reason})",
-            where=folder,
-            hint="check that transformers knows this architecture and that its files are whole",
-        ) from error
-    wrong = sorted(loaded["missing_keys"]) + [str(key[0]) for key in loaded["mismatched_keys"]]
+    lm, wrong = load_causal_lm(folder, torch.float32, "draft model")
     if wrong:
         raise UserError(f"lacks or misshapes {', '.join(wrong[:4])}", where=folder, hint=FETCH)
     return lm

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
-from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
-from drafts.files import hash_model
 from drafts.target import TargetInfo, load_lm_head
 from drafts.tensors import dtype_name, open_tensors
 
@@ -46,22 +45,20 @@ class Medusa(Family):
         names = {self.module_name(stored): header for stored, header in source.headers.items()}
         flat = flatten(source, names)
         check_tensors(source, names, flat)
-        return DraftInfo(
-            folder=source.folder,
+        return make_info(
+            source,
+            flat,
+            names,
             family="medusa",
             format="medusa-heads" if any(map(is_numbered, source.headers)) else "medusa",
             method="medusa",
-            hidden_size=flat["hidden_size"],
             target_hidden_size=flat["hidden_size"],
-            vocab_size=flat["vocab_size"],
             draft_vocab_size=flat["vocab_size"],
             layer_ids=(),
             max_positions=None,
             rope=None,
             dtype=names["blocks.0.0.linear.weight"].dtype,
             shared=(SHARED_HEAD,) if flat["original_lm_head"] else (),
-            config=flat,
-            sha256=hash_model(source.folder),
             reads="final",
             max_k=flat["num_heads"],
         )

@@ -20,7 +20,6 @@ from drafts.checkpoint.speculators import INNER
 from drafts.errors import UserError
 from drafts.families.eagle3.layouts import ARCHITECTURES as EAGLE3_ARCHITECTURES
 from drafts.families.eagle3.layouts import Eagle3, config_of
-from drafts.nn.layers import INIT_STD
 from drafts.target import TargetInfo
 from drafts.tensors import open_tensors
 
@@ -70,8 +69,7 @@ class PEagle(Eagle3):
         headers = open_tensors(info.folder).headers
         own = {self.module_name(name): header for name, header in headers.items()}
         draft.mask_hidden = torch.nn.Parameter(torch.zeros(own[MASK_HIDDEN].shape))
-        fill(draft, info, self.module_name, target)
-        return draft
+        return fill(draft, info, self.module_name, target)
 
     def dump(self, draft: PEagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config, tensors = super().dump(draft, dtype)
@@ -82,6 +80,7 @@ class PEagle(Eagle3):
         import torch
 
         from drafts.families.peagle.module import PEagleConfig, PEagleDraft
+        from drafts.nn.layers import INIT_STD
 
         plain = super().init(
             target, replace(options, num_layers=options.num_layers or USUAL_LAYERS)

@@ -23,7 +23,7 @@ from drafts.target import read_target
 from tests.command import run_command
 from tests.nursery import Nursery, is_alive
 from tests.opened import merge, resolve_target
-from tests.tiny_models import LAYER_IDS, write_draft, write_target
+from tests.tiny.models import LAYER_IDS, write_draft, write_target
 
 
 def write_adapter(folder: Path, target: Path, *, seed: int = 5, **settings: Any) -> Path:

@@ -242,7 +242,7 @@ def damaged_tokenizer(place: Place) -> list[object]:
 
 @case("is outside the target's vocabulary of 512")
 def tokenizer_of_another_model(place: Place) -> list[object]:
-    from tests.tiny_models import write_tokenizer
+    from tests.tiny.models import write_tokenizer
 
     target = place.own_target()
     write_tokenizer(target, 700)
@@ -282,7 +282,7 @@ def store_of_other_layers(place: Place) -> list[object]:
 
 @case("captured with other settings: target was")
 def store_of_another_target(place: Place) -> list[object]:
-    from tests.tiny_models import write_target
+    from tests.tiny.models import write_target
 
     place.own_store()
     return [write_target(place.folder / "other", seed=9), place.good(), *LAYERS]

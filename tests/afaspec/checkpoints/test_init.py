@@ -18,8 +18,8 @@ from drafts.registry import FAMILIES, read_draft
 from drafts.target import read_target
 from tests.command import run_command
 from tests.opened import init_checkpoint, load_draft, load_lm_head, require_compatible
-from tests.tiny_models import write_target
-from tests.tiny_store import write_store
+from tests.tiny.models import write_target
+from tests.tiny.store import write_store
 
 K = 3
 

@@ -15,7 +15,7 @@ from drafts.registry import FAMILIES, save_draft
 from tests.command import run_command
 from tests.drafts.test_registry import speculators_draft
 from tests.opened import init_draft, inspect_draft, speculative_config
-from tests.tiny_models import write_draft, write_target
+from tests.tiny.models import write_draft, write_target
 
 
 @pytest.mark.parametrize("family", FAMILIES)

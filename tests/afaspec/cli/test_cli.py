@@ -36,11 +36,12 @@ def afaspec(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_lists_every_command() -> None:
+def test_help_lists_every_command_in_a_panel() -> None:
     ran = afaspec("--help")
     assert ran.returncode == 0
-    for command in COMMANDS:
+    for command in (*COMMANDS, "Adapt", "Serve", "Measure", "Drafts", "This machine"):
         assert command in ran.stdout
+    assert afaspec().stdout == ran.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -89,6 +90,38 @@ def test_debug_shows_the_traceback() -> None:
     debug = afaspec("--debug", "merge", "nowhere", "--out", "x")
     assert debug.returncode != 0
     assert "Traceback" in debug.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train", "--rnak", "3"], "No such option: --rnak"),
+        (["train", "--rank"], "'--rank' requires an argument"),
+        (["merge", "one", "two"], "unexpected extra argument"),
+    ],
+)
+def test_what_the_parser_refuses_is_an_error_like_any_other(
+    arguments: list[str], said: str
+) -> None:
+    code, error = run_command(*arguments)
+    assert code == 2
+    assert error.startswith("Error: ")
+    assert said in error
+    known = [name for name in arguments[:1] if name in COMMANDS]
+    assert f"To mend it: see {' '.join(['afaspec', *known])} --help" in error
+
+
+def test_control_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from afaspec import doctor
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "diagnose", stopped)
+    code, error = run_command("doctor")
+    assert code == 130
+    assert "Run the same command again" in error
 
 
 def test_merge_without_a_run_names_the_folder() -> None:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.command import run_command
-from tests.tiny_store import write_store
+from tests.tiny.store import write_store
 
 LEFT = 40_000  # bytes: room for a configuration and some metrics, not for weights
 

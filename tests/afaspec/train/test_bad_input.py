@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from afaspec.train.config import TrainConfig
 from tests.command import run_command
 from tests.opened import train
-from tests.tiny_models import draft_config, write_draft, write_target
-from tests.tiny_store import write_store
+from tests.tiny.models import draft_config, write_draft, write_target
+from tests.tiny.store import write_store
 
 
 @dataclass

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from drafts.tensors import open_tensors
 from tests.nursery import Nursery, is_alive
-from tests.tiny_store import write_store
+from tests.tiny.store import write_store
 
 KILLS = 20
 

@@ -10,7 +10,7 @@ import pytest
 
 from afaspec.train.config import TrainConfig
 from tests.opened import train
-from tests.tiny_store import write_store
+from tests.tiny.store import write_store
 
 
 class StoppedError(Exception):

@@ -18,7 +18,7 @@ from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import DraftObjective, collate
 from tests.opened import load_draft, load_lm_head, merge, train
-from tests.tiny_store import write_store
+from tests.tiny.store import write_store
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from drafts.errors import UserError
 from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.opened import arm, drafter
-from tests.tiny_models import write_target
+from tests.tiny.models import write_target
 
 TOKENS, K = 48, 3
 PROMPTS = [[7, 300, 21, 9], list(range(100, 130)), [44] * 12]

@@ -15,7 +15,7 @@ import pytest
 
 from bench.report.files import read_report
 from tests.command import run_command
-from tests.tiny_models import write_draft
+from tests.tiny.models import write_draft
 
 ROOT = Path(__file__).parents[3]
 PROMPTS, TOKENS = 5, 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,19 +40,21 @@ def test_nothing_to_measure() -> None:
         choose_arms([], none=False)
 
 
-def bench_config(**settings: object) -> BenchConfig:
-    given = {"target": Path("t"), "prompts": "p", "arms": (), **settings}
-    return load_config(BenchConfig, None, given)
+def bench_config(folder: Path, **settings: object) -> BenchConfig:
+    """The configuration from a YAML file, which JSON is."""
+    file = folder / "bench.yaml"
+    file.write_text(json.dumps({"target": "t", "prompts": "p", "arms": [], **settings}))
+    return load_config(BenchConfig, file, {})
 
 
 @pytest.mark.parametrize("setting", ["k", "max_tokens", "rounds", "concurrency"])
-def test_settings_below_one(setting: str) -> None:
+def test_settings_below_one(setting: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{setting} is 0"):
-        bench_config(**{setting: 0})
+        bench_config(tmp_path, **{setting: 0})
 
 
-def test_other_bad_settings() -> None:
+def test_other_bad_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="temperature"):
-        bench_config(temperature=-1)
+        bench_config(tmp_path, temperature=-1)
     with pytest.raises(UserError, match="split is 'test'"):
-        bench_config(split="test")
+        bench_config(tmp_path, split="test")

@@ -46,7 +46,7 @@ def run_of(
         if failed:
             answers[1] = Answer(0.0, 0.0, error="HTTP 500: no")
         total = SpecCounters(16, 32, 24, (16, 8)) if k else SpecCounters(0, 0, 0, ())
-        run.rounds.append([Block(answers, 0.5 + 5 * step, 0.004)])
+        run.rounds.append([Block(0.5 + 5 * step, 0.004, answers)])
         run.counters.append([ServerCounters(4, 4 * TOKENS, total)])
     return run
 

@@ -58,7 +58,7 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     figures = latency_figures([answer])
     assert figures["tpot_ms"]["mean"] == pytest.approx(100)  # 0.4 s over the 4 later tokens
     assert figures["itl_ms"]["mean"] == pytest.approx(200)  # 0.4 s over the 2 later pieces
-    client = client_figures([Block([answer], wall_seconds=2.0, cpu_seconds=0.014)])
+    client = client_figures([Block(wall_seconds=2.0, cpu_seconds=0.014, answers=[answer])])
     assert client["send_lag_ms"]["max"] == pytest.approx(500)
     assert client["cpu_ms_per_request"] == pytest.approx(14)
     assert client["cpu_share_of_request"] == pytest.approx(0.01)

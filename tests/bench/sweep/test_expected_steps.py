@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.records.acceptance import Acceptance
-from bench.sweep.expected_steps import (
+from bench.sweep.steps import (
     acceptance_length,
     at_k,
     expected_steps,

@@ -26,8 +26,8 @@ from tests.opened import (
     train,
     write_like,
 )
-from tests.tiny_models import HIDDEN, LAYER_IDS, VOCAB
-from tests.tiny_store import write_store
+from tests.tiny.models import HIDDEN, LAYER_IDS, VOCAB
+from tests.tiny.store import write_store
 
 FUSED = 3 * 32
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -75,10 +75,10 @@ def as_the_server(draft: DFlashDraft, features: Tensor, ids: Tensor, k: int) -> 
     seen = seen.tril(n) if draft.config.causal else seen
     for layer in draft.layers:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
-        known = attention.keys_values(context, *known_at)
-        own = attention.keys_values(normed, *own_at)
+        known = attention.keys_values(context, known_at)
+        own = attention.keys_values(normed, own_at)
         keys, values = (torch.cat(pair, dim=2) for pair in zip(known, own, strict=True))
-        q = attention.queries(normed, *own_at)
+        q = attention.queries(normed, own_at)
         mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
         x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
         x = x + layer.mlp(layer.post_attention_layernorm(x))

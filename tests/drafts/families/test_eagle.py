@@ -26,9 +26,9 @@ from tests.opened import (
     require_compatible,
     write_like,
 )
-from tests.tiny_models import HIDDEN, VOCAB
-from tests.tiny_runs import run_losses
-from tests.tiny_store import write_store
+from tests.tiny.models import HIDDEN, VOCAB
+from tests.tiny.runs import run_losses
+from tests.tiny.store import write_store
 
 PLAIN = EagleConfig(
     hidden_size=32,

@@ -31,9 +31,9 @@ from tests.opened import (
     train,
     write_like,
 )
-from tests.tiny_architectures import write_architecture
-from tests.tiny_models import POSITIONS, VOCAB, write_draft, write_tokenizer
-from tests.tiny_store import write_store
+from tests.tiny.architectures import write_architecture
+from tests.tiny.models import POSITIONS, VOCAB, write_draft, write_tokenizer
+from tests.tiny.store import write_store
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,

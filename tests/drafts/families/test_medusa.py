@@ -28,9 +28,9 @@ from tests.opened import (
     speculative_config,
     write_like,
 )
-from tests.tiny_models import HIDDEN
-from tests.tiny_runs import run_losses, write_fresh
-from tests.tiny_store import write_store
+from tests.tiny.models import HIDDEN
+from tests.tiny.runs import run_losses, write_fresh
+from tests.tiny.store import write_store
 
 PLAIN = MedusaConfig(hidden_size=32, vocab_size=60, num_heads=4)
 VARIANTS: dict[str, dict[str, Any]] = {

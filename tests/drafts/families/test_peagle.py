@@ -26,8 +26,8 @@ from tests.opened import (
     train,
     write_like,
 )
-from tests.tiny_models import DRAFT_VOCAB, HIDDEN, LAYER_IDS, VOCAB, write_draft
-from tests.tiny_store import write_store
+from tests.tiny.models import DRAFT_VOCAB, HIDDEN, LAYER_IDS, VOCAB, write_draft
+from tests.tiny.store import write_store
 
 FUSED = 3 * 32
 
@@ -61,9 +61,9 @@ def as_the_server(draft: PEagleDraft, features: Tensor, ids: Tensor, k: int) -> 
     fused = torch.cat([features, draft.mask_hidden.expand(k - 1, -1)])
     tokens = torch.cat([ids[1:], torch.full((k - 1,), draft.mask_token_id)])
     hidden, embeds = draft.start(fused).unsqueeze(0), draft.embed_tokens(tokens).unsqueeze(0)
-    cos, sin = draft.rotary(hidden, torch.arange(rows + k - 1).unsqueeze(0))
+    at = draft.rotary(hidden, torch.arange(rows + k - 1).unsqueeze(0))
     caches: list[Any] = [[] for _ in draft.layers]
-    output, _ = draft.decode(hidden, embeds, cos, sin, caches, first_row=0)
+    output, _ = draft.decode(hidden, embeds, at, caches, first_row=0)
     return output[0, rows - 1 :]
 
 

@@ -32,9 +32,9 @@ from safetensors.torch import load_file, save_file
 from afaspec.train.config import TrainConfig
 from tests.drafts.families.test_vllm_parity import PROMPTS, Reference, accepted, vllm_runs
 from tests.opened import convert, inspect_draft, load_draft, merge, train
-from tests.tiny_architectures import COMMON
-from tests.tiny_models import write_tokenizer
-from tests.tiny_store import write_store
+from tests.tiny.architectures import COMMON
+from tests.tiny.models import write_tokenizer
+from tests.tiny.store import write_store
 from tests.vllm_client import VllmWorker
 
 DEFAULT_IDS = (2, 4, 5)

@@ -26,7 +26,7 @@ from drafts.registry import read_draft, save_draft, wanted_layer_ids
 from drafts.target import read_target
 from tests.drafts.families.test_lm import write_lm
 from tests.opened import convert, init_draft, load_draft, load_lm_head, take_from_target
-from tests.tiny_models import write_draft
+from tests.tiny.models import write_draft
 from tests.vllm_client import VllmWorker
 
 PROMPTS = [[5, 9, 200, 31, 44, 17, 300, 8], [400, 3, 3, 77, 120, 256], list(range(100, 140))]

@@ -16,7 +16,7 @@ from serving.server.process import free_port
 from serving.server.serve import serve
 from tests.opened import compare, require_compatible, speculative_config
 from tests.serving.server.servers import serving
-from tests.tiny_models import write_draft, write_target
+from tests.tiny.models import write_draft, write_target
 
 
 def test_the_tiny_pair_fits(tiny_target: Path, tiny_draft: Path) -> None:

@@ -24,7 +24,7 @@ from drafts.target import read_target
 from serving.metrics import counters_from_prometheus, sum_counters
 from serving.remote import connect
 from tests.serving.server.servers import FAST, Command, get, post, serving
-from tests.tiny_models import write_target
+from tests.tiny.models import write_target
 from tests.vllm_client import VllmWorker
 
 K = 2
@@ -178,7 +178,7 @@ def test_other_traffic_is_noticed(url: str, tmp_path: Path) -> None:
     spent = server.settled_counters(before.requests + 1) - before
     answer = Answer(0.0, 0.0, [0.1], tokens=1)
     run = LoadRun("mine", server, Load(concurrency=1), 1)
-    run.rounds, run.counters = [[Block([answer, answer], 1.0, 0.0)]], [[spent]]
+    run.rounds, run.counters = [[Block(1.0, 0.0, [answer, answer])]], [[spent]]
     assert any("ended 1 requests, of which 2 were ours" in line for line in warnings_of(run))
 
 

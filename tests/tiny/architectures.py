@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.tiny_models import (
+from tests.tiny.models import (
     HEAD_DIM,
     HEADS,
     HIDDEN,
