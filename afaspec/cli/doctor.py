@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict
 
 import typer
 from pydantic import Field
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from afaspec.cli.flags import configured
+from afaspec.doctor import Finding
 from bench.records.settings import Settings
-
-if TYPE_CHECKING:
-    from afaspec.doctor import Finding
 
 
 class DoctorConfig(Settings):
@@ -32,9 +34,6 @@ def doctor(config: DoctorConfig) -> None:
 
       afaspec doctor --json
     """
-    import json
-    from dataclasses import asdict
-
     from afaspec.doctor import diagnose
 
     findings = diagnose()
@@ -47,10 +46,6 @@ def doctor(config: DoctorConfig) -> None:
 
 
 def _print_table(findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     colours = {"ok": "green", "warning": "yellow", "missing": "bold red"}
     table = Table(show_header=False)
     for finding in findings:

@@ -19,7 +19,7 @@ import typer
 from pydantic import BaseModel
 from rich.markup import escape
 
-from afaspec.config import Setting, load_config, settings
+from afaspec.config import Setting, flag_of, load_config, settings
 
 Model = TypeVar("Model", bound=BaseModel)
 METAVARS = {bool: "", int: "INT", float: "FLOAT", Path: "PATH"}
@@ -43,7 +43,7 @@ def configured(
         parameters = [
             *(argument(name, found[name]) for name in arguments),
             *(
-                option(name, setting, spelled.get(setting.name, setting.flag))
+                option(name, setting, spelled.get(setting.name, flag_of(setting.name)))
                 for name, setting in found.items()
                 if setting.name not in arguments
             ),
@@ -78,7 +78,7 @@ def argument(name: str, setting: Setting) -> inspect.Parameter:
 
 def option(name: str, setting: Setting, flag: str) -> inspect.Parameter:
     kind = text_type(setting.field.annotation)
-    flags = [flag, *(f"--{other.replace('_', '-')}" for other in setting.others)]
+    flags = [flag, *map(flag_of, setting.others)]
     if kind == bool | None:
         flags = [f"{flag}/--no-{flag[2:]}"]
     info = typer.Option(

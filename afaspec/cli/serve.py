@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import typer
 from pydantic import Field
@@ -11,9 +11,7 @@ from pydantic import Field
 from afaspec.cli.flags import configured
 from afaspec.config import TargetAdapter
 from bench.records.settings import Settings
-
-if TYPE_CHECKING:
-    from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.info import DraftInfo
 
 
 class ServeConfig(Settings):

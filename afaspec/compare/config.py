@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from afaspec.config import TargetAdapter
 from afaspec.train.config import TrainSettings
+from bench.records.settings import Settings
 from drafts.errors import UserError
 
+T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 RESERVED = ("base", "none", "ngram")  # arms that every study or every benchmark has by itself
 # The whole study decides on these; an arm that set one would not be compared like with like.
@@ -24,21 +26,28 @@ DEFAULT_RATES: dict[str, list[float]] = {
 }
 
 
-def _listed(value: object) -> object:
-    """One value where a list may stand."""
-    return value if isinstance(value, list) else [value]
+def _distinct(values: list[T]) -> list[T]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected distinct values")
+    return values
 
 
-Axis = BeforeValidator(_listed)
+def _positive(values: list[int | None]) -> list[int | None]:
+    if any(value is not None and value < 1 for value in values):
+        raise ValueError("expected 1 or more")
+    return values
 
 
-class Part(BaseModel):
-    """A part of the configuration: unknown settings are refused."""
+Axis = Annotated[  # a single value may stand for a list
+    list[T],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    AfterValidator(_distinct),
+    Field(min_length=1),
+]
+Counts = Annotated[Axis[T], AfterValidator(_positive)]
 
-    model_config = ConfigDict(extra="forbid")
 
-
-class DomainConfig(Part):
+class DomainConfig(Settings):
     """One kind of traffic: where its prompts come from, and how the target answers them.
 
     Answers are greedy: offline acceptance is a walk along the target's greedy path.
@@ -96,15 +105,13 @@ class CommonSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _common_only(self) -> CommonSettings:
-        wrong = sorted(
-            self.model_fields_set.intersection((*OF_THE_STUDY, "arm", "rank", "learning_rate"))
-        )
-        if wrong:
+        not_common = {*OF_THE_STUDY, "arm", "rank", "learning_rate"}
+        if wrong := sorted(self.model_fields_set & not_common):
             raise ValueError(f"{wrong[0]} does not belong into train: see afaspec compare --help")
         return self
 
 
-class TuningConfig(Part):
+class TuningConfig(Settings):
     """How learning rates are chosen; see `afaspec.compare.plan`."""
 
     steps: int | None = Field(None, gt=0, description="steps of each try [default: the budget]")
@@ -117,7 +124,7 @@ class TuningConfig(Part):
     extensions: int = Field(2, ge=0, description="rates added beyond the grid at most")
 
 
-class VllmConfig(Part):
+class VllmConfig(Settings):
     """How merged drafts are measured in vLLM, with `measure: vllm`."""
 
     arms: list[str] | None = Field(None, description="labels of the variants [default: all]")
@@ -130,7 +137,7 @@ class VllmConfig(Part):
     cache_gib: float = Field(1.0, gt=0, description="KV cache per engine, in GiB")
 
 
-class CompareConfig(Part):
+class CompareConfig(Settings):
     """A study. Lists in `ranks`, `steps`, `samples` and `seeds` are axes: all are combined."""
 
     target: Path = Field(description="target model: a folder, or embedded")
@@ -141,10 +148,10 @@ class CompareConfig(Part):
     domains: dict[str, DomainConfig] = Field(min_length=1)
     arms: dict[str, ArmConfig] = Field(min_length=1)
     train: CommonSettings = CommonSettings()
-    ranks: Annotated[list[int], Axis] = Field([8], min_length=1)
-    steps: Annotated[list[int], Axis] = Field([200], min_length=1)
-    samples: Annotated[list[int | None], Axis] = Field([None], min_length=1)
-    seeds: Annotated[list[int], Axis] = Field([0, 1, 2], min_length=1)
+    ranks: Counts[int] = Field([8])
+    steps: Counts[int] = Field([200])
+    samples: Counts[int | None] = Field([None])
+    seeds: Axis[int] = Field([0, 1, 2])
     tuning: TuningConfig = TuningConfig()
     measure: Literal["offline", "vllm"] = "offline"
     vllm: VllmConfig = VllmConfig()
@@ -165,20 +172,6 @@ class CompareConfig(Part):
                 raise ValueError(f"the arm {name} is against {unknown[0]!r}, which is no other arm")
         return self
 
-    @field_validator("ranks", "steps", "samples", "seeds")
-    @classmethod
-    def _distinct(cls, values: list[int | None]) -> list[int | None]:
-        if len(set(values)) < len(values):
-            raise ValueError("expected distinct values")
-        return values
-
-    @field_validator("ranks", "steps", "samples")
-    @classmethod
-    def _positive(cls, values: list[int | None]) -> list[int | None]:
-        if any(value is not None and value < 1 for value in values):
-            raise ValueError("expected 1 or more")
-        return values
-
 
 def part(config: CompareConfig, names: Sequence[str]) -> CompareConfig:
     """The study with these arms and domains alone; with none of a kind named, all of that kind.
@@ -195,9 +188,8 @@ def part(config: CompareConfig, names: Sequence[str]) -> CompareConfig:
         against = config.arms[name].against
         present = against and [other for other in against if other in arms]
         kept[name] = config.arms[name].model_copy(update={"against": present})
-    return config.model_copy(
-        update={"arms": kept, "domains": {name: config.domains[name] for name in domains}}
-    )
+    chosen = {name: config.domains[name] for name in domains}
+    return config.model_copy(update={"arms": kept, "domains": chosen})
 
 
 def quick(config: CompareConfig) -> CompareConfig:

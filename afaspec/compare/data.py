@@ -11,10 +11,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.compare.config import CompareConfig
+from afaspec.store.read import FeatureStore
+from afaspec.store.read import Sequence as StoredSequence
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
 from bench.prompts.select import content_sha256
@@ -23,11 +25,6 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from drafts.target import TargetInfo
-
-if TYPE_CHECKING:
-    from afaspec.store.read import FeatureStore
-    from afaspec.store.read import Sequence as StoredSequence
-
 
 FACTS = "facts.json"
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -96,14 +93,15 @@ def read_study_prompts(
     for name, domain in config.domains.items():
         domains[name] = {}
         for split in SPLITS:
+            of_split = capture_config(config, name, split, config.out)
             found = read_prompts(
-                domain.prompts,
-                limit=domain.train_limit if split == "train" else domain.eval_limit,
-                seed=domain.seed,
+                of_split.prompts,
+                limit=of_split.limit,
+                seed=of_split.seed,
                 split=split,
-                eval_fraction=domain.eval_fraction,
-                prompt_tokens=domain.prompt_tokens,
-                suffixes=_dotted(domain.suffixes),
+                eval_fraction=of_split.eval_fraction,
+                prompt_tokens=of_split.prompt_tokens,
+                suffixes=tuple(of_split.suffixes) if of_split.suffixes else None,
                 note=note if split == "train" else None,
             )
             prompts[name, split] = found
@@ -124,8 +122,7 @@ def read_study_prompts(
                 hint="raise train_limit, give more prompts, or lower samples",
             )
     models = (str(target.folder), target.sha256, str(draft.folder), draft.sha256)
-    facts = Facts(*models, domains)
-    return facts, prompts
+    return Facts(*models, domains), prompts
 
 
 def capture_config(config: CompareConfig, domain: str, split: Split, out: Path) -> CaptureConfig:
@@ -146,7 +143,8 @@ def capture_config(config: CompareConfig, domain: str, split: Split, out: Path) 
 def in_validation(prompt: Prompt, share: float) -> bool:
     """Whether a prompt of the train split is held out. Near-copies are held out together."""
     key = " ".join(prompt.split_key.split())
-    return int(_digest(f"validation\n{key}")[:13], 16) < share * 16**13
+    digest = hashlib.sha256(f"validation\n{key}".encode("utf-8", "surrogatepass")).hexdigest()
+    return int(digest[:13], 16) < share * 16**13
 
 
 def divide_store(
@@ -178,11 +176,3 @@ def divide_store(
 
 def _prompt_ids(sequence: StoredSequence) -> tuple[int, ...]:
     return tuple(sequence.input_ids[~sequence.loss_mask].tolist())
-
-
-def _dotted(suffixes: list[str] | None) -> tuple[str, ...] | None:
-    return tuple(s if s.startswith(".") else f".{s}" for s in suffixes) if suffixes else None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -74,12 +74,8 @@ class Executor:
 
     def _data(self, task: Task, plan: Plan) -> Json:
         train_store, eval_store = (self._capture(task, split) for split in SPLITS)
-        division = divide_store(
-            train_store,
-            eval_store,
-            self.prompts[task.domain, "train"],
-            self.config.tuning.validation,
-        )
+        prompts, share = self.prompts[task.domain, "train"], self.config.tuning.validation
+        division = divide_store(train_store, eval_store, prompts, share)
         return {
             **asdict(division),
             "eval_sequences": len(eval_store),
@@ -105,16 +101,15 @@ class Executor:
         division = self.ledger[data.key]
         train_ids = division["train"][: task.variant.samples]
         store = self._store(data, "train")
+        places = {
+            "store": store.folder,
+            "draft": self.draft.folder,
+            "target": self.target.folder,
+            "out": self.run_folder(task),
+        }
         settings = train_config(
             self.config, task.variant, task.rate, task.seed, task.settings["steps"]
-        ).model_copy(
-            update={
-                "store": store.folder,
-                "draft": self.draft.folder,
-                "target": self.target.folder,
-                "out": self.run_folder(task),
-            }
-        )
+        ).model_copy(update=places)
         update_recorded_paths(settings)
         trained = train(
             settings,
@@ -166,12 +161,8 @@ class Executor:
             prompts=self.config.domains[task.domain].prompts,
             arms=tuple(arms),
             k=self.config.k,
-            max_tokens=wanted.max_tokens,
-            rounds=wanted.rounds,
-            concurrency=wanted.concurrency,
-            enforce_eager=wanted.enforce_eager,
-            cache_gib=wanted.cache_gib,
             seed=task.seed or 0,
+            **wanted.model_dump(exclude={"arms", "seeds", "prompts"}),
         )
         folder = self.config.out / "vllm" / f"{task.domain}-seed{task.seed}"
         report = run_bench(

@@ -38,7 +38,7 @@ class Ledger(Mapping[str, Json]):
         return self._records[task.key]
 
     def seconds(self, task: Task) -> float:
-        return float(self._records[task.key]["seconds"])
+        return float(self.record(task)["seconds"])
 
     def add_records(self, records: Iterable[Json]) -> None:
         """Keep records that another ledger wrote, where this one has no such task yet."""
@@ -51,13 +51,14 @@ class Ledger(Mapping[str, Json]):
 
         A key holds what differs from the defaults, and these may have been others then.
         """
-        stale = [task.key for task in tasks if task.key in self and self._differs(task)]
+        stale = [
+            task.key
+            for task in tasks
+            if task.key in self and _other(self.record(task)["settings"], task.settings)
+        ]
         for key in stale:
             del self._records[key]
         return bool(stale)
-
-    def _differs(self, task: Task) -> bool:
-        return _other(self._records[task.key]["settings"], task.settings)
 
     def add(self, task: Task, result: Json, seconds: float) -> None:
         """Keep the result of a task, with what made it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from afaspec.compare.plan import Json
 from afaspec.compare.plots import overall_plots, shown, study_plots
 from afaspec.compare.tables import (
@@ -22,16 +20,8 @@ from afaspec.compare.tables import (
 from bench.records.arms import LABELS
 from bench.report.html import PageTable, render
 from bench.report.plots.style import as_svgs, colours_of
-from drafts.files import atomic_file
 
 RATES = ("Arm", "Chosen", "Validation acceptance length by rate tried")
-
-
-def write_study_page(study: Json, path: Path) -> Path:
-    """Write the page atomically; returns `path`."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(render_study(study), encoding="utf-8")
-    return path
 
 
 def render_study(study: Json) -> str:
@@ -78,13 +68,15 @@ def _rates(study: Json) -> list[list[str]]:
         for arm in results["arms"]:
             tries = ", ".join(f"{t['rate']:g}: {t['length']:.3f}" for t in arm["tries"])
             chosen = f"{arm['learning_rate']:g}" + (" (at the edge)" if arm["rate_at_edge"] else "")
-            rows.append([f"{domain}: {shown(arm)}", chosen, tries or "given"])
+            rows.append([f"{domain}: {shown(arm['label'])}", chosen, tries or "given"])
     return rows
 
 
 def _provenance(study: Json) -> Json:
     """How the study was measured, by name."""
     settings, facts, made = study["settings"], study["facts"], study["cells"][-1]["made"]
+    first, *others = (cell["settings"] for cell in study["cells"] if cell["kind"] == "run")
+    shared = {k: v for k, v in first.items() if all(run.get(k) == v for run in others)}
     return {
         "target": f"{facts['target']} ({facts['target_sha256'][:12]})",
         "draft": f"{facts['draft']} ({facts['draft_sha256'][:12]})",
@@ -92,16 +84,10 @@ def _provenance(study: Json) -> Json:
             f"{LABELS.get(name, name)}: {arm['arm']}" for name, arm in settings["arms"].items()
         ),
         "seeds": settings["seeds"],
-        "training settings of all arms": _training(study),
+        "training settings of all arms": shared,
         "domains": {name: d["prompts"] for name, d in settings["domains"].items()},
         "machine": made["machine"],
         "versions": made["versions"],
         "git": made["git"],
         "finished": made["time"],
     }
-
-
-def _training(study: Json) -> Json:
-    """The settings that all runs share."""
-    runs = [cell["settings"] for cell in study["cells"] if cell["kind"] == "run"]
-    return {k: v for k, v in runs[0].items() if all(run.get(k) == v for run in runs)}

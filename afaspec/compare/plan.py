@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -86,6 +87,8 @@ class Plan:
     """All tasks known so far, in the order of work. `later` stands in for tasks that depend on
     learning rates not chosen yet: their number and size are right, their keys are not."""
 
+    config: CompareConfig
+    facts: Facts
     tasks: list[Task] = field(default_factory=list)
     later: list[Task] = field(default_factory=list)
     choices: dict[tuple[str, Variant], Choice] = field(default_factory=dict)
@@ -107,23 +110,18 @@ class Plan:
 
 def plan_tasks(config: CompareConfig, facts: Facts, done: Done) -> Plan:
     """Every task of the study: all tuning first, then finals seed by seed, then vLLM."""
-    plan, keyed = Plan(), {}
-    for domain in config.domains:
-        keyed[domain] = data_task(config, facts, domain)
-        plan.tasks.append(keyed[domain])
-        inputs = {"data": keyed[domain].key, "draft": facts.draft_sha256, "k": config.k}
-        plan.tasks.append(Task("base", domain, inputs, f"{domain}: base draft"))
-    for variant in variants(config):
-        for domain in config.domains:
-            _add_tuning(config, facts, done, plan, keyed[domain], variant)
-    for seed in config.seeds:
-        for variant in variants(config):
-            for domain in config.domains:
-                _add_final(config, facts, plan, keyed[domain], variant, seed)
+    plan = Plan(config, facts)
+    datas = [data_task(config, facts, domain) for domain in config.domains]
+    for data in datas:
+        inputs = {"data": data.key, "draft": facts.draft_sha256, "k": config.k}
+        plan.tasks += [data, Task("base", data.domain, inputs, f"{data.domain}: base draft")]
+    for variant, data in product(variants(config), datas):
+        _add_tuning(plan, done, data, variant)
+    for seed, variant, data in product(config.seeds, variants(config), datas):
+        _add_final(plan, data, variant, seed)
     if config.measure == "vllm":
-        for seed in config.vllm.seeds or config.seeds[:1]:
-            for domain in config.domains:
-                _add_vllm(config, plan, domain, seed)
+        for seed, domain in product(config.vllm.seeds or config.seeds[:1], config.domains):
+            _add_vllm(plan, domain, seed)
     plan.tasks = list({task.key: task for task in plan.tasks}.values())  # a try may be a final too
     return plan
 
@@ -152,24 +150,16 @@ def data_task(config: CompareConfig, facts: Facts, domain: str) -> Task:
     return _with_settings(Task("data", domain, inputs, name), config.domains[domain], {"prompts"})
 
 
-def run_task(
-    config: CompareConfig,
-    facts: Facts,
-    data: Task,
-    variant: Variant,
-    rate: float,
-    seed: int,
-    steps: int,
-) -> Task:
+def run_task(plan: Plan, data: Task, variant: Variant, rate: float, seed: int, steps: int) -> Task:
     """One training."""
-    train = train_config(config, variant, rate, seed, steps)
+    train = train_config(plan.config, variant, rate, seed, steps)
     inputs = {
         "data": data.key,
-        "draft": facts.draft_sha256,
+        "draft": plan.facts.draft_sha256,
         "samples": variant.samples,
-        "validation_limit": config.tuning.validation_limit,
+        "validation_limit": plan.config.tuning.validation_limit,
     }
-    name = f"{data.domain}: {variant.label(config)}, rate {rate:g}, seed {seed}"
+    name = f"{data.domain}: {variant.label(plan.config)}, rate {rate:g}, seed {seed}"
     task = Task("run", data.domain, inputs, name, variant, rate, seed)
     of_adapters = {"rank", "init"} if train.arm == "full" else set()
     return _with_settings(task, train, NOT_IN_KEY | of_adapters)
@@ -214,39 +204,33 @@ def _rank(config: CompareConfig, name: str, rank: int) -> int | None:
     return arm.rank if has_own_rank(config, name) else rank
 
 
-def _add_tuning(
-    config: CompareConfig, facts: Facts, done: Done, plan: Plan, data: Task, variant: Variant
-) -> None:
+def _add_tuning(plan: Plan, done: Done, data: Task, variant: Variant) -> None:
     """Add the tries that are known to be needed, and what they say so far."""
-    rule, grid = config.tuning, config.arms[variant.arm].grid()
+    rule, grid = plan.config.tuning, plan.config.arms[variant.arm].grid()
     steps = min(rule.steps or variant.steps, variant.steps)
     tries: dict[float, float] = {}
     while True:  # each round knows one extension of the grid more than the one before
         choice = choose(grid, tries, rule)
-        tasks = [
-            run_task(config, facts, data, variant, rate, rule.seed, steps)
-            for rate in choice.untried
-        ]
-        plan.tasks += tasks
-        finished = [task for task in tasks if task.key in done]
-        tries |= {
-            task.rate: done[task.key]["validation_acceptance_length"]
-            for task in finished
-            if task.rate is not None
+        tasks = {
+            rate: run_task(plan, data, variant, rate, rule.seed, steps) for rate in choice.untried
         }
-        if len(finished) < len(tasks) or not tasks:
+        plan.tasks += tasks.values()
+        tries |= {
+            rate: done[task.key]["validation_acceptance_length"]
+            for rate, task in tasks.items()
+            if task.key in done
+        }
+        if not tasks or tasks.keys() - tries.keys():
             plan.choices[data.domain, variant] = choose(grid, tries, rule)
             return
 
 
-def _add_final(
-    config: CompareConfig, facts: Facts, plan: Plan, data: Task, variant: Variant, seed: int
-) -> None:
+def _add_final(plan: Plan, data: Task, variant: Variant, seed: int) -> None:
     """Add a final run and its evaluation, or their stand-ins while the rate is not known."""
-    choice = plan.choices[data.domain, variant]
+    config, choice = plan.config, plan.choices[data.domain, variant]
     grid = config.arms[variant.arm].grid()
     rate = choice.rate if choice.rate is not None else grid[len(grid) // 2]
-    run = run_task(config, facts, data, variant, rate, seed, variant.steps)
+    run = run_task(plan, data, variant, rate, seed, variant.steps)
     name = f"{run.name}: on the eval side"
     inputs = {"run": run.key, "k": config.k}
     final = Task("eval", data.domain, inputs, name, variant, rate, seed)
@@ -260,25 +244,24 @@ def _add_final(
     plan.later += [final] if is_a_try else [run, final]
 
 
-def _add_vllm(config: CompareConfig, plan: Plan, domain: str, seed: int) -> None:
+def _add_vllm(plan: Plan, domain: str, seed: int) -> None:
     """Add the measurement of all wanted variants of one domain and seed."""
-    wanted = config.vllm.arms
-    evals = list(_of_seed(plan.tasks, domain, seed, wanted, config))
-    waiting = list(_of_seed(plan.later, domain, seed, wanted, config))
-    inputs = {"evals": [task.key for task in evals], "k": config.k}
+    config = plan.config
+
+    def evals(tasks: list[Task]) -> list[str]:
+        wanted = config.vllm.arms
+        return [
+            task.key
+            for task in tasks
+            if (task.kind, task.domain, task.seed) == ("eval", domain, seed)
+            and task.variant
+            and (wanted is None or task.variant.label(config) in wanted)
+        ]
+
+    inputs = {"evals": evals(plan.tasks), "k": config.k}
     task = Task("vllm", domain, inputs, f"{domain}: vLLM, seed {seed}", seed=seed)
     task = _with_settings(task, config.vllm, {"arms", "seeds"})
-    (plan.later if waiting else plan.tasks).append(task)
-
-
-def _of_seed(
-    tasks: list[Task], domain: str, seed: int, wanted: list[str] | None, config: CompareConfig
-) -> Iterator[Task]:
-    for task in tasks:
-        if task.kind == "eval" and (task.domain, task.seed) == (domain, seed):
-            assert task.variant
-            if wanted is None or task.variant.label(config) in wanted:
-                yield task
+    (plan.later if evals(plan.later) else plan.tasks).append(task)
 
 
 @dataclass(frozen=True)

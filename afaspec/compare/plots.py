@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 from afaspec.compare.figures import REFERENCE_RANK
 from afaspec.compare.plan import Json
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+AXES = {"rank": "LoRA rank", "steps": "optimizer steps", "samples": "training sequences"}
 SIDESTEP = 0.013  # of the axis, between arms at one place: no interval hides another
 
 
@@ -39,16 +41,11 @@ def study_plots(study: Json, domain: str) -> Iterator[Plot]:
         yield f"{domain}_arms", said, lambda: by_arm(results, colours, domain)
     everything = results["sequences"]["train"]  # what samples: null stands for
     arms = [{**arm, "samples": arm["samples"] or everything} for arm in results["arms"]]
-    axes: tuple[tuple[Literal["rank", "steps", "samples"], str], ...] = (
-        ("rank", "LoRA rank"),
-        ("steps", "optimizer steps"),
-        ("samples", "training sequences"),
-    )
-    for axis, title in axes:
+    for axis, title in AXES.items():
         chosen = along(arms, axis)
         if len({arm[axis] for arm in chosen if arm[axis] is not None}) > 1:
             said = f"{domain}: acceptance length by {title}, with 95% intervals"
-            yield f"{domain}_{axis}", said, _along_drawer(chosen, axis, title, results, colours)
+            yield f"{domain}_{axis}", said, partial(by_axis, chosen, axis, results, colours)
 
 
 def overall_plots(study: Json) -> Iterator[Plot]:
@@ -72,10 +69,7 @@ def differences(study: Json) -> Figure:
         for domain, results in study["domains"].items()
     }
     pairs = list(dict.fromkeys(pair for found in by_domain.values() for pair in found))
-    names = [
-        " − ".join(shown({"arm": label.partition(" ")[0], "label": label}) for label in pair)
-        for pair in pairs
-    ]
+    names = [" − ".join(map(shown, pair)) for pair in pairs]
     series = [
         Series(domain, colour, marker, [found.get(pair) for pair in pairs])
         for (domain, found), colour, marker in zip(
@@ -91,8 +85,8 @@ def differences(study: Json) -> Figure:
 
 def by_arm(results: Json, colours: Mapping[str, str], domain: str) -> Figure:
     """Bars with intervals; each seed is a dot."""
-    base = {**results["base"], "name": "base", "label": LABELS["base"]}
-    arms = [base, *({**arm, "name": arm["arm"], "label": shown(arm)} for arm in results["arms"])]
+    found = [{"arm": "base", **results["base"]}, *results["arms"]]
+    arms = [{**arm, "name": arm["arm"], "label": shown(arm["label"])} for arm in found]
     figure, axes = bars(arms, colours, "acceptance_length", "{:.2f}")
     for row, arm in enumerate(arms):
         if len(arm["by_seed"]) > 1:
@@ -126,44 +120,40 @@ def along(arms: list[Json], axis: str) -> list[Json]:
     return [arm for arm in kept if len(places[arm["arm"]]) > 1 or arm[axis] is None]
 
 
-def shown(arm: Json) -> str:
+def shown(label: str) -> str:
     """A variant's label, with the arm's name as a reader likes it."""
-    name = str(arm["arm"])
-    return LABELS.get(name, name) + str(arm["label"]).removeprefix(name)
+    name, space, rest = label.partition(" ")
+    return LABELS.get(name, name) + space + rest
 
 
-def _along_drawer(
-    chosen: list[Json], axis: str, title: str, results: Json, colours: Mapping[str, str]
-) -> Callable[[], Figure]:
-    def draw() -> Figure:
-        figure, axes = axes_of()
-        names = list(dict.fromkeys(arm["arm"] for arm in chosen))
-        places = sorted({arm[axis] for arm in chosen if arm[axis] is not None})
-        for i, (marker, name) in enumerate(zip(MARKERS * 9, names, strict=False)):
-            mine = [arm for arm in chosen if arm["arm"] == name]
-            aside = (places[-1] / places[0]) ** (SIDESTEP * (i - (len(names) - 1) / 2))
-            _line(axes, mine, axis, colours[name], marker, aside)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(places, [str(place) for place in places])
-        axes.minorticks_off()
-        base = results["base"]["acceptance_length"]["value"]
-        axes.axhline(base, color=colours["base"], linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.annotate(
-            LABELS["base"], (0.99, base), xycoords=("axes fraction", "data"), ha="right",
-            xytext=(0, 3), textcoords="offset points", fontsize=9.5, color=colours["base"],
-        )  # fmt: skip
-        axes.set_title(f"Acceptance length by {title}")
-        axes.set_xlabel(title)
-        axes.grid(axis="y")
-        legend_below(figure, axes, columns=3)
-        return figure
-
-    return draw
+def by_axis(chosen: list[Json], axis: str, results: Json, colours: Mapping[str, str]) -> Figure:
+    """A line per arm along `axis`, slightly apart; the base draft as a level line."""
+    figure, axes = axes_of()
+    names = list(dict.fromkeys(arm["arm"] for arm in chosen))
+    places = sorted({arm[axis] for arm in chosen if arm[axis] is not None})
+    for i, (marker, name) in enumerate(zip(MARKERS * 9, names, strict=False)):
+        mine = [arm for arm in chosen if arm["arm"] == name]
+        aside = (places[-1] / places[0]) ** (SIDESTEP * (i - (len(names) - 1) / 2))
+        _line(axes, mine, axis, colours[name], marker, aside)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.minorticks_off()
+    base = results["base"]["acceptance_length"]["value"]
+    axes.axhline(base, color=colours["base"], linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.annotate(
+        LABELS["base"], (0.99, base), xycoords=("axes fraction", "data"), ha="right",
+        xytext=(0, 3), textcoords="offset points", fontsize=9.5, color=colours["base"],
+    )  # fmt: skip
+    axes.set_title(f"Acceptance length by {AXES[axis]}")
+    axes.set_xlabel(AXES[axis])
+    axes.grid(axis="y")
+    legend_below(figure, axes, columns=3)
+    return figure
 
 
 def _line(axes: Axes, arms: list[Json], axis: str, colour: str, marker: str, aside: float) -> None:
     """An arm along the axis, its places times `aside`; a level line where it has none."""
-    label = LABELS.get(arms[0]["arm"], arms[0]["arm"])
+    label = shown(arms[0]["arm"])
     varying = sorted((arm for arm in arms if arm[axis] is not None), key=lambda arm: arm[axis])
     if not varying:
         value = arms[0]["acceptance_length"]["value"]

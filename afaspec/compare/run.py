@@ -121,10 +121,7 @@ class Forecast:
 
 
 def forecast(
-    config: CompareConfig,
-    target: TargetInfo,
-    draft: DraftInfo,
-    note: Say = lambda text: None,
+    config: CompareConfig, target: TargetInfo, draft: DraftInfo, note: Say = lambda text: None
 ) -> Forecast:
     """The plan of a study, with one step of every arm and rank timed. Writes nothing."""
     facts, _ = read_study_prompts(config, target, draft, note)
@@ -136,11 +133,9 @@ def forecast(
     by_arm: dict[str, StepCost] = {}
     for variant in variants(config):
         label = variant.arm if variant.rank is None else f"{variant.arm} r{variant.rank}"
-        if label in costs:
-            continue
-        settings = train_config(config, variant, 1e-4, 0, variant.steps)
-        costs[label] = time_step(settings, draft, target, tokens)
-        by_arm[variant.arm] = costs[label]
+        if label not in costs:
+            settings = train_config(config, variant, 1e-4, 0, variant.steps)
+            costs[label] = by_arm[variant.arm] = time_step(settings, draft, target, tokens)
     return Forecast(
         plan,
         ledger,
@@ -176,8 +171,9 @@ def check_settings(config: CompareConfig, target: TargetInfo, draft: DraftInfo) 
     )
     store = Manifest(record, wanted_layer_ids(draft, target) or (), dtype="bfloat16", settings={})
     check_fit(store, config.out, draft, target)  # what a captured store will be
-    labels = {variant.label(config) for variant in variants(config)}
+    labels = set()
     for variant in variants(config):
+        labels.add(variant.label(config))
         settings = train_config(config, variant, 1e-4, 0, variant.steps)
         check_steps(draft, max(settings.draft_steps, config.k))
     if unknown := sorted(set(config.vllm.arms or []) - labels):

@@ -7,6 +7,7 @@ All figures, tables, plots and pages are made from the stored tasks and nothing 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -53,15 +54,10 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
             hint="run afaspec compare without --report-only; it goes on where it stopped",
         )
     pairs = {domain: comparable_pairs(found[1:], config.arms) for domain, found in measured.items()}
-    between = {
-        domain: [difference(arm, against) for arm, against in found]
-        for domain, found in pairs.items()
-    }
-    over_base = {
-        domain: [difference(arm, found[0]) for arm in found[1:]]
-        for domain, found in measured.items()
-    }
-    judged, over_base = _corrected(between), _corrected(over_base)
+    between = _corrected(pairs)
+    over_base = _corrected(
+        {domain: [(arm, found[0]) for arm in found[1:]] for domain, found in measured.items()}
+    )
     return {
         "schema": SCHEMA,
         "complete": len(finished) == len(plan.tasks) and not plan.later,
@@ -75,7 +71,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
                     _arm(config, plan, ledger, domain, arm, gain, found)
                     for arm, gain in zip(found[1:], over_base[domain], strict=True)
                 ],
-                "comparisons": [_in_words(c) for c in judged[domain]],
+                "comparisons": [_in_words(c) for c in between[domain]],
                 "vllm": _vllm(plan, ledger, domain),
             }
             for domain, found in measured.items()
@@ -88,13 +84,15 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
 
 def write_study(study: Json, folder: Path) -> Path:
     """Write tables, plots and page, then study.json; returns the page's path."""
-    from afaspec.compare.page import write_study_page
+    from afaspec.compare.page import render_study
     from afaspec.compare.plots import all_plots
     from bench.report.plots.style import write_pngs
 
     write_csv(study, folder / "study.csv")
     write_pngs(all_plots(study), folder)
-    page = write_study_page(study, folder / "study.html")
+    page = folder / "study.html"
+    with atomic_file(page) as temporary:
+        temporary.write_text(render_study(study), encoding="utf-8")
     with atomic_file(folder / "study.json") as temporary:  # too long for an indent
         temporary.write_text(json.dumps(study) + "\n", encoding="utf-8")
     return page
@@ -102,8 +100,6 @@ def write_study(study: Json, folder: Path) -> Path:
 
 def read_study(path: Path) -> Json:
     """A study.json, gzipped or not. Raises `UserError` for anything else."""
-    import gzip
-
     try:
         raw = path.read_bytes()
         study = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
@@ -130,9 +126,9 @@ def _measured(config: CompareConfig, plan: Plan, ledger: Ledger, domain: str) ->
     return found
 
 
-def _corrected(by_domain: dict[str, list[Comparison]]) -> dict[str, list[Comparison]]:
-    """The comparisons of all domains, corrected for their number in the study."""
-    corrected = iter(correct([c for found in by_domain.values() for c in found]))
+def _corrected(by_domain: dict[str, Pairs]) -> dict[str, list[Comparison]]:
+    """The differences of the pairs of all domains, corrected for their number in the study."""
+    corrected = iter(correct([difference(*pair) for found in by_domain.values() for pair in found]))
     return {domain: [next(corrected) for _ in found] for domain, found in by_domain.items()}
 
 
@@ -245,44 +241,33 @@ def _vllm(plan: Plan, ledger: Ledger, domain: str) -> list[Json]:
     ]
 
 
-COLUMNS = (
-    "domain",
-    "arm",
-    "rank",
-    "steps",
-    "samples",
-    "learning_rate",
-    "seed",
-    "acceptance_length",
-    "trainable_parameters",
-    "train_seconds",
-    "mean",
-    "low",
-    "high",
-    "gain_over_base",
-    "gap_closed",
-)
-
-
 def write_csv(study: Json, path: Path) -> None:
     """Write the table, atomically. `mean`, `low` and `high` are the arm's, over its seeds."""
+    rows = []
+    for domain, results in study["domains"].items():
+        rows.append(_row(domain, {"arm": "base", **results["base"]}, 0, None))
+        for arm in results["arms"]:
+            rows += [_row(domain, arm, *seed) for seed in enumerate(study["settings"]["seeds"])]
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        for domain, results in study["domains"].items():
-            writer.writerow({"domain": domain, **_row("base", results["base"], 0)})
-            for arm in results["arms"]:
-                for i, seed in enumerate(study["settings"]["seeds"]):
-                    row = _row(arm["arm"], arm, i) | {"domain": domain, "seed": seed}
-                    row |= {name: arm[name] for name in COLUMNS[2:6]}
-                    row["trainable_parameters"] = arm["trainable_parameters"]
-                    row["train_seconds"] = arm["train_seconds"][i]
-                    row["gain_over_base"] = arm["over_base"]["difference"]["value"]
-                    row["gap_closed"] = (arm["gap_closed"] or {}).get("value")
-                    writer.writerow(row)
+        writer.writerows(rows)
 
 
-def _row(name: str, arm: Json, i: int) -> Json:
-    length = arm["acceptance_length"]
-    figures = {"mean": length["value"], "low": length["low"], "high": length["high"]}
-    return {"arm": name, "acceptance_length": arm["by_seed"][i], **figures}
+def _row(domain: str, arm: Json, i: int, seed: int | None) -> Json:
+    """The row of an arm's seed, its i-th; the base draft has none, and nothing that was trained."""
+    length, trained = arm["acceptance_length"], seed is not None
+    return {
+        "domain": domain,
+        "arm": arm["arm"],
+        **{name: arm.get(name) for name in ("rank", "steps", "samples", "learning_rate")},
+        "seed": seed,
+        "acceptance_length": arm["by_seed"][i],
+        "trainable_parameters": arm.get("trainable_parameters"),
+        "train_seconds": arm["train_seconds"][i] if trained else None,
+        "mean": length["value"],
+        "low": length["low"],
+        "high": length["high"],
+        "gain_over_base": arm["over_base"]["difference"]["value"] if trained else None,
+        "gap_closed": (arm.get("gap_closed") or {}).get("value"),
+    }

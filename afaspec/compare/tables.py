@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from afaspec.compare.plan import Json
 from afaspec.compare.plots import shown
 from bench.records.arms import LABELS
 from bench.report.words import NOTHING, TableCell
 from bench.stats.verdict import NO_DIFFERENCE
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 FEW = 6  # comparisons that are all told in sentences
 COMPARED = ("Arm", "Against", "Difference", "Relative", "p (Holm)", "Verdict")
@@ -44,7 +43,7 @@ def domain_rows(results: Json) -> list[list[TableCell]]:
         )
         rows.append(
             [
-                TableCell(shown(arm)),
+                TableCell(shown(arm["label"])),
                 figure(length, best=length["value"] == best),
                 figure(arm["over_base"]["difference"], "{:+.3f}"),
                 figure(arm["gap_closed"], "{:.0f}%", 100),
@@ -82,31 +81,23 @@ def verdicts(results: Json) -> list[str]:
 def comparison_rows(results: Json) -> list[list[str]]:
     """Every comparison between arms, in the order of `COMPARED`."""
     return [
-        [
-            LABELS.get(found["arm"], readable(found["arm"])),
-            LABELS.get(found["against"], readable(found["against"])),
-            said(found["difference"], "{:+.3f}"),
-            said(found["relative"], "{:+.1f}%", 100),
-            f"{found['p_holm']:.3g}",
-            found["verdict"],
-        ]
-        for found in results["comparisons"]
+        _compared(found, said(found["difference"], "{:+.3f}")) for found in results["comparisons"]
     ]
 
 
 def pooled_rows(study: Json) -> list[list[str]]:
     """Each two arms over all points of the study, in the order of `POOLED`."""
     return [
-        [
-            LABELS.get(found["arm"], found["arm"]),
-            LABELS.get(found["against"], found["against"]),
-            ", ".join(f"{count} {domain}" for domain, count in found["points"].items()),
-            said(found["relative"], "{:+.1f}%", 100),
-            f"{found['p_holm']:.3g}",
-            found["verdict"],
-        ]
+        _compared(found, ", ".join(f"{n} {domain}" for domain, n in found["points"].items()))
         for found in study["pooled"]
     ]
+
+
+def _compared(found: Json, third: str) -> list[str]:
+    """A comparison in six columns, of which the third differs between the tables."""
+    names = [shown(found["arm"]), shown(found["against"]), third]
+    relative = said(found["relative"], "{:+.1f}%", 100)
+    return [*names, relative, f"{found['p_holm']:.3g}", found["verdict"]]
 
 
 def served_rows(results: Json) -> list[list[str]]:
@@ -127,8 +118,7 @@ def served_rows(results: Json) -> list[list[str]]:
 
 def readable(label: str) -> str:
     """A variant's label with a nicer name for its arm; `bench.stats.verdict` names bare arms."""
-    name, space, rest = label.partition(" ")
-    return f"{LABELS.get(name, name)} {rest}" if space else label
+    return shown(label) if " " in label else label
 
 
 def said(found: Json, form: str, scale: float = 1.0) -> str:
@@ -145,8 +135,8 @@ def headline(study: Json) -> str:
             top = max(results["arms"], key=lambda arm: arm["acceptance_length"]["value"])
             length, base = (of["acceptance_length"]["value"] for of in (top, results["base"]))
             sentences.append(
-                f"{domain}: {shown(top)} came out highest, {length:.2f} tokens per target step "
-                f"(base draft {base:.2f})."
+                f"{domain}: {shown(top['label'])} came out highest, {length:.2f} tokens per target "
+                f"step (base draft {base:.2f})."
             )
     return " ".join(sentences)
 
@@ -172,10 +162,6 @@ def settings_line(study: Json) -> str:
 
 def render_domain(domain: str, results: Json) -> Table:
     """The domain's table for the console."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(
         title=domain, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False
     )

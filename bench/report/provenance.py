@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from bench.records.config import BenchConfig
 from bench.records.settings import PromptSettings
 from drafts.checkpoint.info import DraftInfo
 from drafts.target import TargetInfo
-from serving.runtime import usable_cores
+from serving.runtime import installed_version, usable_cores
 
 # Of a configuration: what is told elsewhere, and what the hash of the prompts says.
 NOT_SETTINGS = {"target", "arms", "limit", "split", "draft_sample_method", "suite_folder"}
@@ -72,13 +71,8 @@ def arm_provenance(arm: Arm, common: dict[str, Any], engine: dict[str, Any]) -> 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: number for name in PACKAGES if (number := installed_version(name))}
+    return {"python": platform.python_version(), **found}
 
 
 @lru_cache(maxsize=1)

@@ -113,11 +113,6 @@ class EngineProcess:
             self.close()
             raise
 
-    @classmethod
-    def start(cls, settings: EngineSettings, log: Path | None = None) -> EngineProcess:
-        """A child that has loaded its models and answers. Raises `UserError` with the log's end."""
-        return cls(settings, log)
-
     @property
     def pid(self) -> int:
         """Process id of the child, which is also its process group."""
@@ -156,7 +151,12 @@ class EngineProcess:
             logprobs=logprobs,
             seeds=None if seeds is None else list(seeds),
         )
-        counters = [_counters(row["histogram"], row["draft_tokens"]) for row in reply["requests"]]
+        counters = [  # entry j of a histogram counts the steps that accepted exactly j tokens
+            counters_from_histogram(row["histogram"], row["draft_tokens"])
+            if row["histogram"] is not None
+            else None
+            for row in reply["requests"]
+        ]
         requests = [
             Request(
                 output_ids=row["output_ids"],
@@ -249,13 +249,6 @@ class EngineProcess:
             where=self.log,
             hint="read the log, and run `afaspec doctor` to check the installation",
         )
-
-
-def _counters(histogram: list[int] | None, draft_tokens: int) -> SpecCounters | None:
-    """Counters from vLLM's histogram: entry j counts the steps that accepted exactly j tokens."""
-    if histogram is None:
-        return None
-    return counters_from_histogram(histogram, draft_tokens)
 
 
 def _child_environment(settings: EngineSettings) -> dict[str, str]:

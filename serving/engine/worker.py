@@ -86,6 +86,8 @@ def describe(llm: Any) -> dict[str, Any]:
     """What the engine settled on, for the provenance of its results."""
     from importlib.metadata import version
 
+    import torch
+
     config = llm.llm_engine.vllm_config
     speculative = config.speculative_config
     return {
@@ -95,7 +97,7 @@ def describe(llm: Any) -> dict[str, Any]:
         "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
         "draft_sample_method": getattr(speculative, "draft_sample_method", None),
         "compilation_mode": str(config.compilation_config.mode),
-        "threads": _threads(),
+        "threads": torch.get_num_threads(),
         "torch": version("torch"),
     }
 
@@ -211,12 +213,6 @@ def score(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
 def _ranked(entry: Any) -> list[tuple[int, float]]:
     pairs = [(int(token), float(value.logprob)) for token, value in entry.items()]
     return sorted(pairs, key=lambda pair: -pair[1])
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _die_with(parent: int) -> None:

@@ -99,7 +99,7 @@ class ServerProcess:
 
         Raises `UserError` with the log's end when the server dies or `timeout` seconds pass.
         """
-        while not self._healthy():
+        while self._get("/health", timeout=2.0) is None:
             seconds = time.monotonic() - self.started
             if self._guardian.poll() is not None:
                 raise self.failure("vLLM ended before it was ready")
@@ -156,9 +156,6 @@ class ServerProcess:
             where=self.log,
             hint="read the log; `afaspec doctor` checks the installation",
         )
-
-    def _healthy(self) -> bool:
-        return self._get("/health", timeout=2.0) is not None
 
     def _get(self, path: str, timeout: float = 5.0) -> str | None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -10,16 +10,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.target import TargetInfo
 from serving.compatibility import require_compatible, table
 from serving.server.process import ServerProcess, ServerSettings, api_key
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -45,8 +44,6 @@ def serve(
 
     Raises `UserError` when the draft does not fit, the port is taken, or the server dies.
     """
-    from rich.console import Console
-
     console = console or Console(stderr=True)
     if isinstance(draft, DraftInfo):
         console.print(table(require_compatible(target, draft)))
@@ -87,7 +84,7 @@ def _wait_with_progress(server: ServerProcess, console: Console) -> None:
 
             def show(seconds: float, line: str) -> None:
                 room = max(20, console.width - 20)
-                status.update(_plain(f"{seconds:4.0f} s  {line[:room]}"))
+                status.update(escape(f"{seconds:4.0f} s  {line[:room]}"))
 
             server.wait_ready(on_wait=show)
         return
@@ -97,15 +94,9 @@ def _wait_with_progress(server: ServerProcess, console: Console) -> None:
         nonlocal shown
         if time.monotonic() - shown >= PLAIN_PROGRESS_SECONDS:
             shown = time.monotonic()
-            console.print(_plain(f"{seconds:4.0f} s  {line}"), soft_wrap=True, highlight=False)
+            console.print(escape(f"{seconds:4.0f} s  {line}"), soft_wrap=True, highlight=False)
 
     server.wait_ready(on_wait=report)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _greet(server: ServerProcess, prompt: str, console: Console) -> None:

@@ -15,9 +15,9 @@ from afaspec import doctor
 def findings(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> dict[str, doctor.Finding]:
     """Findings with these package versions instead of the real ones (dashes as underscores)."""
     changed = {name.replace("_", "-"): number for name, number in versions.items()}
-    real = doctor._version
+    real = doctor.installed_version
     monkeypatch.setattr(
-        doctor, "_version", lambda name: changed[name] if name in changed else real(name)
+        doctor, "installed_version", lambda name: changed[name] if name in changed else real(name)
     )
     return {finding.name: finding for finding in doctor.diagnose()}
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import Field
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
+from afaspec.cli.console import Bars, console, note
 from afaspec.cli.flags import configured
+from afaspec.compare.config import CompareConfig, part, quick
+from afaspec.config import load_config
+from bench.records.progress import Progress
 from bench.records.settings import Settings
+from drafts.checkpoint.info import DraftInfo
+from drafts.errors import UserError
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from afaspec.compare.config import CompareConfig
     from afaspec.compare.run import Forecast
-    from bench.records.progress import Progress
-    from drafts.checkpoint.info import DraftInfo
-    from drafts.target import TargetInfo
 
 
 class StudyConfig(Settings):
@@ -67,9 +72,6 @@ def compare(asked: StudyConfig) -> None:
 
       afaspec compare study.yaml --from study.json.gz --report-only
     """
-    from rich.console import Console
-
-    from afaspec.cli.console import console, note
     from afaspec.compare.run import forecast, import_study
     from afaspec.compare.run import report_only as write_again
     from afaspec.compare.tables import headline, render_domain, verdicts
@@ -78,7 +80,7 @@ def compare(asked: StudyConfig) -> None:
     for one in asked.stored:
         import_study(config, one)
     if asked.dry_run:
-        show_forecast(forecast(config, *open_models(config, note), note))
+        show_forecast(forecast(config, *open_models(config), note))
         return
     result = write_again(config) if asked.report_only else run_with_bars(config)
     for domain, results in result["domains"].items():
@@ -93,17 +95,12 @@ def compare(asked: StudyConfig) -> None:
 
 def read_study(asked: StudyConfig) -> CompareConfig:
     """The checked study: its file, what is given in place of that, and the part to do now."""
-    from afaspec.compare.config import CompareConfig, part, quick
-    from afaspec.config import load_config
-
     flags = {"out": asked.out, **dict(parse_setting(text) for text in asked.settings)}
     config = part(load_config(CompareConfig, asked.study, flags), asked.only)
     return quick(config) if asked.quick else config
 
 
-def open_models(
-    config: CompareConfig, note: Callable[[str], object] = lambda text: None
-) -> tuple[TargetInfo, DraftInfo]:
+def open_models(config: CompareConfig) -> tuple[TargetInfo, DraftInfo]:
     """The target and the base draft that the study names."""
     from afaspec.capture.adapted_target import open_target
     from afaspec.embedded.names import open_draft
@@ -113,10 +110,6 @@ def open_models(
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """NAME=VALUE, with the value read as YAML."""
-    import yaml
-
-    from drafts.errors import UserError
-
     name, found, value = text.partition("=")
     try:
         if found and name and (parsed := yaml.safe_load(value)) is not None:
@@ -130,9 +123,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def run_with_bars(config: CompareConfig) -> dict[str, Any]:
     """Run the study with one bar for its cells and one for the work of the moment."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-
-    from afaspec.cli.console import Bars, console
     from afaspec.compare.run import StudyProgress
     from afaspec.compare.run import compare as run
 
@@ -153,10 +143,7 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
                 whole.append(bars.add_task("study", left=left))
             bars.update(whole[0], completed=now.done, total=now.total, left=left)
 
-        def say(text: str) -> None:
-            bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-        return run(config, *open_models(config, say), current_bar(bars), study_progress, say)
+        return run(config, *open_models(config), current_bar(bars), study_progress, note)
 
 
 def current_bar(bars: Any) -> Progress:
@@ -175,10 +162,6 @@ def current_bar(bars: Any) -> Progress:
 
 def show_forecast(found: Forecast) -> None:
     """The plan: cells by kind, and what each arm trains and costs."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from afaspec.compare.estimate import spent_seconds
 
     plan, ledger = found.plan, found.ledger

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from afaspec.cli.console import console, note, progress
 from afaspec.cli.flags import configured
+from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from afaspec.store.read import FeatureStore
-    from drafts.checkpoint.info import DraftInfo
-    from drafts.target import TargetInfo
+from drafts.checkpoint.info import DraftInfo
+from drafts.target import TargetInfo, read_target
 
 
 @configured(TrainConfig)
@@ -29,7 +27,6 @@ def train(config: TrainConfig) -> None:
 
       afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
     """
-    from afaspec.cli.console import console, note, progress
     from afaspec.train.run import train as run
     from afaspec.train.run import write_or_check_config
     from drafts.files import disk_errors, read_json
@@ -59,7 +56,7 @@ def train(config: TrainConfig) -> None:
                     f"held-out acceptance length {row['acceptance_length']:.3f}"
                 )
 
-        trained = run(config, *open_inputs(config, note), report)
+        trained = run(config, *open_inputs(config), report)
     console.print(
         f"Best: step {trained.best_step}, held-out acceptance length "
         f"{trained.acceptance_length:.3f}, in {trained.result}"
@@ -67,17 +64,10 @@ def train(config: TrainConfig) -> None:
     console.print(f"Next: afaspec merge {trained.folder} --out {trained.folder}/merged")
 
 
-def open_inputs(
-    config: TrainConfig, note: Callable[[str], object] = lambda text: None
-) -> tuple[FeatureStore, DraftInfo, TargetInfo]:
-    """What `config` names: the store, the base draft, and the target, by default the store's.
-
-    `note` is told where a target merged with its adapter lies.
-    """
+def open_inputs(config: TrainConfig) -> tuple[FeatureStore, DraftInfo, TargetInfo]:
+    """What `config` names: the store, the base draft, and the target, by default the store's."""
     from afaspec.capture.adapted_target import open_target_if_given
     from afaspec.embedded.names import open_draft
-    from afaspec.store.read import FeatureStore
-    from drafts.target import read_target
 
     store = FeatureStore.open(config.store)
     given = open_target_if_given(config.target, config.target_adapter, note)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 from pydantic import Field
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from afaspec.cli.flags import configured
 from bench.records.settings import Settings
@@ -39,9 +44,6 @@ def inspect(config: InspectConfig) -> None:
 
       afaspec inspect models/EAGLE3-LLaMA3.1-Instruct-8B --json
     """
-    import json
-    from dataclasses import asdict
-
     from afaspec.capture.adapted_target import open_target
     from afaspec.checkpoints.inspect import inspect_draft
     from afaspec.embedded.names import open_draft
@@ -57,12 +59,6 @@ def inspect(config: InspectConfig) -> None:
 
 
 def print_tables(found: Inspection) -> None:
-    import json
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from serving.compatibility import table
 
     rows = Table(title=escape(found.folder), title_justify="left", show_header=False)

@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
+from rich.console import Console
 
+from afaspec.cli.console import console, note, progress
 from afaspec.cli.flags import configured
-from afaspec.cli.measure.gate import GateSettings
+from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
 from afaspec.cli.measure.models import ModelNames
-from afaspec.cli.measure.servers import ServerFlags
+from afaspec.cli.measure.servers import ServerFlags, measure, require_one_way
+from bench.prompts.suites import prompt_source
 from bench.records.settings import BenchSettings, ClientSettings, Listed, PromptSource
+from bench.report.console import render_loads, render_table, stage_bars, warnings
+from bench.report.schema import Report
+from bench.report.words import headline
+from bench.runs.saved import SavedRun
 from drafts.errors import UserError
+from drafts.files import require_writable
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
     from bench.records.arms import Arm
-    from bench.report.schema import Report
-    from drafts.target import TargetInfo
 
 
 class BenchCommand(GateSettings, ServerFlags, PromptSource, ModelNames):
@@ -59,18 +66,8 @@ def bench(config: BenchCommand) -> None:
 
       afaspec bench models/target --suite builtin --draft new=runs/new --gate baseline/report.json
     """
-    from rich.console import Console
-
     from afaspec.capture.adapted_target import open_target
-    from afaspec.cli.console import console, note
-    from afaspec.cli.measure.gate import hold, read_baseline
-    from afaspec.cli.measure.servers import require_one_way
-    from bench.prompts.suites import prompt_source
-    from bench.report.console import render_loads, render_table, warnings
     from bench.report.files import write_report
-    from bench.report.words import headline
-    from bench.runs.saved import SavedRun
-    from drafts.files import require_writable
 
     require_writable(config.out)  # now, not when all is measured
     source = prompt_source(config.prompts, config.suite, config.size)
@@ -110,10 +107,8 @@ def gated_settings(config: BenchCommand) -> dict[str, Any]:
 
 def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Report:
     """The report of engines in this process's care, one for each arm."""
-    from afaspec.cli.console import progress
     from bench.engine.run import run_bench
     from bench.records.config import BenchConfig
-    from bench.report.console import stage_bars
     from bench.server.arrivals import whole
 
     settings = BenchConfig(
@@ -129,10 +124,7 @@ def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Re
 
 def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str) -> Report:
     """The report of servers that run, or are started for it."""
-    from afaspec.cli.console import progress
-    from afaspec.cli.measure.servers import measure
     from bench.records.arms import parse_arm
-    from bench.report.console import stage_bars
     from bench.server.arrivals import parse_loads
     from bench.server.config import ServerConfig
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import typer
 from pydantic import Field
 
 from bench.records.settings import Settings
-
-if TYPE_CHECKING:
-    from bench.runs.saved import SavedRun
+from bench.runs.saved import SavedRun, read_run
 
 
 class GateSettings(Settings):
@@ -37,7 +35,6 @@ def read_baseline(path: Path | None, settings: Mapping[str, Any] | None = None) 
     `bench.runs.gate.SETTINGS` has.
     """
     from bench.runs.gate import require_comparable
-    from bench.runs.saved import read_run
 
     if path is None:
         return None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
+from rich.console import Console
 
+from afaspec.cli.console import console, note
 from afaspec.cli.flags import configured
-from afaspec.cli.measure.gate import GateSettings
-
-if TYPE_CHECKING:
-    from bench.runs.saved import SavedRun
+from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
+from bench.report.console import render_table
+from bench.report.words import headline
+from bench.runs.saved import SavedRun, read_runs
+from drafts.errors import UserError
 
 
 class ReportConfig(GateSettings):
@@ -41,10 +43,6 @@ def report(config: ReportConfig) -> None:
 
       afaspec report runs/bench --gate baseline/report.json --gate-tolerance 0.02
     """
-    from afaspec.cli.measure.gate import hold, read_baseline
-    from bench.runs.saved import read_runs
-    from drafts.errors import UserError
-
     out = config.out
     if config.gate is not None and len(config.runs) > 1:
         raise UserError(
@@ -63,18 +61,11 @@ def report(config: ReportConfig) -> None:
 
 
 def _show(run: SavedRun) -> None:
-    from rich.console import Console
-
-    from afaspec.cli.console import console
-    from bench.report.console import render_table
-    from bench.report.words import headline
-
     Console().print(render_table(run.report))
     console.print(headline(run.report.arms), highlight=False)
 
 
 def _render(run: SavedRun, out: Path | None) -> None:
-    from afaspec.cli.console import note
     from bench.report.files import render_report, write_report
 
     here = run.path.parent
@@ -85,20 +76,17 @@ def _render(run: SavedRun, out: Path | None) -> None:
 
 
 def _compare(runs: list[SavedRun], out: Path | None) -> None:
-    from rich.console import Console
-
-    from afaspec.cli.console import console, note
+    from bench.runs import page
     from bench.runs.compare import compare_runs
-    from bench.runs.page import headline, render_table, write_comparison
 
     found = compare_runs(runs)
-    Console().print(render_table(found))
+    Console().print(page.render_table(found))
     for text in [*found.missing, *found.cautions]:
         note(f"{text}.")
     if found.settings:
         console.print("[bold yellow]Settings that differ:[/]")
         for name, values in found.settings.items():
             note(f"  {name}: {' | '.join(str(value) for value in values)}")
-    console.print(headline(found), highlight=False)
+    console.print(page.headline(found), highlight=False)
     if out is not None:
-        note(f"Page: {write_comparison(found, out)}")
+        note(f"Page: {page.write_comparison(found, out)}")

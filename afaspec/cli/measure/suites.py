@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import typer
 from pydantic import Field
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from afaspec.cli.flags import configured
+from bench.prompts.suites import PREFIX, SIZES, SUITES, is_here, read_suite
 from bench.records.settings import Settings, SuiteFolder
 
 
@@ -34,9 +39,7 @@ def suites(config: SuitesConfig) -> None:
 
       afaspec bench embedded --suite code/cpp_headers --size full --draft base=embedded-draft
     """
-    import json
-
-    rows = [describe(name, config.suite_folder) for name in _names()]
+    rows = [describe(name, config.suite_folder) for name in SUITES]
     if config.as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -45,8 +48,6 @@ def suites(config: SuitesConfig) -> None:
 
 def describe(name: str, folder: Path | None) -> dict[str, Any]:
     """What is known of a suite without a network; its sizes are None where it is not here."""
-    from bench.prompts.suites import PREFIX, SIZES, SUITES, is_here, read_suite
-
     suite = SUITES[name]
     row: dict[str, Any] = {"name": name, "about": suite.about, "categories": suite.categories}
     if not is_here(suite, folder):
@@ -68,10 +69,6 @@ def describe(name: str, folder: Path | None) -> dict[str, Any]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """One block a suite: what it is, where it is read, and both sizes."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     console = Console()
     for row in rows:
         console.print(f"[bold]{row['name']}[/]  {escape(row['about'])}", highlight=False)
@@ -89,9 +86,3 @@ def print_table(rows: list[dict[str, Any]]) -> None:
                 counts += f", {found['requests']:,} turns"
             table.add_row(f"  {size}", f"{counts}, sha256 {found['sha256'][:16]}")
         console.print(table)
-
-
-def _names() -> list[str]:
-    from bench.prompts.suites import SUITES
-
-    return list(SUITES)
