@@ -49,6 +49,10 @@ class Setting:
     field: FieldInfo
     group: str | None
 
+    @property
+    def flag(self) -> str:
+        return flag_of(self.name)
+
 
 def flag_of(name: str) -> str:
     """A setting's name as a flag: `annealing.end` is --annealing-end."""

@@ -55,10 +55,9 @@ class RemoteServer:
     def tokenize(self, **content: Any) -> list[int] | None:
         """Token ids of `prompt` or `messages`; None where the server offers no /tokenize."""
         try:
-            answer = self.post("/tokenize", content)
+            return list(self.post("/tokenize", content)["tokens"])
         except UserError:
             return None
-        return list(answer["tokens"])
 
 
 def connect(url: str, model: str | None = None) -> RemoteServer:

@@ -43,7 +43,7 @@ def configured(
         parameters = [
             *(argument(name, found[name]) for name in arguments),
             *(
-                option(name, setting, spelled.get(setting.name, flag_of(setting.name)))
+                option(name, setting, spelled.get(setting.name, setting.flag))
                 for name, setting in found.items()
                 if setting.name not in arguments
             ),

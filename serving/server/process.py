@@ -132,9 +132,7 @@ class ServerProcess:
     def model_name(self) -> str:
         """The name under which the server answers for the model."""
         names = self._get("/v1/models")
-        return (
-            str(json.loads(names)["data"][0]["id"]) if names else str(self.settings.target.folder)
-        )
+        return str(json.loads(names)["data"][0]["id"] if names else self.settings.target.folder)
 
     def counters(self) -> SpecCounters | None:
         """Speculation so far; None when the server does not say."""
