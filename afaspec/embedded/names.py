@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from afaspec.embedded.unpack import unpack
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.registry import read_draft
@@ -13,20 +14,22 @@ NAMES = {"embedded": "target", "embedded-draft": "draft"}
 
 def open_draft(name_or_path: str | Path) -> DraftInfo:
     """The draft of that name or folder. Raises `UserError` for what is none."""
-    return read_draft(resolve_model(name_or_path))
+    return read_draft(_folder(name_or_path))
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
     """`embedded` and `embedded-draft` mean the shipped pair; anything else is a folder."""
-    if str(name_or_path) in NAMES:
-        from afaspec.embedded.unpack import unpack
-
-        return unpack(NAMES[str(name_or_path)])
-    path = Path(name_or_path).expanduser()
-    if not path.is_dir():
+    folder = _folder(name_or_path)
+    if not folder.is_dir():
         raise UserError(
             "no such model folder",
-            where=path,
+            where=folder,
             hint="give a folder with config.json and .safetensors files, or `embedded`",
         )
-    return path
+    return folder
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    if str(name_or_path) in NAMES:
+        return unpack(NAMES[str(name_or_path)])
+    return Path(name_or_path).expanduser()
