@@ -256,7 +256,7 @@ def test_a_k_beyond_the_draft_is_a_cell_with_a_reason(tiny_target: Path, tmp_pat
         InitConfig(family="medusa", target=tiny_target, out=tmp_path / "medusa", heads=2),
         lambda text: None,
     )
-    heads = Arm("heads", tmp_path / "medusa")
+    heads = arm("heads", tmp_path / "medusa")
     config = grid(ks=(3,), concurrencies=(1,), target=read_target(tiny_target), arms=(heads,))
     (cell,) = run_sweep(config, tmp_path / "out", prompts=[[1, 2, 3]] * 4)
     assert cell.refused == "drafts at most 2 tokens a step, not 3"
