@@ -14,7 +14,7 @@ from pydantic import AliasChoices, Field, field_validator
 
 from afaspec.cli import MODULES
 from afaspec.cli.flags import configured, metavar
-from afaspec.config import load_config, settings
+from afaspec.config import flag_of, load_config, settings
 from bench.records.settings import Settings
 from drafts.errors import UserError
 
@@ -176,7 +176,7 @@ def test_help_shows_every_setting_whole_in_80_columns(
     module, _, name = CONFIGS[command].rpartition(".")
     said = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stdout).split())
     for setting in settings(getattr(importlib.import_module(module), name)):
-        flag = SHORT.get(setting.name, setting.flag)
+        flag = SHORT.get(setting.name, flag_of(setting.name))
         assert f" {flag}" in said or f" {setting.name.upper()}" in said.replace("[", ""), flag
         for word in (setting.field.description or "").split():
             assert word in said, f"{flag}: {word}"
