@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from drafts.errors import UserError
@@ -30,6 +30,8 @@ class TargetRecord(TypedDict):
 @dataclass(frozen=True)
 class ShardRecord:
     """One finished shard file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     file: str
     sequences: int
@@ -100,5 +102,6 @@ def read_manifest(folder: Path) -> Manifest:
         found = {part.name: raw[part.name] for part in fields(Manifest)}
         return TypeAdapter(Manifest).validate_python(found)
     except (KeyError, ValidationError) as error:
-        wrong = error.args[0] if isinstance(error, KeyError) else error.errors()[0]["loc"][0]
+        path_in = [error.args[0]] if isinstance(error, KeyError) else error.errors()[0]["loc"]
+        wrong = ".".join(map(str, path_in))
         raise UserError(f"lacks or garbles {wrong!r}", where=path, hint=CAPTURE_AGAIN) from None

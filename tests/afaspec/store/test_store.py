@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +149,23 @@ def test_disk_that_fills_up_leaves_no_half_shard(small_disk: Path) -> None:
             writer.flush()
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "shard-00000.safetensors"]
     assert len(FeatureStore.open(folder, allow_incomplete=True, verify=True)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda raw: raw["target"].pop("sha256"), "target.sha256"),
+        (lambda raw: raw["shards"][0].update(tokens="many"), "shards.0.tokens"),
+        (lambda raw: raw["shards"][0].update(token=3), "shards.0.token"),
+        (lambda raw: raw.pop("dtype"), "dtype"),
+    ],
+)
+def test_a_garbled_manifest_is_refused_by_name(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], named: str
+) -> None:
+    manifest = write_store(tmp_path / "store").folder / "manifest.json"
+    raw = json.loads(manifest.read_text())
+    change(raw)
+    manifest.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=f"lacks or garbles '{named}'"):
+        FeatureStore.open(tmp_path / "store")
