@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from drafts.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor, dtype
+    from torch import Tensor, device, dtype
 
 
 Float = Literal["bfloat16", "float16", "float32"]  # what models are computed in
@@ -24,6 +24,15 @@ NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64
 def dtype_name(of: dtype) -> str:
     """A type's name as a model's config.json has it: `bfloat16`, not `torch.bfloat16`."""
     return str(of).removeprefix("torch.")
+
+
+def has_bf16(on: device) -> bool:
+    """Can this device multiply in bf16? On a CPU that cannot, it takes up to 100 times as long."""
+    import torch
+
+    if on.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return on.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from afaspec.embedded.quantize import round_to_grid
 from afaspec.pretrain.config import PretrainConfig, TargetShape
 from afaspec.train.step import autocast, training_step
+from drafts.tensors import has_bf16
 
 TARGET_BITS = 4
 
@@ -180,7 +181,7 @@ def _evaluate(
         length = config.sequence_length
         rows = min(8, len(ids) // length)
         batch = torch.from_numpy(ids[: rows * length].reshape(rows, length).astype(np.int64))
-        with autocast(model.device, bf16=True):
+        with autocast(model.device, bf16=has_bf16(model.device)):
             losses[name] = round(float(_loss(model, batch.to(model.device))), 4)
     return losses
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from afaspec.config import TargetAdapter
 from bench.records.settings import Settings
+from drafts.tensors import has_bf16
+
+if TYPE_CHECKING:
+    import torch
 
 Arm = Literal["afa-lora", "lora", "full"]
 Loss = Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"]  # functions in `afaspec.train.losses`
@@ -82,7 +86,9 @@ class OptimizerSettings(Settings):
     warmup: float = Field(0.05, ge=0, lt=1, description="warm-up, as a fraction of the steps")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast in bf16, or none")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="autocast in bf16, or none; auto: bf16 where the processor has it"
+    )
     seed: int = Field(0, description="of the adapters, the order of the data and the held-out part")
 
 
@@ -101,9 +107,16 @@ class EvaluationSettings(Settings):
 class TrainSettings(EvaluationSettings, OptimizerSettings, LossSettings, ArmSettings):
     """How a draft is trained, wherever its data lies. Sizes are in sequences, tokens or steps."""
 
+    def on(self, device: torch.device) -> Self:
+        """These settings as they are on `device`: with a precision that it has."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "bf16" if has_bf16(device) else "fp32"})
+
     @property
     def bf16(self) -> bool:
-        """Whether matrix products are done in bf16."""
+        """Whether matrix products are done in bf16. To be asked of settings `on` a device."""
+        assert self.precision != "auto"
         return self.precision == "bf16"
 
     def peak_learning_rate(self, sequences: int) -> float:

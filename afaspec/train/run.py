@@ -59,12 +59,13 @@ def train(
     `report` gets each metrics row. `split` are the store's sequences to train on and to hold out,
     in place of a random division.
     """
+    accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
+    config = config.on(accelerator.device)
     check_fit(store.manifest, store.folder, base, target)
     check_steps(base, config.draft_steps)
     train_ids, held_out = split or split_sequences(len(store), config)
     peak = config.peak_learning_rate(len(train_ids))
 
-    accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
     setup = set_up(config, base, target, accelerator.device)
     draft, optimizer = setup.draft, setup.optimizer
     check_stored(draft, base, lm_head=config.lm_head)

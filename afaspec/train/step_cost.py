@@ -31,6 +31,7 @@ def time_step(
 ) -> StepCost:
     """Time a step of an arm on `tokens` (prompt, answer): the second, for the first compiles."""
     accelerator = Accelerator()
+    config = config.on(accelerator.device)
     setup = set_up(config, draft, target, accelerator.device)
     batch = random_batch(setup.draft, config.batch_size, tokens, target.hidden_size)
     batch = batch.to(accelerator.device)

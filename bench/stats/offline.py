@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bench.records.acceptance import Acceptance
+from drafts.tensors import has_bf16
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,12 +36,13 @@ class Captured(Protocol):
 
 
 def offline_acceptance(
-    draft: Draft, sequences: Iterable[Captured], k: int, *, batch: int = 8, amp: bool = True
+    draft: Draft, sequences: Iterable[Captured], k: int, *, batch: int = 8, amp: bool | None = None
 ) -> Acceptance:
     """Acceptance of `draft` with k speculative tokens on greedy `sequences`, such as a store's.
 
-    Runs where the draft is, in bf16 autocast unless `amp` is off. Blocks that would draft beyond a
-    sequence's end are left out, since what the target would have said there is unknown.
+    Runs where the draft is, in bf16 autocast as `amp` says or, without it, where the processor has
+    bf16. Blocks that would draft beyond a sequence's end are left out, since what the target would
+    have said there is unknown.
     """
     was_training = draft.training
     draft.eval()
@@ -60,7 +62,7 @@ def offline_acceptance(
 
 
 def match_matrix(
-    draft: Draft, rows: list[Captured], k: int, *, amp: bool = True
+    draft: Draft, rows: list[Captured], k: int, *, amp: bool | None = None
 ) -> list[np.ndarray]:
     """For each sequence [n - k - 1, k]: does the j-th draft after row t equal the path?
 
@@ -71,6 +73,7 @@ def match_matrix(
     from torch.nn.utils.rnn import pad_sequence
 
     device = draft.device
+    amp = has_bf16(device) if amp is None else amp
     ids = pad_sequence([r.input_ids.long() for r in rows], batch_first=True).to(device)
     picked = [draft.features(r.hidden, r.final) for r in rows]
     features = pad_sequence(picked, batch_first=True).to(device)

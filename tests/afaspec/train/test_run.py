@@ -17,6 +17,7 @@ from afaspec.train.arm import learning_rate
 from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA_RATES, TrainConfig
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import DraftObjective, collate
+from drafts.errors import UserError
 from tests.opened import load_draft, load_lm_head, merge, train
 from tests.tiny.store import write_store
 
@@ -54,6 +55,21 @@ def test_every_arm_learns(arm: str, store: Path, tiny_draft: Path, tmp_path: Pat
         assert read_record(trained.result).beta == 0.0
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["trainable_parameters"] < manifest["draft_parameters"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bf16_is_taken_where_the_processor_has_it(
+    there: bool, store: Path, tiny_draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afaspec.train.config.has_bf16", lambda device: there)
+    train(config(store, tiny_draft, tmp_path / "run", steps=1))
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recorded["precision"] == ("bf16" if there else "fp32")
+    other = config(
+        store, tiny_draft, tmp_path / "run", steps=1, precision="fp32" if there else "bf16"
+    )
+    with pytest.raises(UserError, match="a run with another precision"):
+        train(other)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
