@@ -37,6 +37,7 @@ from bench.stats.seeds import seeded_comparison, seeded_figure
 from bench.stats.verdict import correct
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json, write_json
+from drafts.tensors import has_bf16
 
 ARMS = ("lora", "afa-lora")
 BASE = "the target as it is"
@@ -228,7 +229,7 @@ def arguments(settings: Settings, folder: Path, rate: float, seed: int) -> Json:
         "disable_tqdm": True,
         "log_level": "error",
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": True,
+        "bf16": has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
 
 

@@ -43,6 +43,7 @@ from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, write_json
 from drafts.registry import load_draft, read_draft
 from drafts.target import TargetInfo
+from drafts.tensors import has_bf16
 
 K = 3
 HELD_OUT_TEXTS = 32  # for the target's loss before and after
@@ -224,7 +225,7 @@ def loss_of(model: Any, texts: list[torch.Tensor]) -> torch.Tensor:
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad(texts, batch_first=True)
     labels = pad(texts, batch_first=True, padding_value=-100)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
         loss: torch.Tensor = model(input_ids=ids, labels=labels, use_cache=False).loss
     return loss
 
