@@ -10,17 +10,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.speculators import SPECULATORS, lacking, tensor_to_add, verifier
 from drafts.errors import UserError
-from drafts.files import atomic_folder, read_json, require_empty, write_json
+from drafts.files import atomic_folder, make_folder, read_json, require_empty, write_json
+from drafts.pickles import unpickle
 from drafts.registry import FAMILIES, module_names, read_draft
 from drafts.rewrite import Place, hash_tensor, rewrite
 from drafts.target import TargetInfo
-from drafts.tensors import Header, open_tensors
+from drafts.tensors import PICKLES, Header, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +31,7 @@ KEEP = "keep it in its layout, which vLLM serves"
 RECORD = "afaspec-convert.json"
 INDEX = "model.safetensors.index.json"
 WRITTEN_ANEW = ("config.json", RECORD)
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", *PICKLES)
 IDENTITY = ("folder", "format", "config", "sha256", "shared")
 NOTHING_KEPT: dict[str, Any] = {
     "set": [],
@@ -102,6 +104,31 @@ def convert(
         }
         if any(kept.values()):
             write_json(folder / RECORD, {"from": draft.format, "to": layout, **kept})
+    return read_draft(out)
+
+
+def convert_pickles(
+    folder: Path, layout: str | None, out: Path, target: TargetInfo | None = None
+) -> DraftInfo:
+    """Write the draft in `folder`, of which there are pickles alone, with safetensors to `out`.
+
+    `layout` None keeps the layout. Raises `UserError` as `convert` does, for pickles that hold more
+    than tensors, and where tensors and config are no draft.
+    """
+    require_empty(out)
+    make_folder(out.parent)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
+        plain = Path(made) / "plain"
+        try:
+            with atomic_folder(plain) as temporary:
+                unpickle(folder, temporary)
+            draft = read_draft(plain)
+            if layout not in (None, draft.format):
+                return convert(draft, layout, out, target)
+        except UserError as error:  # what is wrong with the copy is wrong with the draft
+            where = str(error.where).replace(str(plain), str(folder))
+            raise UserError(error.problem, where=where, hint=error.hint) from None
+        plain.rename(out)
     return read_draft(out)
 
 
