@@ -1,31 +1,46 @@
 """Writing a draft in another layout of its family: config fields and tensor names change.
 
-Tensors keep their bytes and their order. What the new layout has no place for is kept in a record
-beside it, so that the way back gives the first checkpoint again.
+Tensors keep their bytes and their order. What the new layout has no place for, and what it needed
+besides, is kept in a record beside it, so that the way back gives the first checkpoint again.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.speculators import SPECULATORS, lacking, tensor_to_add, verifier
 from drafts.errors import UserError
-from drafts.files import atomic_folder, read_json, require_empty, write_json
-from drafts.registry import FAMILIES, read_draft
+from drafts.files import atomic_folder, make_folder, read_json, require_empty, write_json
+from drafts.pickles import unpickle
+from drafts.registry import FAMILIES, module_names, read_draft
+from drafts.rewrite import Place, hash_tensor, rewrite
 from drafts.target import TargetInfo
-from drafts.tensors import open_tensors
+from drafts.tensors import PICKLES, Header, open_tensors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEEP = "keep it in its layout, which vLLM serves"
 RECORD = "afaspec-convert.json"
 INDEX = "model.safetensors.index.json"
 WRITTEN_ANEW = ("config.json", RECORD)
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-IDENTITY = ("folder", "format", "config", "sha256")
+WEIGHTS = (".safetensors", *PICKLES)
+IDENTITY = ("folder", "format", "config", "sha256", "shared")
+NOTHING_KEPT: dict[str, Any] = {
+    "set": [],
+    "drop": [],
+    "left_out": [],
+    "names": {},
+    "shapes": {},
+    "added": {},
+}
 
 Path_ = tuple[str, ...]
 
@@ -35,36 +50,95 @@ def convert(
 ) -> DraftInfo:
     """Write `draft` to the new folder `out` in another layout of its family, and describe it.
 
-    `target` is named in layouts that have a place for it. Raises `UserError` for a layout that the
-    family has not, and for a draft that it cannot hold.
+    speculators' layout names the target and holds what the draft shares with it. Raises `UserError`
+    for a layout that the family has not, for a draft that it cannot hold, and where it needs a
+    target that is not given.
     """
     family = FAMILIES[draft.family]
     check_layout(family, draft, layout)
     require_empty(out)
     raw = read_json(draft.folder / "config.json")
-    record = read_record(draft.folder, draft.format, layout)
+    found = read_record(draft.folder, draft.format, layout)
+    record = found or NOTHING_KEPT
     made = family.to_layout(draft, raw, layout)
-    stored = open_tensors(draft.folder).headers
-    names = {old: record["names"].get(old) or made.rename(old) for old in stored}
+    if made.hindrances:
+        raise UserError(
+            f"cannot be written as {layout}, where there is no draft that "
+            f"{' and '.join(made.hindrances)}",
+            where=draft.folder,
+            hint=KEEP,
+        )
     config = changed(made.config, record)
-    if target is not None and "speculators_config" in config:
-        config["speculators_config"]["verifier"] = {
-            "architectures": read_json(target.folder / "config.json").get("architectures", []),
-            "name_or_path": str(target.folder),
-        }
+    added: dict[str, Tensor] = {}
+    if layout == SPECULATORS:
+        names = set(module_names(draft).values())
+        wanted = lacking(draft, names) if found is None else record["left_out"]
+        added = {name: tensor_to_add(name, draft, target) for name in wanted if name not in names}
+        if target is not None:
+            config["speculators_config"]["verifier"] = verifier(draft, target, made.replaced)
+    stored = open_tensors(draft.folder).headers
+    gone = unchanged(stored, record["added"])
+    places = {}
+    for old, header in stored.items():
+        if old not in gone:
+            name = record["names"].get(old) or made.rename(old)
+            shape = record["shapes"].get(name) or made.shapes.get(name) or header.shape
+            places[old] = Place(name, tuple(shape))
     with atomic_folder(out) as folder:
         write_json(folder / "config.json", config)
-        copy_files(draft.folder, folder, names)
+        copy_files(draft.folder, folder, places, added)
         written = read_draft(folder)
         check_same(draft, written)
         back = family.to_layout(written, config, draft.format)
+        headers = open_tensors(folder).headers
         kept = {
             **differences(back.config, raw),
-            "names": {new: old for old, new in names.items() if back.rename(new) != old},
+            "names": {new.name: old for old, new in places.items() if back.rename(new.name) != old},
+            "shapes": {
+                old: list(stored[old].shape)
+                for old, new in places.items()
+                if new.shape != stored[old].shape
+            },
+            "added": {name: hash_tensor(headers[name].file, name) for name in added},
+            "left_out": sorted(gone),
         }
         if any(kept.values()):
             write_json(folder / RECORD, {"from": draft.format, "to": layout, **kept})
     return read_draft(out)
+
+
+def convert_pickles(
+    folder: Path, layout: str | None, out: Path, target: TargetInfo | None = None
+) -> DraftInfo:
+    """Write the draft in `folder`, of which there are pickles alone, with safetensors to `out`.
+
+    `layout` None keeps the layout. Raises `UserError` as `convert` does, for pickles that hold more
+    than tensors, and where tensors and config are no draft.
+    """
+    require_empty(out)
+    make_folder(out.parent)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
+        plain = Path(made) / "plain"
+        try:
+            with atomic_folder(plain) as temporary:
+                unpickle(folder, temporary)
+            draft = read_draft(plain)
+            if layout not in (None, draft.format):
+                return convert(draft, layout, out, target)
+        except UserError as error:  # what is wrong with the copy is wrong with the draft
+            where = str(error.where).replace(str(plain), str(folder))
+            raise UserError(error.problem, where=where, hint=error.hint) from None
+        plain.rename(out)
+    return read_draft(out)
+
+
+def unchanged(stored: Mapping[str, Header], added: Mapping[str, str]) -> set[str]:
+    """Which tensors are as an earlier conversion `added` them, by the hashes of their bytes."""
+    return {
+        name
+        for name, digest in added.items()
+        if name in stored and hash_tensor(stored[name].file, name) == digest
+    }
 
 
 def check_layout(family: Family, info: DraftInfo, layout: str) -> None:
@@ -92,17 +166,17 @@ def check_same(before: DraftInfo, after: DraftInfo) -> None:
             raise UserError(
                 f"cannot be written as {after.format}: {field.name} {old} would become {new}",
                 where=before.folder,
-                hint="keep it in its layout",
+                hint=KEEP,
             )
 
 
-def read_record(draft: Path, layout: str, wanted: str) -> dict[str, Any]:
-    """What an earlier conversion from `wanted` to `layout` kept; nothing when there was none."""
+def read_record(draft: Path, layout: str, wanted: str) -> dict[str, Any] | None:
+    """What an earlier conversion from `wanted` to `layout` kept; None when there was none."""
     if (draft / RECORD).exists():
         record: dict[str, Any] = read_json(draft / RECORD)
         if (record.get("from"), record.get("to")) == (wanted, layout):
-            return record
-    return {"set": [], "drop": [], "names": {}}
+            return NOTHING_KEPT | record
+    return None
 
 
 def differences(start: dict[str, Any], goal: dict[str, Any]) -> dict[str, Any]:
@@ -138,25 +212,22 @@ def leaves(config: dict[str, Any], at: Path_ = ()) -> Iterator[tuple[Path_, Any]
             yield (*at, key), value
 
 
-def copy_files(draft: Path, folder: Path, names: dict[str, str]) -> None:
-    """Copy the files of the checkpoint but its config and record, the tensors renamed."""
+def copy_files(
+    draft: Path, folder: Path, places: Mapping[str, Place], added: Mapping[str, Tensor]
+) -> None:
+    """Copy the files of the checkpoint but its config and record, the tensors to their places.
+
+    Added tensors go to the last file of tensors.
+    """
+    files = sorted(draft.glob("*.safetensors"))
+    for path in files:
+        rewrite(path, folder / path.name, places, added if path == files[-1] else {})
     for path in sorted(draft.iterdir()):
-        if path.suffix == ".safetensors":
-            rename_tensors(path, folder / path.name, names.__getitem__)
-        elif path.name == INDEX:
+        if path.name == INDEX:
             index = read_json(path)
-            index["weight_map"] = {names[k]: v for k, v in index["weight_map"].items()}
+            stored = index["weight_map"].items()
+            index["weight_map"] = {places[k].name: v for k, v in stored if k in places}
+            index["weight_map"] |= dict.fromkeys(added, files[-1].name)
             write_json(folder / INDEX, index)
         elif path.is_file() and path.suffix not in WEIGHTS and path.name not in WRITTEN_ANEW:
             shutil.copyfile(path, folder / path.name)
-
-
-def rename_tensors(source: Path, destination: Path, rename: Callable[[str], str]) -> None:
-    """Copy a safetensors file with other tensor names: same order, same metadata, same data."""
-    with source.open("rb") as file, destination.open("wb") as new:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        renamed = {n if n == "__metadata__" else rename(n): entry for n, entry in header.items()}
-        text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)  # the data stays aligned
-        new.write(len(text).to_bytes(8, "little") + text)
-        shutil.copyfileobj(file, new, 1 << 20)

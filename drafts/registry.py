@@ -6,6 +6,7 @@ the base draft's config byte for byte, its tensor names, dtypes and order.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from drafts.nn.interface import Draft
+
+TEXTS = (".json", ".txt", ".model", ".jinja")  # config and tokenizer
+PAPERS = re.compile(r"licen[cs]e|notice|readme|copying|copyright|authors|use[-_]policy", re.I)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -95,7 +99,8 @@ def module_names(draft: DraftInfo) -> dict[str, str]:
 def write_like(base: DraftInfo, folder: Path, changed: dict[str, Tensor]) -> None:
     """Write `base`'s checkpoint to the empty `folder` with the `changed` tensors (module names).
 
-    Changed tensors are stored in the base's dtype; every other byte of the base is kept.
+    Changed tensors are stored in the base's dtype; every other byte of the base is kept, its
+    licence, notices and model card included.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -117,7 +122,7 @@ def write_like(base: DraftInfo, folder: Path, changed: dict[str, Tensor]) -> Non
             f"has no tensor for {', '.join(sorted(left))}", where=base.folder, hint=FETCH
         )
     for path in base.folder.iterdir():
-        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja"):
+        if path.is_file() and (path.suffix in TEXTS or PAPERS.match(path.name)):
             shutil.copyfile(path, folder / path.name)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Float = Literal["bfloat16", "float16", "float32"]  # what models are computed in
 FLOATS: tuple[str, ...] = get_args(Float)
+PICKLES = (".bin", ".pt", ".pth")
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -68,11 +69,13 @@ def open_tensors(folder: Path) -> TensorFile:
     """Read and check every safetensors header of `folder`. Raises `UserError` when damaged."""
     paths = sorted(Path(folder).glob("*.safetensors"))
     if not paths:
-        pickled = sorted(p.name for p in Path(folder).glob("*.bin"))
+        pickled = sorted(p.name for p in Path(folder).glob("*") if p.suffix in PICKLES)
         raise UserError(
             f"has no .safetensors file{f' (only {pickled[0]}, a pickle)' if pickled else ''}",
             where=folder,
-            hint="save the model with safetensors; afaspec does not load pickles",
+            hint=f"write it with safetensors: afaspec convert {folder} --out NEW"
+            if pickled
+            else "give a folder of a model that was saved with safetensors",
         )
     headers: dict[str, Header] = {}
     for path in paths:

@@ -109,7 +109,7 @@ def cpu_steps(python: Path) -> Iterator[str]:
 def gpu_steps(python: Path) -> Iterator[str]:
     """As `cpu_steps`, for machines with an NVIDIA GPU."""
     yield "afaspec with vLLM for the GPU (several GB)"
-    pip(python, "-e", f"{ROOT}[vllm,trl,dev]")
+    pip(python, "-e", f"{ROOT}[vllm,trl,speculators,dev]")
     yield "compiling Python files on all cores"
     compile_packages(python)
 

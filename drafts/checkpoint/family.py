@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drafts.checkpoint.info import DraftInfo
@@ -38,10 +38,18 @@ class InitOptions:
 
 @dataclass(frozen=True)
 class Layout:
-    """A checkpoint in another layout: its config.json, and a tensor's name there from its old."""
+    """A checkpoint in another layout: its config.json, and a tensor's name there from its old.
+
+    `shapes` are of tensors, by their new names, that have another one there. `replaced` are the
+    tensors that a reader takes from the target instead, where the config names one. `hindrances`
+    say what of the draft cannot be expressed there.
+    """
 
     config: dict[str, Any]
     rename: Callable[[str], str]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    replaced: tuple[str, ...] = ()
+    hindrances: tuple[str, ...] = ()
 
 
 class Family(ABC):

@@ -7,6 +7,17 @@ from typing import Any
 from drafts.target import TargetInfo, rope_of
 from drafts.tensors import dtype_name
 
+NAMES = {  # in config.json, of the fields of `LayerConfig` that it may leave out
+    "num_hidden_layers": "num_layers",
+    "num_key_value_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "max_positions",
+    "rope_parameters": "rope",
+    "rms_norm_eps": "rms_norm_eps",
+    "hidden_act": "hidden_act",
+    "attention_bias": "attention_bias",
+}
+
 
 def layer_fields(flat: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `LayerConfig` that a Llama-like config gives."""
@@ -24,6 +35,15 @@ def layer_fields(flat: dict[str, Any]) -> dict[str, Any]:
         "hidden_act": flat.get("hidden_act", "silu"),
         "attention_bias": bool(flat.get("attention_bias", False)),
     }
+
+
+def unstated_fields(flat: dict[str, Any]) -> dict[str, Any]:
+    """What a Llama-like config.json leaves to its reader, with the values that it has here."""
+    fields = layer_fields(flat)
+    given = {name for name in NAMES if flat.get(name) is not None}
+    if flat.get("rope_scaling"):
+        given.add("rope_parameters")
+    return {name: fields[own] for name, own in NAMES.items() if name not in given}
 
 
 def layer_sizes(target: TargetInfo, num_layers: int) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from drafts.registry import FAMILIES, save_draft
 from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.drafts.test_registry import speculators_draft
-from tests.opened import convert, drafter, init_draft, load_draft
-from tests.tiny.models import HIDDEN, draft_config, draft_tensors
+from tests.opened import convert, drafter, init_draft, load_draft, load_embedding
+from tests.tiny.models import HIDDEN, VOCAB, draft_config, draft_tensors, write_target
 
 TWO_LAYOUTS = [name for name, family in FAMILIES.items() if len(family.formats) > 1]
 ONE_LAYOUT = [name for name, family in FAMILIES.items() if len(family.formats) == 1]
@@ -31,8 +31,9 @@ def same_checkpoint(one: Path, two: Path) -> None:
     assert read_json(one / "config.json") == read_json(two / "config.json")
 
 
-def write_fresh(family: str, folder: Path, target: Path) -> Path:
-    options = InitOptions(layer_ids=(1, 2, 3) if family != "draft_model" else None)
+def write_fresh(family: str, folder: Path, target: Path, kept: torch.Tensor | None = None) -> Path:
+    layer_ids = (1, 2, 3) if family != "draft_model" else None
+    options = InitOptions(layer_ids=layer_ids, kept=kept)
     folder.mkdir()
     save_draft(init_draft(family, target, options), family, folder, dtype=torch.bfloat16)
     return folder
@@ -42,11 +43,11 @@ def write_fresh(family: str, folder: Path, target: Path) -> Path:
 def test_there_and_back_again(family: str, tiny_target: Path, tmp_path: Path) -> None:
     base = write_fresh(family, tmp_path / "base", tiny_target)
     first, second = FAMILIES[family].formats
-    there = convert(base, second, tmp_path / "there")
+    there = convert(base, second, tmp_path / "there", tiny_target)
     assert (there.format, there.family) == (second, family)
     one, two = load_draft(base, tiny_target), load_draft(there.folder, tiny_target)
     for name, value in one.state_dict().items():
-        assert torch.equal(value, two.state_dict()[name]), name
+        assert torch.equal(value.flatten(), two.state_dict()[name].flatten()), name
     convert(there.folder, first, tmp_path / "back")
     same_checkpoint(base, tmp_path / "back")
 
@@ -77,7 +78,7 @@ def test_speculators_fields_without_a_place_come_back(tmp_path: Path, tiny_targe
     assert back == config
 
 
-def test_tensor_names_of_other_tools_come_back(tmp_path: Path) -> None:
+def test_tensor_names_of_other_tools_come_back(tmp_path: Path, tiny_target: Path) -> None:
     """SpecForge's switches in `eagle_config`, and the first layer under its other name."""
     base = tmp_path / "base"
     base.mkdir()
@@ -86,35 +87,68 @@ def test_tensor_names_of_other_tools_come_back(tmp_path: Path) -> None:
     tensors = {k.replace("midlayer.", "layers.0."): v for k, v in draft_tensors().items()}
     tensors["input_norm.weight"] = torch.ones(3 * HIDDEN, dtype=torch.bfloat16)
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt", "made": "elsewhere"})
-    there = convert(base, "speculators", tmp_path / "there").folder
+    there = convert(base, "speculators", tmp_path / "there", tiny_target).folder
     assert read_json(there / "config.json")["norm_before_fc"] is True
     convert(there, "eagle", tmp_path / "back")
     same_checkpoint(base, tmp_path / "back")
 
 
-def test_an_edit_between_the_ways_is_kept(tmp_path: Path, tiny_draft: Path) -> None:
-    there = convert(tiny_draft, "speculators", tmp_path / "there").folder
+def test_an_edit_between_the_ways_is_kept(
+    tmp_path: Path, tiny_draft: Path, tiny_target: Path
+) -> None:
+    there = convert(tiny_draft, "speculators", tmp_path / "there", tiny_target).folder
     config = read_json(there / "config.json")
     config["eagle_aux_hidden_state_layer_ids"] = [0, 2, 4]
     (there / "config.json").write_text(json.dumps(config))
     back = convert(there, "eagle", tmp_path / "back")
     assert back.layer_ids == (0, 2, 4)
+    assert back.shared == ("embed_tokens.weight",)
+    tensors = load_file(there / "model.safetensors")
+    tensors["embed_tokens.weight"][7] = 1.5  # trained in speculators
+    save_file(tensors, there / "model.safetensors", metadata={"format": "pt"})
+    trained = convert(there, "eagle", tmp_path / "trained")
+    assert trained.shared == ()
+    kept = load_file(trained.folder / "model.safetensors")["embed_tokens.weight"]
+    assert torch.equal(kept, tensors["embed_tokens.weight"])
 
 
-def test_order_and_metadata_of_the_tensors_stay(tmp_path: Path, tiny_draft: Path) -> None:
-    there = convert(tiny_draft, "speculators", tmp_path / "there").folder
+def test_order_and_metadata_of_the_tensors_stay(
+    tmp_path: Path, tiny_draft: Path, tiny_target: Path
+) -> None:
+    there = convert(tiny_draft, "speculators", tmp_path / "there", tiny_target).folder
 
-    def offsets(folder: Path) -> list[Any]:
+    def in_order(folder: Path) -> list[str]:
         data = (folder / "model.safetensors").read_bytes()
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return [entry.get("data_offsets") for entry in header.values()]
+        header.pop("__metadata__")
+        names = sorted(header, key=lambda name: header[name]["data_offsets"])
+        return [name.replace("midlayer.", "layers.0.") for name in names]
 
-    assert offsets(there) == offsets(tiny_draft)
+    names = in_order(there)
+    assert names.index("t2d") == len(names) - 1  # of the narrowest type: no other moves by its size
+    names.remove("embed_tokens.weight")
+    assert names == in_order(tiny_draft)
     with safe_open(there / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_sharded_drafts_and_their_other_files_convert(tmp_path: Path, tiny_draft: Path) -> None:
+@pytest.mark.parametrize("vocab", [511, 512])
+def test_tensors_are_added_where_their_type_can_lie(vocab: int, tmp_path: Path) -> None:
+    """A t2d of odd length, before which wider values have to end."""
+    target = write_target(tmp_path / "target", vocab=vocab)
+    kept = torch.arange(1, vocab, 2)
+    base = write_fresh("eagle3", tmp_path / "base", target, kept)
+    there = convert(base, "speculators", tmp_path / "there", target).folder
+    stored = load_file(there / "model.safetensors")
+    assert torch.equal(stored["t2d"].nonzero().flatten(), kept)
+    assert torch.equal(stored["embed_tokens.weight"], load_embedding(target))
+    convert(there, "eagle", tmp_path / "back")
+    same_checkpoint(base, tmp_path / "back")
+
+
+def test_sharded_drafts_and_their_other_files_convert(
+    tmp_path: Path, tiny_draft: Path, tiny_target: Path
+) -> None:
     base, tensors = tmp_path / "base", load_file(tiny_draft / "model.safetensors")
     base.mkdir()
     (base / "config.json").write_bytes((tiny_draft / "config.json").read_bytes())
@@ -126,7 +160,7 @@ def test_sharded_drafts_and_their_other_files_convert(tmp_path: Path, tiny_draft
         where |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 1}, "weight_map": where}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    there = convert(base, "speculators", tmp_path / "there").folder
+    there = convert(base, "speculators", tmp_path / "there", tiny_target).folder
     written = read_json(there / "model.safetensors.index.json")["weight_map"]
     assert written.keys() == load_draft_names(there)
     assert (there / "NOTES.md").read_text() == "trained on tickets\n"
@@ -156,6 +190,10 @@ def test_what_cannot_be_converted_is_refused(
         convert(tiny_draft, "medusa", tmp_path / "out")
     with pytest.raises(UserError, match="has the layout eagle already"):
         convert(tiny_draft, "eagle", tmp_path / "out")
+    with pytest.raises(
+        UserError, match="it shares the target's, which the layout speculators holds"
+    ):
+        convert(tiny_draft, "speculators", tmp_path / "out")
     full = tmp_path / "full"
     full.mkdir()
     (full / "precious").touch()
@@ -169,13 +207,82 @@ def test_what_cannot_be_converted_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def unlike_speculators(folder: Path, change: str) -> Path:
+    """A draft that speculators would compute otherwise."""
+    tensors = draft_tensors()
+    changes: dict[str, Any] = {}
+    if change == "scaled":
+        changes["logit_scale"] = 0.5
+    elif change == "norms":
+        changes |= {"norm_before_fc": True, "fc_norm": True}
+        tensors["input_norm.weight"] = torch.ones(3 * HIDDEN, dtype=torch.bfloat16)
+        norms = {f"fc_norm.{i}.weight": torch.ones(HIDDEN, dtype=torch.bfloat16) for i in range(3)}
+        tensors |= norms
+    elif change == "width":
+        changes["target_hidden_size"] = 2 * HIDDEN
+        tensors["fc.weight"] = torch.zeros(HIDDEN, 6 * HIDDEN, dtype=torch.bfloat16)
+        tensors["embed_tokens.weight"] = torch.zeros(VOCAB, HIDDEN, dtype=torch.bfloat16)
+    else:
+        ids = (tensors["d2t"] + torch.arange(len(tensors["d2t"]))).flip(0)
+        tensors["d2t"] = ids - torch.arange(len(ids))
+        del tensors["t2d"]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(draft_config(**changes)))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("scaled", "scales its logits"),
+        ("norms", "norms what fc takes twice"),
+        ("width", "reads a target of another width"),
+        ("order", "d2t is not in the order of the target's ids"),
+    ],
+)
+def test_what_speculators_would_compute_otherwise_is_refused(
+    change: str, said: str, tmp_path: Path, tiny_target: Path
+) -> None:
+    base = unlike_speculators(tmp_path / "base", change)
+    with pytest.raises(UserError, match=said):
+        convert(base, "speculators", tmp_path / "out", tiny_target)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_causal_dflash_draft_is_refused(tmp_path: Path, tiny_target: Path) -> None:
+    """speculators lets every slot of a block see all others, but for sliding windows."""
+    base = write_fresh("dflash", tmp_path / "base", tiny_target)
+    config = read_json(base / "config.json")
+    config["dflash_config"]["causal"] = True
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no draft that is causal"):
+        convert(base, "speculators", tmp_path / "out", tiny_target)
+
+
+def test_a_verifier_that_would_replace_the_drafts_own_is_not_named(
+    tmp_path: Path, tiny_target: Path
+) -> None:
+    """speculators takes a DFlash draft's full output layer from the verifier that is named."""
+    base = write_fresh("dflash", tmp_path / "base", tiny_target)  # its lm_head is the target's
+    named = convert(base, "speculators", tmp_path / "named", tiny_target)
+    verifier = read_json(named.folder / "config.json")["speculators_config"]["verifier"]
+    assert verifier["name_or_path"] == str(tiny_target)
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"][3] += 1
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    unnamed = convert(base, "speculators", tmp_path / "unnamed", tiny_target)
+    verifier = read_json(unnamed.folder / "config.json")["speculators_config"]["verifier"]
+    assert verifier == {"architectures": ["LlamaForCausalLM"], "name_or_path": None}
+
+
 def test_vllm_serves_both_layouts_alike(tmp_path: Path) -> None:
     """The embedded pair: same outputs as without a draft, same acceptance, in either layout."""
     from afaspec.capture.target_model import load_tokenizer
     from afaspec.embedded.names import resolve_model
 
     target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
-    other = convert(draft, "speculators", tmp_path / "speculators").folder
+    other = convert(draft, "speculators", tmp_path / "speculators", target).folder
     tokenizer = load_tokenizer(target)
     texts = ["def read(path):\n    with open(path", "import os\n\nclass Node:\n    def __init__"]
     prompts = [tokenizer.encode(text) for text in texts]

@@ -76,6 +76,18 @@ def test_write_like_changes_only_what_is_named(
     assert (base / "config.json").read_bytes() == (out / "config.json").read_bytes()
 
 
+def test_licence_and_card_stay_with_the_weights(tmp_path: Path) -> None:
+    base, out = write_draft(tmp_path / "base"), tmp_path / "out"
+    out.mkdir()
+    kept = ("LICENSE", "LICENSE.md", "license-2.pdf", "NOTICE", "README.md", "USE_POLICY.md")
+    for name in (*kept, "train.py", "pytorch_model.bin"):
+        (base / name).write_bytes(f"of {name}\n".encode())
+    write_like(base, out, {"fc.weight": torch.zeros(128, 384)})
+    expected = {"config.json", "model.safetensors", *kept}
+    assert {path.name for path in out.iterdir()} == expected
+    assert all((out / name).read_bytes() == (base / name).read_bytes() for name in kept)
+
+
 def test_writing_nothing_new_copies_the_file(tmp_path: Path, tiny_draft: Path) -> None:
     write_like(tiny_draft, tmp_path, {})
     name = "model.safetensors"

@@ -8,16 +8,22 @@ from pydantic import Field
 
 from afaspec.cli.flags import configured
 from bench.records.settings import Settings
+from drafts.errors import UserError
 
 
 class ConvertConfig(Settings):
     """Which draft, and how it is to lie."""
 
     draft: str = Field(description="the draft's folder, or `embedded-draft`")
-    to: str = Field(description="layout: eagle, dflash or speculators; medusa or medusa-heads")
+    to: str | None = Field(
+        None,
+        description="layout: eagle, dflash or speculators; medusa or medusa-heads (default: as it "
+        "is, for pickles)",
+    )
     out: Path = Field(description="new folder for the converted draft")
     target: str | None = Field(
-        None, description="target that the speculators layout names as its verifier"
+        None,
+        description="target that the speculators layout names, and whose embedding it holds",
     )
 
 
@@ -28,20 +34,32 @@ def convert(config: ConvertConfig) -> None:
     What the new layout has no place for is kept in afaspec-convert.json, so that the way back
     gives the first checkpoint again.
 
+    A draft that is published as pickles alone (.bin, .pt) is written with safetensors. Pickles are
+    read as tensors: none is run.
+
     [bold]Examples[/]
 
-      afaspec convert embedded-draft --to speculators --out runs/speculators
+      afaspec convert embedded-draft --to speculators --target embedded --out runs/speculators
 
       afaspec convert runs/speculators --to eagle --out runs/eagle
+
+      afaspec convert models/EAGLE3-pickled --out models/EAGLE3
     """
     from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console
-    from afaspec.embedded.names import open_draft
-    from drafts.convert import RECORD
+    from afaspec.embedded.names import resolve_model
+    from drafts.convert import RECORD, convert_pickles
     from drafts.convert import convert as run
+    from drafts.pickles import find_pickles
+    from drafts.registry import read_draft
 
-    draft = open_draft(config.draft)
+    folder, out = resolve_model(config.draft), config.out
     target = open_target(config.target) if config.target else None
-    made, out = run(draft, config.to, config.out, target), config.out
+    if find_pickles(folder):
+        made = convert_pickles(folder, config.to, out, target)
+    elif config.to is None:
+        raise UserError("is stored as safetensors already", where=folder, hint="give --to LAYOUT")
+    else:
+        made = run(read_draft(folder), config.to, out, target)
     kept = f" What it has no place for is in {RECORD}." if (out / RECORD).exists() else ""
     console.print(f"{out}: {made.family} in the layout {made.format}.{kept}", soft_wrap=True)

@@ -12,16 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
 from drafts.checkpoint.info import DraftInfo, make_info
-from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
+from drafts.checkpoint.layer_config import (
+    layer_config,
+    layer_fields,
+    layer_sizes,
+    unstated_fields,
+)
 from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
 from drafts.checkpoint.mask_token import check_mask_token, init_mask_token
 from drafts.checkpoint.shapes import check_fused
 from drafts.checkpoint.shared import stored_state, take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
-from drafts.checkpoint.speculators import from_speculators, to_speculators
+from drafts.checkpoint.speculators import (
+    from_speculators,
+    hindrances,
+    to_speculators,
+)
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target import SHARED, TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,7 +151,15 @@ class DFlash(Family):
         }
         flat = {key: value for key, value in raw.items() if key != "dflash_config"}
         k = settings.block_size - 1 if settings.block_size else USUAL_K
-        return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k), str)
+        layers = {**unstated_fields(info.config), "model_type": "qwen3"}
+        config = to_speculators(flat, "dflash", "DFlashSpeculator", own, k, layers)
+        full = info.draft_vocab_size == info.vocab_size
+        return Layout(
+            config,
+            self.module_name,
+            replaced=tuple(SHARED)[: 2 if full else 1],
+            hindrances=hindrances(info, {"is causal": settings.causal}),
+        )
 
 
 @dataclass(frozen=True)

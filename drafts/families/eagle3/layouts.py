@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
 from drafts.checkpoint.info import DraftInfo, make_info
-from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
+from drafts.checkpoint.layer_config import (
+    layer_config,
+    layer_fields,
+    layer_sizes,
+    unstated_fields,
+)
 from drafts.checkpoint.layer_ids import check_layer_ids, default_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
 from drafts.checkpoint.shapes import check_fused
 from drafts.checkpoint.shared import stored_state, take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
-from drafts.checkpoint.speculators import from_speculators, to_speculators
+from drafts.checkpoint.speculators import (
+    SPECULATORS,
+    from_speculators,
+    hindrances,
+    to_speculators,
+)
 from drafts.errors import UserError
 from drafts.target import TargetInfo
 
@@ -118,9 +128,12 @@ class Eagle3(Family):
             own["target_hidden_size"] = info.target_hidden_size
         if info.layer_ids is not None:
             own[LAYER_IDS] = list(info.layer_ids)
-        if layout == "speculators":
-            config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K)
-            return Layout(config, lambda name: name.replace("midlayer.", "layers.0.", 1))
+        if layout == SPECULATORS:
+            both = bool(own["norm_before_fc"] and own["fc_norm"])
+            found = hindrances(info, {"norms what fc takes twice": both})
+            layers = {**unstated_fields(flat), "model_type": "qwen3" if is_qwen3(flat) else "llama"}
+            config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K, layers)
+            return Layout(config, self.module_name, hindrances=found)
         architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
         config = from_speculators(raw, architecture, own)
         return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)

@@ -99,8 +99,8 @@ class PEagle(Eagle3):
         if layout == "eagle":
             return Layout(config | {"pard_token": token}, made.rename)
         inner = {key: value for key, value in config[INNER].items() if key not in MASK_TOKEN}
-        # vLLM reads these two from the decoder layer's fields
-        inner |= {key: True for key in ("fc_norm", "norm_output") if config.pop(key)}
+        # vLLM reads these two from the decoder layer's fields, speculators from outside
+        inner |= {key: True for key in ("fc_norm", "norm_output") if config[key]}
         config |= {
             "architectures": ["PEagleSpeculator"],
             "speculators_model_type": "peagle",
@@ -108,7 +108,9 @@ class PEagle(Eagle3):
             "mask_token_id": token,
             INNER: inner,
         }
-        return Layout(config, made.rename)
+        stored = open_tensors(info.folder).headers.items()
+        size = next(prod(h.shape) for name, h in stored if self.module_name(name) == MASK_HIDDEN)
+        return replace(made, config=config, shapes={MASK_HIDDEN: (1, 1, size)})
 
 
 def check_mask_hidden(source: Source, module_name: Callable[[str], str]) -> None:
