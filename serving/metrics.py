@@ -12,6 +12,7 @@ PREFIX = "vllm:spec_decode_num_"
 POSITIONS = "accepted_tokens_per_pos"
 REQUESTS = "vllm:request_success_total"
 TOKENS = "vllm:generation_tokens_total"
+MODEL = "model_name"  # the label
 
 
 @dataclass(frozen=True)
@@ -64,30 +65,40 @@ def counters_from_engine(llm: Any) -> SpecCounters:
     return _sum(samples)
 
 
-def counters_from_prometheus(text: str) -> SpecCounters:
-    """Counters from the text of a server's /metrics page; all zero without speculation."""
+def counters_from_prometheus(text: str, models: Sequence[str] = ()) -> SpecCounters:
+    """Counters from the text of a server's /metrics page; all zero without speculation.
+
+    Those of `models` alone, where any are named.
+    """
     samples = []
-    for name, labels, value in _samples(text):
+    for name, labels, value in _samples(text, models):
         if name.startswith(PREFIX) and name.endswith("_total"):
             counter = name.removeprefix(PREFIX).removesuffix("_total")
             samples.append((counter, int(labels.get("position", 0)), value))
     return _sum(samples)
 
 
-def server_counters(text: str) -> ServerCounters | None:
-    """All counters that a server's /metrics page has; None where vLLM's are not on it."""
+def server_counters(text: str, models: Sequence[str] = ()) -> ServerCounters | None:
+    """All counters that a server's /metrics page has; None where vLLM's are not on it.
+
+    Those of `models` alone, where any are named.
+    """
     totals: dict[str, float] = {}
-    for name, _, value in _samples(text):
+    for name, _, value in _samples(text, models):
         totals[name] = totals.get(name, 0) + value
     if REQUESTS not in totals or TOKENS not in totals:
         return None
     return ServerCounters(
-        int(totals[REQUESTS]), int(totals[TOKENS]), counters_from_prometheus(text)
+        int(totals[REQUESTS]), int(totals[TOKENS]), counters_from_prometheus(text, models)
     )
 
 
-def _samples(text: str) -> list[tuple[str, dict[str, str], float]]:
-    """Name, labels and value of every sample on the page; none where it is not such a page."""
+def _samples(text: str, models: Sequence[str]) -> list[tuple[str, dict[str, str], float]]:
+    """Name, labels and value of every sample on the page; none where it is not such a page.
+
+    One page may count several models (a router's), each under its own label; samples without one
+    count for all.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -95,8 +106,9 @@ def _samples(text: str) -> list[tuple[str, dict[str, str], float]]:
             (sample.name, sample.labels, sample.value)
             for family in text_string_to_metric_families(text)
             for sample in family.samples
+            if not models or sample.labels.get(MODEL, models[0]) in models
         ]
-    except ValueError:  # HTML, for one
+    except (ValueError, KeyError, IndexError):  # HTML, for one
         return []
 
 

@@ -17,14 +17,16 @@ from drafts.errors import UserError
 from serving.metrics import ServerCounters, server_counters
 
 SETTLE_SECONDS = 3.0
+SHOWN = 300  # characters of a strange answer that an error shows
 
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """A server that answered. `url` has no path.
+    """A server that answered. `url` is what its paths are put behind, a prefix of its own included.
 
     `model` is the name to ask for, `root` the folder or hub id behind it as the server says, `k`
-    its speculative tokens per step (0 without speculation), `version` its vLLM's.
+    its speculative tokens per step (0 without speculation), `version` its vLLM's (None where it
+    does not say). `counted_as` are the names by which its counters may know the model.
     """
 
     url: str
@@ -33,10 +35,11 @@ class RemoteServer:
     max_model_len: int | None
     version: str | None
     k: int
+    counted_as: tuple[str, ...] = ()
 
     def counters(self) -> ServerCounters:
         """vLLM's counters now. Raises `UserError` where /metrics does not show them."""
-        return _counters(self.url)
+        return _counters(self.url, self.counted_as)
 
     def settled_counters(self, requests: int) -> ServerCounters:
         """The counters once `requests` requests have ended by them, or after a few seconds.
@@ -50,69 +53,130 @@ class RemoteServer:
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The answer to a request that is not streamed. Raises `UserError` with what was said."""
-        return json.loads(_ask(self.url, path, {"model": self.model, **body}))
+        return _ask_json(self.url, path, {"model": self.model, **body})
 
     def tokenize(self, **content: Any) -> list[int] | None:
         """Token ids of `prompt` or `messages`; None where the server offers no /tokenize."""
         try:
-            return list(self.post("/tokenize", content)["tokens"])
+            found = self.post("/tokenize", content)
         except UserError:
             return None
+        ids = found.get("tokens") if isinstance(found, dict) else None
+        return ids if isinstance(ids, list) and all(isinstance(one, int) for one in ids) else None
 
 
 def connect(url: str, model: str | None = None) -> RemoteServer:
     """Ask the server at `url` what it serves.
 
-    Raises `UserError` when nobody answers there, when it does not serve `model` (None takes the
-    first that it names), or when its /metrics page lacks vLLM's counters.
+    The address may have a prefix before /v1, and /v1 itself. Raises `UserError` when nobody answers
+    there, when it does not serve `model` or it is not clear which of several is meant (None takes
+    the one model, under its first name and without an adapter), or when its /metrics page lacks
+    vLLM's counters.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(
-            f"{url!r} is no address of a server", hint="write it whole: http://127.0.0.1:8000"
-        )
-    url = url.rstrip("/").removesuffix("/v1")
-    listed = json.loads(_ask(url, "/v1/models"))["data"]
-    names = [entry["id"] for entry in listed]
+    url = _base(url)
+    entries = _models(url)
+    names = [entry["id"] for entry in entries]
     if model is not None and model not in names:
         raise UserError(
             f"serves no model {model!r}; it has {', '.join(names) or 'none'}",
             where=url,
             hint="give --model one of these names, or the address of another server",
         )
-    entry = next(entry for entry in listed if model in (None, entry["id"]))
+    bases = [entry for entry in entries if not entry.get("parent")] or entries
+    if model is None and len({_root(entry) for entry in bases}) != 1:
+        raise UserError(
+            f"serves several models: {', '.join(names)}" if names else "names no model",
+            where=url,
+            hint="say which with --model",
+        )
+    entry = next(entry for entry in entries if entry["id"] == model) if model else bases[0]
+    base = next((one for one in entries if one["id"] == entry.get("parent")), entry)
+    # vLLM counts an adapter's requests, and those by another name, under its model's first name.
+    counted_as = tuple(one["id"] for one in entries if _root(one) == _root(base) or one is entry)
     return RemoteServer(
         url=url,
         model=entry["id"],
-        root=entry.get("root") or entry["id"],
-        max_model_len=entry.get("max_model_len"),
+        root=_root(entry),
+        max_model_len=entry.get("max_model_len") or base.get("max_model_len"),
         version=_version(url),
-        k=len(_counters(url).spec.accepted_per_position),
+        k=len(_counters(url, counted_as).spec.accepted_per_position),
+        counted_as=counted_as,
     )
+
+
+def _base(url: str) -> str:
+    """The address without /v1 and what stands behind it. Raises `UserError` where it is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable:
+        raise UserError(
+            f"{url!r} is no address of a server", hint="write it whole: http://127.0.0.1:8000"
+        )
+    if parts.query or parts.fragment or parts.username is not None:
+        raise UserError(
+            "the address has more than host, port and path",
+            where=f"{parts.scheme}://{parts.hostname}",
+            hint="put a key into the environment as VLLM_API_KEY, and leave out ? and #",
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _models(url: str) -> list[dict[str, Any]]:
+    listed = _ask_json(url, "/v1/models")
+    entries = listed.get("data") if isinstance(listed, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries
+    ):
+        raise UserError(
+            f"/v1/models does not list models: {str(listed)[:SHOWN]}",
+            where=url,
+            hint="check that this is a server of the OpenAI API, and its path",
+        )
+    return entries
+
+
+def _root(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("root") or entry["id"])
 
 
 def api_headers() -> dict[str, str]:
     """The header with the key that the environment holds, if it holds one."""
-    key = os.environ.get("OPENAI_API_KEY") or os.environ.get("VLLM_API_KEY")
+    key = os.environ.get("VLLM_API_KEY") or os.environ.get("OPENAI_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _counters(url: str) -> ServerCounters:
-    found = server_counters(_ask(url, "/metrics"))
+def _counters(url: str, names: tuple[str, ...]) -> ServerCounters:
+    found = server_counters(_ask(url, "/metrics"), names)
     if found is None:
         raise UserError(
-            "its /metrics page has none of vLLM's counters",
+            f"its /metrics page has none of vLLM's counters for {' or '.join(names)}",
             where=url,
-            hint="measure a vLLM server that runs without --disable-log-stats",
+            hint="measure a vLLM server that runs without --disable-log-stats, by its own address",
         )
     return found
 
 
 def _version(url: str) -> str | None:
     try:
-        return str(json.loads(_ask(url, "/version"))["version"])
-    except (UserError, KeyError):
+        found = _ask_json(url, "/version")
+    except UserError:
         return None
+    return str(found["version"]) if isinstance(found, dict) and found.get("version") else None
+
+
+def _ask_json(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    text = _ask(url, path, body)
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise UserError(
+            f"{path} answered with something that is no JSON: {' '.join(text.split())[:SHOWN]}",
+            where=url,
+            hint=_hint(200, path),
+        ) from None
 
 
 def _ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> str:
@@ -122,10 +186,11 @@ def _ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> str:
     try:
         request = urllib.request.Request(url + path, data, headers)
         with direct.open(request, timeout=60) as answer:
-            text: str = answer.read().decode()
+            found: bytes = answer.read()
     except HTTPError as error:
+        text = " ".join(error.read().decode(errors="replace").split())
         raise UserError(
-            f"{path} answered {error.code}: {error.read().decode(errors='replace')[:300]}",
+            f"{path} answered {error.code}: {text[:SHOWN]}",
             where=url,
             hint=_hint(error.code, path),
         ) from None
@@ -135,12 +200,12 @@ def _ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> str:
             where=url,
             hint="start one with `afaspec serve`, or check the address and port",
         ) from None
-    return text
+    return found.decode(errors="replace")
 
 
 def _hint(status: int, path: str) -> str:
-    if status == 401:
-        return "put the server's key into the environment as OPENAI_API_KEY"
-    if status == 404 and path == "/metrics":
+    if status in (401, 403):
+        return "put the server's key into the environment as VLLM_API_KEY or OPENAI_API_KEY"
+    if path == "/metrics":
         return "measure the vLLM server itself: a proxy in front of it hides its counters"
-    return "check that this is a vLLM server of the OpenAI API"
+    return "check that this is a vLLM server of the OpenAI API, and its path"

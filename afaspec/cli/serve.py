@@ -26,6 +26,10 @@ class ServeConfig(Settings):
     k: int = Field(3, ge=1, description="speculative tokens per step")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    allow_no_key: bool = Field(
+        False, description="let a server that others can reach do without VLLM_API_KEY"
+    )
+    ready_seconds: float = Field(1800.0, gt=0, description="how long vLLM may take to start")
     cache_gib: float = Field(1.0, ge=0.1, description="KV cache on CPU machines, in GiB")
     log: Path | None = Field(None, description="file for vLLM's output (default: a temporary one)")
 
@@ -34,7 +38,8 @@ class ServeConfig(Settings):
 def serve(config: ServeConfig) -> None:
     """Serve TARGET with a draft through vLLM, after checking that the two fit.
 
-    Ctrl-C or SIGTERM ends vLLM and all its children.
+    Ctrl-C or SIGTERM ends vLLM and all its children. Clients must send the key that VLLM_API_KEY
+    holds; without one the server listens on this machine only.
 
     [bold]Examples[/]
 
@@ -58,6 +63,8 @@ def serve(config: ServeConfig) -> None:
         config.vllm_flags,
         cache_gib=config.cache_gib,
         log=config.log,
+        allow_no_key=config.allow_no_key,
+        ready_seconds=config.ready_seconds,
         console=console,
     )
     raise typer.Exit(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.records.run import ArmRun
 from bench.report.build import build_report
+from bench.report.cautions import foreseen, past_positions
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
 from bench.report.schema import Report
 from drafts.checkpoint.info import DraftInfo
@@ -34,8 +35,11 @@ def run_bench(
     offline: Mapping[str, Acceptance] | None = None,
     training: Mapping[str, Any] | None = None,
     log_folder: Path | None = None,
+    note: Callable[[str], object] = lambda text: None,
 ) -> Report:
     """Measure every arm and return the report; nothing is written but the engines' logs.
+
+    `note` is told what is known before the run and should be, which the report has as warnings.
 
     `prompts` replaces reading `config.prompts`. `offline` (acceptance by arm name) and `training`
     (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
@@ -51,8 +55,13 @@ def run_bench(
     ids = distinct([prompt.id for prompt in encoded])
     names = [unit_name(ids[conversation], turn) for conversation, turn in order]
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
+    longest = turns.longest if turns else max(map(len, inputs))
+    known = {
+        arm.name: foreseen(arm, config.target, longest, config.max_tokens) for arm in config.arms
+    }
+    for warning in dict.fromkeys(sentence for found in known.values() for sentence in found):
+        note(f"Warning: {warning}.")
     with ExitStack() as stack:
-        longest = turns.longest if turns else max(map(len, inputs))
         engines = _start(config, longest, logs, stack, progress)
         runs = measure(config, engines, inputs, progress, turns)
         differences, noise = compare_outputs(config, engines, names, runs, progress)
@@ -75,6 +84,8 @@ def run_bench(
         training=training or {},
         categories=[encoded[conversation].category for conversation, _ in order],
         conversations=[conversation for conversation, _ in order],
+        past={run.arm.name: past_positions(run.arm, run.lengths) for run in runs},
+        warnings=known,
         seed=config.seed,
     )
 

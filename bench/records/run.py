@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,8 +18,11 @@ class Answer:
     """What came back for one job. Times are seconds since the start of the block.
 
     `intended` is when it should have been sent and `sent` when it was; `chunks` are the arrivals of
-    the pieces that carried tokens (with speculation, several tokens a piece). `token_ids` and
-    `counters` are None where the server does not report them. A failed one has an `error`.
+    the pieces that carried tokens (with speculation, several tokens a piece). `token_ids`,
+    `counters` and `prompt_tokens` are None where the server does not report them. `counted_by` says
+    where `tokens` comes from: the server's `usage`, its token `ids`, or a `tokenizer` that read the
+    text again (end tokens are not in a text); None where nobody could count. A failed one has an
+    `error`.
     """
 
     intended: float
@@ -30,6 +33,8 @@ class Answer:
     token_ids: list[int] | None = None
     counters: SpecCounters | None = None
     error: str | None = None
+    prompt_tokens: int | None = None
+    counted_by: Literal["usage", "ids", "tokenizer"] | None = "usage"
 
     @property
     def ttft(self) -> float:
@@ -113,6 +118,12 @@ class ArmRun:
             sum(r.accepted_per_prompt for r in rounds),  # type: ignore[arg-type]
             sum(r.drafted for r in rounds),  # type: ignore[arg-type]
         )
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Tokens of each prompt and its answer, of the first round."""
+        pairs = zip(self.inputs, self.outputs[0], strict=True)
+        return [(len(prompt), len(answer)) for prompt, answer in pairs]
 
     @property
     def repeatable(self) -> bool:

@@ -118,6 +118,9 @@ class ClientSettings(MeasureSettings):
         None, ge=1, description="requests in a round (default: each prompt once)"
     )
     reuse_prefixes: bool = Field(False, description="let prompts hit the prefix cache")
+    omit_fields: Listed | None = Field(
+        None, description="fields to leave out of requests, for strict servers: top_k,min_p"
+    )
 
 
 class VllmSettings(Settings):

@@ -9,6 +9,7 @@ from typing import Any
 from bench.lossless.greedy import Difference, Noise
 from bench.records.acceptance import Acceptance
 from bench.records.run import ArmRun
+from bench.report.cautions import PastPositions
 from bench.report.figures import (
     acceptance_json,
     accepted_lengths,
@@ -40,6 +41,8 @@ def build_report(
     distribution: Mapping[str, Json] = {},
     not_comparable: Mapping[str, int] = {},
     conversations: Sequence[int] | None = None,
+    past: Mapping[str, PastPositions | None] = {},
+    warnings: Mapping[str, Sequence[str]] = {},
     seed: int = 0,
 ) -> Report:
     """Turn what the arms gave into figures with intervals.
@@ -48,7 +51,8 @@ def build_report(
     (acceptance without a draft, speedup without a `none` arm). `categories` name each prompt's
     kind, in the order of `prompts`; `distribution` holds results of the distribution test by arm;
     `not_comparable` counts the prompts by arm that were not those of the arm without speculation.
-    `conversations` numbers the conversation that each of `prompts` is a turn of.
+    `conversations` numbers the conversation that each of `prompts` is a turn of; `past` says by arm
+    what went past the draft's positions, `warnings` what was known of it before the run.
     """
     counts = Resampler(len(prompts), seed=seed)
     accepted = {run.arm.name: run.acceptance(k) for run in runs}
@@ -74,6 +78,11 @@ def build_report(
         arm["distribution"] = distribution.get(name)
         arm["repeatable"] = run.repeatable
         arm["provenance"] = provenance[name]
+        beyond = past.get(name)
+        arm["past_positions"] = beyond.as_json() if beyond else None
+        arm["warnings"] = [*warnings.get(name, [])]
+        if beyond:
+            arm["warnings"].append(f"{run.arm.label}: {beyond.words}")
         if base and acceptance and name != "base":  # paired by prompt
             lengths = [resample_acceptance(one, counts).length for one in (acceptance, base)]
             arm["acceptance_length_gain_over_base"] = figure_json(lengths[0] - lengths[1])

@@ -20,6 +20,7 @@ from bench.records.settings import PromptSettings
 from drafts.checkpoint.info import DraftInfo
 from drafts.target import TargetInfo
 from serving.runtime import installed_version, usable_cores
+from serving.sampling import NEUTRAL, sampling_defaults
 
 # Of a configuration: what is told elsewhere, and what the hash of the prompts says.
 NOT_SETTINGS = {"target", "arms", "limit", "split", "draft_sample_method", "suite_folder"}
@@ -36,6 +37,7 @@ def common_provenance(target: TargetInfo, settings: dict[str, Any]) -> dict[str,
             "hidden_size": target.hidden_size,
             "layers": target.num_layers,
             "vocabulary": target.vocab_size,
+            "sampling_defaults": sampling_defaults(target.folder),
         },
         **settings,
         "drafting": "chain",
@@ -141,6 +143,7 @@ def settings_of(
     ids = json.dumps([list(prompt) for prompt in prompts])
     return {
         **values,
+        "sampling": {"temperature": config.temperature, **NEUTRAL},
         "prompts": len(prompts),
         "turns": turns or len(prompts),
         "prompts_sha256": hashlib.sha256(ids.encode()).hexdigest(),

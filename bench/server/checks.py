@@ -7,12 +7,15 @@ from bench.stats.latency import client_figures, latencies
 from serving.metrics import sum_counters
 
 LATE_SHARE = 0.02  # of the mean latency: a client later than that measures itself
-BUSY_SHARE = 0.02
+BUSY_SHARE = 0.02  # of a request's time: what one request alone may wait for the client
+# Of the core that the client has: with many requests at once each has a small share of it, and
+# still waits while the client is busy with the others.
+BUSY_CORE = 0.5
 
 
 def warnings_of(run: LoadRun) -> list[str]:
-    """Sentences about failed requests, other traffic and a client that was too slow."""
-    found = [*_failures(run), *_other_traffic(run), *_client(run)]
+    """Sentences about failed requests, uncounted tokens, other traffic and a slow client."""
+    found = [*_failures(run), *_counting(run), *_other_traffic(run), *_client(run)]
     where = f"{run.name} at {run.load.words}"
     return [f"{where}: {sentence}" for sentence in found]
 
@@ -24,8 +27,18 @@ def _failures(run: LoadRun) -> list[str]:
     return [f"{len(errors)} of {len(run.answers)} requests failed; the first: {errors[0]}"]
 
 
+def _counting(run: LoadRun) -> list[str]:
+    by_text = sum(answer.counted_by == "tokenizer" for answer in run.good)
+    if not by_text:
+        return []
+    return [
+        f"the server does not say how many tokens it wrote; those of {by_text} answers were "
+        "counted by tokenising their text again, which can be off by a few"
+    ]
+
+
 def _other_traffic(run: LoadRun) -> list[str]:
-    """Counters of the server that do not match what we asked of it."""
+    """Counters of the server that do not match what was asked of it."""
     good = run.good
     ended = sum(spent.requests for spent in run.spent)
     written = sum(spent.tokens for spent in run.spent)
@@ -54,4 +67,8 @@ def _client(run: LoadRun) -> list[str]:
         found.append(f"requests were sent late (p99 {figures['send_lag_ms']['p99']:.1f} ms)")
     if (share := figures["cpu_share_of_request"]) is not None and share > BUSY_SHARE:
         found.append(f"this client spent {100 * share:.1f}% of each request's time on computing")
+    if (share := figures["cpu_share_of_core"]) > BUSY_CORE:
+        found.append(
+            f"this client was busy {100 * share:.0f}% of the time, and requests wait for it"
+        )
     return found

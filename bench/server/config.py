@@ -13,9 +13,16 @@ from bench.records.settings import ClientSettings, MeasureSettings
 from bench.server.arrivals import Load
 from drafts.errors import UserError
 from drafts.target import TargetInfo
+from serving.sampling import NEUTRAL
 
 SETTINGS = (
     "max_tokens", "rounds", "temperature", "seed", "ignore_eos", "warmup", "reuse_prefixes",
+)  # fmt: skip
+
+# What a request can do without. In place of max_completion_tokens it then has max_tokens.
+OMITTABLE = (
+    "temperature", *NEUTRAL, "stream_options", "ignore_eos", "return_token_ids", "cache_salt",
+    "max_completion_tokens",
 )  # fmt: skip
 
 
@@ -32,6 +39,27 @@ class ServerConfig(ClientSettings):
     target: InstanceOf[TargetInfo] | None = None
     loads: tuple[InstanceOf[Load], ...] = (Load(concurrency=1),)
     token_ids: bool = True
+
+    @property
+    def omitted(self) -> tuple[str, ...]:
+        """Fields that requests do without. Raises `UserError` for those they cannot."""
+        names = tuple(name.strip() for name in (self.omit_fields or "").split(",") if name.strip())
+        if wrong := [name for name in names if name not in OMITTABLE]:
+            raise UserError(
+                f"--omit-fields names {', '.join(wrong)}, which no request can do without or has",
+                hint=f"choose of {', '.join(OMITTABLE)}",
+            )
+        if "ignore_eos" in names and self.ignore_eos:
+            raise UserError(
+                "--ignore-eos is a field of the request, which --omit-fields leaves out",
+                hint="give one of the two",
+            )
+        return names
+
+    @model_validator(mode="after")
+    def _omits_what_can_be(self) -> ServerConfig:
+        assert self.omitted is not None
+        return self
 
     @model_validator(mode="after")
     def _cut_by_a_tokenizer(self) -> ServerConfig:
@@ -63,6 +91,11 @@ class ServerConfig(ClientSettings):
                 str(load.concurrency) for load in self.loads if load.concurrency
             ),
             "dtype": "the servers' own type",
+            "sampling": {
+                name: "the server's own" if name in self.omitted else value
+                for name, value in {"temperature": self.temperature, **NEUTRAL}.items()
+            },
+            "omitted_fields": list(self.omitted),
         }
 
 

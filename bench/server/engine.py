@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.engine.engine import Generation, Request
 from serving.remote import RemoteServer
+from serving.sampling import NEUTRAL
 
 TOKEN = "token_id:"
 
@@ -57,7 +58,7 @@ class ServerEngine:
 
     def _complete(self, **body: Any) -> dict[str, Any]:
         answer = self.server.post(
-            "/v1/completions", {"temperature": 0, "return_token_ids": True, **body}
+            "/v1/completions", {"temperature": 0, **NEUTRAL, "return_token_ids": True, **body}
         )
         choice: dict[str, Any] = answer["choices"][0]
         return choice

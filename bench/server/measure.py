@@ -13,7 +13,8 @@ from bench.records.run import Answer, Block
 from bench.server.arrivals import Load, poisson_arrivals
 from bench.server.client import Job, run_closed, run_open
 from bench.server.config import ServerConfig
-from bench.server.requests import Request, make_job
+from bench.server.requests import Request, make_job, refused_fields
+from bench.server.tokens import with_counts
 from drafts.errors import UserError
 from serving.metrics import ServerCounters
 from serving.remote import RemoteServer
@@ -137,7 +138,8 @@ def _warm_up(config: ServerConfig, one: LoadRun, requests: Sequence[Request]) ->
     size = max(config.warmup, workers)
     before = one.server.counters()
     jobs = _jobs(config, one.server, requests, range(size))
-    _require_answers(one, run_closed(one.server.url, jobs, workers))
+    block = with_counts(run_closed(one.server.url, jobs, workers), config, one.server)
+    _require_answers(one, jobs, block)
     one.server.settled_counters(before.requests + size)
 
 
@@ -155,18 +157,22 @@ def _take_block(
         assert one.load.rate is not None
         times = poisson_arrivals(one.load.rate, len(jobs), config.seed + round_index)
         block = run_open(url, jobs, times, on_done=on_done)
-    _require_answers(one, block)
+    block = with_counts(block, config, one.server)
+    _require_answers(one, jobs, block)
     ended = sum(answer.error is None for answer in block.answers)
     after = one.server.settled_counters(before.requests + ended)
     one.rounds[-1].append(block)
     one.counters[-1].append(after - before)
 
 
-def _require_answers(one: LoadRun, block: Block) -> None:
+def _require_answers(one: LoadRun, jobs: Sequence[Job], block: Block) -> None:
     errors = [answer.error for answer in block.answers if answer.error]
     if errors and len(errors) == len(block.answers):
+        hint = "read the server's log, and try one request by hand"
+        if names := refused_fields(jobs[0], errors[0]):
+            hint = f"leave out what this server does not take: --omit-fields {','.join(names)}"
         raise UserError(
             f"every request to {one.name!r} failed; the first: {errors[0]}",
             where=one.server.url,
-            hint="read the server's log, and try one request by hand",
+            hint=hint,
         )

@@ -14,6 +14,7 @@ from bench.records.acceptance import Acceptance
 from bench.records.arms import Arm
 from bench.records.run import ArmRun
 from bench.report.build import build_report
+from bench.report.cautions import past_positions
 from bench.report.figures import acceptance_json, accepted_lengths, figure_json
 from bench.report.schema import Report
 from bench.server.checks import warnings_of
@@ -38,11 +39,15 @@ def build_server_report(
     categories: Sequence[str | None] | None,
     differences: Mapping[str, list[Difference]] | None = None,
     noise: Noise | None = None,
+    prompt_tokens: Sequence[int | None] | None = None,
+    warnings: Mapping[str, Sequence[str]] = {},
     seed: int = 0,
 ) -> Report:
     """Figures of every load; the report's own arms are those of the first.
 
-    `differences` from the output without speculation are those at concurrency 1.
+    `differences` from the output without speculation are those at concurrency 1. `prompt_tokens`
+    are the lengths of the prompts as far as they are known here; `warnings` by arm what was known
+    before the run.
     """
     steps = []
     for runs in results:
@@ -58,6 +63,11 @@ def build_server_report(
             differences=differences if alone else None,
             noise=noise if alone else None,
             categories=categories[:used] if categories else None,
+            past={
+                run.name: past_positions(arms[run.name], _lengths(run, prompt_tokens))
+                for run in runs
+            },
+            warnings=warnings,
             seed=seed,
         )
         for arm, run in zip(report.arms, runs, strict=True):
@@ -158,7 +168,7 @@ def _complete(arm: Json, run: LoadRun, seed: int) -> None:
         arm["accepted_lengths"]["per_step"] = steps[: run.server.k + 1]
     arm["server_counters"] = _total(run)
     arm["client"] = client_figures(run.blocks)
-    arm["warnings"] = warnings_of(run)
+    arm["warnings"] += warnings_of(run)
 
 
 def _acceptance_by_block(arm: Json, run: LoadRun, seed: int) -> None:
@@ -203,6 +213,17 @@ def first_differences(
         for run in runs
         if run is not plain
     }
+
+
+def _lengths(run: LoadRun, known: Sequence[int | None] | None) -> list[tuple[int, int]]:
+    """Tokens of prompt and answer of the first round's requests, where both are known."""
+    lengths = []
+    answers = [answer for block in run.rounds[0] for answer in block.answers]
+    for place, answer in enumerate(answers):
+        prompt = (known[place % run.prompts] if known else None) or answer.prompt_tokens
+        if prompt is not None and answer.error is None:
+            lengths.append((prompt, answer.tokens))
+    return lengths
 
 
 def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ from typing import Any
 from bench.prompts.load import conversations, distinct, load_prompts
 from bench.prompts.rows import Prompt
 from bench.server.client import Job
-from bench.server.config import ServerConfig
+from bench.server.config import OMITTABLE, ServerConfig
 from drafts.errors import UserError
 from drafts.target import TargetInfo
 from serving.remote import RemoteServer
+from serving.sampling import NEUTRAL
 
 PROBE = "def add(a, b):\n    return a + b  # 3.14 żółć 語\n"  # no two tokenizers cut this alike
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -69,27 +71,41 @@ def _as_request(prompt: Prompt, server: RemoteServer | None) -> Request:
 
 
 def make_job(request: Request, config: ServerConfig, model: str) -> Job:
-    """The streamed request for a server that serves `model`.
+    """The streamed request for a server that serves `model`, less the fields to be left out.
 
-    Unless prefixes are to be reused, a salt of its own keeps it from finding its prompt in the
+    Sampling is stated whole, or the server would fill it in from the target's own settings. Unless
+    prefixes are to be reused, a salt of its own keeps the request from finding its prompt in the
     server's prefix cache.
     """
-    limit = "max_completion_tokens" if request.messages else "max_tokens"
+    omitted = config.omitted
+    newer = request.messages and "max_completion_tokens" not in omitted
     body: dict[str, Any] = {
         "model": model,
         **request.content,
-        limit: config.max_tokens,
-        "temperature": config.temperature,
+        "max_completion_tokens" if newer else "max_tokens": config.max_tokens,
         "stream": True,
+    }
+    optional: dict[str, Any] = {
+        "temperature": config.temperature,
+        **NEUTRAL,
         "stream_options": {"include_usage": True},
     }
     if config.ignore_eos:
-        body["ignore_eos"] = True
-    if config.token_ids and config.temperature == 0:
-        body["return_token_ids"] = True
+        optional["ignore_eos"] = True
+    if config.token_ids:
+        optional["return_token_ids"] = True
     if not config.reuse_prefixes:
-        body["cache_salt"] = uuid.uuid4().hex
+        optional["cache_salt"] = uuid.uuid4().hex
+    body |= {name: value for name, value in optional.items() if name not in omitted}
     return Job(CHAT if request.messages else COMPLETIONS, json.dumps(body).encode())
+
+
+def refused_fields(job: Job, error: str) -> list[str]:
+    """The fields of a request that the server's refusal names and that it can do without."""
+    if not re.match(r"HTTP 4\d\d", error):
+        return []
+    sent = json.loads(job.body)
+    return [name for name in OMITTABLE if name in sent and re.search(rf"\b{name}\b", error)]
 
 
 def content_hash(requests: Sequence[Request]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
 from bench.records.arms import Arm
 from bench.records.progress import Progress
+from bench.report.cautions import foreseen
 from bench.report.provenance import (
     arm_provenance,
     circumstances,
@@ -23,7 +24,9 @@ from bench.server.requests import Request, content_hash, load_requests, require_
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from serving.remote import RemoteServer, connect
+from serving.sampling import NEUTRAL
 
+Note = Callable[[str], object]
 Explained = tuple[dict[str, list[Difference]] | None, Noise | None]
 
 
@@ -33,14 +36,18 @@ def run_server_bench(
     progress: Progress = lambda stage, done, total: None,
     *,
     drafts: Mapping[str, Arm] | None = None,
+    note: Note = lambda text: None,
 ) -> Report:
     """Measure the servers at `urls` (by arm name) and return the report.
 
-    `drafts` says, for those arms where the user told us, what their servers draft with.
+    `drafts` says, for those arms where the user told us, what their servers draft with. `note` is
+    told what is known before the run and should be, which the report has as warnings.
     Raises `UserError` before any load if a server, the target or the prompts do not fit.
     """
     servers = connect_all(config, urls)
     requests = prepare(config, list(servers.values()))
+    for warning in warnings_before(config, servers, requests, drafts or {}):
+        note(f"Warning: {warning}.")
     results = measure_servers(config, servers, requests, progress)
     plain = next((server for server in servers.values() if server.k == 0), None)
     explained = explain_differences(config, results, requests, plain, progress)
@@ -71,6 +78,61 @@ def prepare(config: ServerConfig, servers: Sequence[RemoteServer]) -> list[Reque
                     hint="lower --max-tokens or give --max-prompt-tokens with --truncate-prompts",
                 )
     return requests
+
+
+def warnings_before(
+    config: ServerConfig,
+    servers: Mapping[str, RemoteServer],
+    requests: Sequence[Request],
+    drafts: Mapping[str, Arm],
+) -> list[str]:
+    """What is known of all arms before any load, each once."""
+    known = _foreseen(config, arms_of(servers, drafts), servers, requests)
+    return list(dict.fromkeys(sentence for found in known.values() for sentence in found))
+
+
+def arms_of(servers: Mapping[str, RemoteServer], drafts: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The arms by name; what a server drafts with is unknown but where `drafts` says."""
+    return {
+        name: drafts.get(name) or Arm(name, "unknown" if server.k else None)
+        for name, server in servers.items()
+    }
+
+
+def _foreseen(
+    config: ServerConfig,
+    arms: Mapping[str, Arm],
+    servers: Mapping[str, RemoteServer],
+    requests: Sequence[Request],
+) -> dict[str, list[str]]:
+    longest = max((len(r.prompt) for r in requests if isinstance(r.prompt, list)), default=0)
+    every = [*_roots(servers), *_left_out(config)]
+    return {
+        name: [*foreseen(arm, config.target, longest, config.max_tokens), *every]
+        for name, arm in arms.items()
+    }
+
+
+def _roots(servers: Mapping[str, RemoteServer]) -> list[str]:
+    """Servers of one tokenizer need not serve one model, nor call it by one path where they do."""
+    roots = {name: server.root for name, server in servers.items()}
+    if len(set(roots.values())) < 2:
+        return []
+    listed = ", ".join(f"{name} {root}" for name, root in roots.items())
+    return [
+        f"The servers name different models ({listed}). Their tokens are the same as far as they "
+        "show; whether their weights are, nobody checked"
+    ]
+
+
+def _left_out(config: ServerConfig) -> list[str]:
+    """What follows from fields that requests go without."""
+    found = []
+    if sampling := [name for name in ("temperature", *NEUTRAL) if name in config.omitted]:
+        found.append(f"Requests say nothing of {', '.join(sampling)}: the servers' own hold")
+    if "cache_salt" in config.omitted and not config.reuse_prefixes:
+        found.append("Requests have no cache_salt: prompts that come again may hit a prefix cache")
+    return found
 
 
 def explain_differences(
@@ -119,10 +181,7 @@ def finish(
     explained: Explained,
 ) -> Report:
     """The report of all that was measured."""
-    arms = {
-        name: drafts.get(name) or Arm(name, "unknown" if server.k else None)
-        for name, server in servers.items()
-    }
+    arms = arms_of(servers, drafts)
     common = _common(config, servers, requests)
     return build_server_report(
         results,
@@ -133,6 +192,11 @@ def finish(
         },
         prompts=[request.id for request in requests],
         categories=[request.category for request in requests],
+        prompt_tokens=[
+            len(request.prompt) if isinstance(request.prompt, list) else None
+            for request in requests
+        ],
+        warnings=_foreseen(config, arms, servers, requests),
         differences=explained[0],
         noise=explained[1],
         seed=config.seed,

@@ -15,14 +15,22 @@ from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
 from bench.server.requests import load_requests
-from bench.server.run import Explained, connect_all, explain_differences, finish, run_server_bench
+from bench.server.run import (
+    Explained,
+    Note,
+    connect_all,
+    explain_differences,
+    finish,
+    run_server_bench,
+    warnings_before,
+)
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from serving.compatibility import require_compatible
 from serving.remote import RemoteServer
 from serving.runtime import has_gpu
-from serving.server.flags import refuse_flags
-from serving.server.process import ServerProcess, ServerSettings
+from serving.server.flags import VllmFlags, read_flags
+from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
 
 How = Literal["together", "in-turn"]
 PER_REQUEST = "per_request_spec_decode_metrics"
@@ -38,19 +46,23 @@ def run_served_bench(
     *,
     cache_gib: float = 1.0,
     draft_sample_method: str | None = None,
+    own_args: Sequence[str] = (),
     extra_args: Sequence[str] = (),
+    ready_seconds: float = READY_SECONDS,
     log_folder: Path | None = None,
+    note: Note = lambda text: None,
 ) -> Report:
     """Serve the target with each arm's draft and measure the servers.
 
     `together` starts all at once, so that they take turns round by round; `in-turn` has only one
     run at a time, for machines that hold no more, and meets the machine as it is at that time.
-    `extra_args` go to every vLLM. Raises `UserError` before anything starts if drafts, prompts or
-    flags do not fit.
+    `own_args` and a user's `extra_args` go to every vLLM, which has `ready_seconds` to start in.
+    `note` is told what is known before the run and should be. Raises `UserError` before anything
+    starts if drafts, prompts or flags do not fit.
     """
     if config.target is None:
         raise UserError("--serve needs TARGET", hint="give the folder of the model to serve")
-    refuse_flags(tuple(extra_args))
+    flags = read_flags(extra_args)
     for arm in arms:
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
@@ -65,17 +77,19 @@ def run_served_bench(
             arm.drafter,
             k,
             port=0,
-            extra_args=_flags(arm, positions, extra_args, share),
+            own_args=(*own_args, *_own_flags(arm, positions, flags, share)),
+            flags=flags,
             cache_gib=cache_gib,
             log=logs / f"server-{arm.name}.log",
             draft_sample_method=draft_sample_method,
+            ready_seconds=ready_seconds,
         )
         for arm in arms
     }
     drafts = {arm.name: arm for arm in arms}
     if how == "together":
         with _started(settings, progress) as urls:
-            return run_server_bench(config, urls, progress, drafts=drafts)
+            return run_server_bench(config, urls, progress, drafts=drafts, note=note)
     results: list[list[LoadRun]] = [[] for _ in config.loads]
     servers: dict[str, RemoteServer] = {}
     explained: Explained = (None, None)
@@ -84,6 +98,8 @@ def run_served_bench(
         with _started({arm.name: settings[arm.name]}, progress) as urls:
             found = connect_all(config, urls)
             servers |= found
+            for warning in warnings_before(config, found, requests, drafts):
+                note(f"Warning: {warning}.")
             for runs, more in zip(
                 results, measure_servers(config, found, requests, progress), strict=True
             ):
@@ -110,16 +126,19 @@ def _started(settings: dict[str, ServerSettings], progress: Progress) -> Iterato
         yield {name: server.url for name, server in servers.items()}
 
 
-def _flags(arm: Arm, positions: int, given: Sequence[str], servers: int) -> tuple[str, ...]:
-    """`given` and, where it leaves them open, the flags that this measurement wants."""
-    wanted = {"--max-model-len": str(positions)}
+def _own_flags(arm: Arm, positions: int, given: VllmFlags, servers: int) -> list[str]:
+    """The flags that this measurement wants, where a user's leave them open."""
+    wanted = {"max_model_len": str(positions)}
     if arm.draft is not None and counts_requests():
-        wanted[f"--{PER_REQUEST.replace('_', '-')}"] = "summary"
+        wanted[PER_REQUEST] = "summary"
     if has_gpu() and servers > 1:
-        wanted["--gpu-memory-utilization"] = f"{GPU_SHARE / servers:.3f}"
-    named = {argument.partition("=")[0].replace("_", "-") for argument in given}
-    flags = [part for flag, value in wanted.items() if flag not in named for part in (flag, value)]
-    return (*flags, *given)
+        wanted["gpu_memory_utilization"] = f"{GPU_SHARE / servers:.3f}"
+    return [
+        part
+        for name, value in wanted.items()
+        if name not in given.given
+        for part in (f"--{name.replace('_', '-')}", value)
+    ]
 
 
 def counts_requests() -> bool:

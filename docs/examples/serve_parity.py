@@ -91,7 +91,7 @@ def main(
     flags = ["--no-enable-prefix-caching", "--max-model-len", str(longest + max_tokens + k + 8)]
     settings = ServerSettings(
         opened, open_draft(draft), k, port=0, log=out / "server.log",
-        extra_args=(*flags, *(["--enforce-eager"] if enforce_eager else [])),
+        own_args=(*flags, *(["--enforce-eager"] if enforce_eager else [])),
     )  # fmt: skip
     ours: list[Json] = []
     theirs: list[Json] = []

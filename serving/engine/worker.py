@@ -119,12 +119,15 @@ def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dic
     """Complete the prompts; times are the engine core's own, on one monotonic clock."""
     from vllm import SamplingParams
 
+    from serving.sampling import NEUTRAL
+
     seeds: list[int | None] = [None] * len(request["prompts"])
     if request["temperature"] > 0:
         seeds = request["seeds"] or [seed_of(settings["seed"], ids) for ids in request["prompts"]]
     sampling = [
         SamplingParams(
             temperature=request["temperature"],
+            **NEUTRAL,
             seed=seed,
             max_tokens=request["max_tokens"],
             ignore_eos=request["ignore_eos"],
@@ -201,9 +204,11 @@ def score(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Log-probabilities of the output's positions, from one prefill."""
     from vllm import SamplingParams
 
+    from serving.sampling import NEUTRAL
+
     prompt, output = request["prompt"], request["output"]
     sampling = SamplingParams(
-        temperature=0.0, max_tokens=1, prompt_logprobs=request["top"], detokenize=False
+        temperature=0.0, **NEUTRAL, max_tokens=1, prompt_logprobs=request["top"], detokenize=False
     )
     text = {"prompt_token_ids": prompt + output}
     result = llm.generate([text], sampling, use_tqdm=False)[0]

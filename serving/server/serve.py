@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -18,7 +19,9 @@ from rich.markup import escape
 from drafts.checkpoint.info import DraftInfo
 from drafts.target import TargetInfo
 from serving.compatibility import require_compatible, table
-from serving.server.process import ServerProcess, ServerSettings, api_key
+from serving.sampling import defaults_words
+from serving.server.flags import API_KEY, read_flags, require_key
+from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
 
 PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -37,17 +40,35 @@ def serve(
     *,
     cache_gib: float = 1.0,
     log: Path | None = None,
+    allow_no_key: bool = False,
+    ready_seconds: float = READY_SECONDS,
     prompt: str = "def main():",
     console: Console | None = None,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit status (130 and 143 for these two).
 
-    Raises `UserError` when the draft does not fit, the port is taken, or the server dies.
+    `extra_args` are a user's flags for vLLM. Raises `UserError` when the draft does not fit, a flag
+    may not be passed on, others could use the server without a key, the port is taken, or the
+    server dies.
     """
     console = console or Console(stderr=True)
+    require_key(host, allow_no_key=allow_no_key)
     if isinstance(draft, DraftInfo):
         console.print(table(require_compatible(target, draft)))
-    settings = ServerSettings(target, draft, k, host, port, tuple(extra_args), cache_gib, log)
+    if extra_args:
+        console.print("Reading the flags for vLLM with its own parser.")
+    settings = ServerSettings(
+        target,
+        draft,
+        k,
+        host,
+        port,
+        flags=read_flags(extra_args),
+        cache_gib=cache_gib,
+        log=log,
+        allow_no_key=allow_no_key,
+        ready_seconds=ready_seconds,
+    )
     try:
         with _sigterm_as_exception(), ServerProcess(settings) as server:
             _wait_with_progress(server, console)
@@ -103,6 +124,8 @@ def _greet(server: ServerProcess, prompt: str, console: Console) -> None:
     seconds = time.monotonic() - server.started
     console.print(f"Ready after {seconds:.0f} s at {server.url} (OpenAI API). Try it:\n")
     print(curl_line(server, prompt), file=sys.stdout, flush=True)
+    if defaults := defaults_words(server.settings.target.folder):
+        console.print(f"\nRequests that do not say how to sample get the target's own: {defaults}.")
     console.print("\nCtrl-C ends the server.")
 
 
@@ -111,8 +134,8 @@ def curl_line(server: ServerProcess, prompt: str) -> str:
     body = {"model": server.model_name(), "prompt": prompt, "max_tokens": 64, "temperature": 0}
     parts = ["curl", "-s", f"{server.url}/v1/completions", "-H", "Content-Type: application/json"]
     command = shlex.join([*parts, "-d", json.dumps(body)])
-    if api_key(server.settings.extra_args):
-        command += ' -H "Authorization: Bearer $VLLM_API_KEY"'
+    if os.environ.get(API_KEY):
+        command += f' -H "Authorization: Bearer ${API_KEY}"'
     return command
 
 

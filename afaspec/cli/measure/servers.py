@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from afaspec.cli.console import note
 from bench.records.settings import BenchSettings, ClientSettings, Listed
 from drafts.errors import UserError
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from bench.report.schema import Report
     from bench.server.config import ServerConfig
 
-OF_SERVERS = ("request_rate", "requests", "model", "reuse_prefixes", "server_args")
+OF_SERVERS = (
+    "request_rate", "requests", "model", "reuse_prefixes", "omit_fields", "server_args",
+)  # fmt: skip
 
 
 class ServerFlags(ClientSettings, BenchSettings):
@@ -32,6 +35,9 @@ class ServerFlags(ClientSettings, BenchSettings):
         None, description="start a server for each arm and measure those"
     )
     server_args: str = Field("", description="with --serve: flags for vLLM, in one string")
+    ready_seconds: float = Field(
+        1800.0, gt=0, description="with --serve: how long vLLM may take to start"
+    )
     request_rate: Listed | None = Field(
         None, description="requests per second, at random times: 0.5,1,2 or inf"
     )
@@ -68,7 +74,7 @@ def measure(
 
     if flags.serve is None:
         addresses, drafts = served_arms(flags.url, arms)
-        return run_server_bench(config, addresses, progress, drafts=drafts)
+        return run_server_bench(config, addresses, progress, drafts=drafts, note=note)
     return run_served_bench(
         config,
         arms,
@@ -77,16 +83,17 @@ def measure(
         progress,
         cache_gib=flags.cache_gib,
         draft_sample_method=flags.draft_sample_method,
+        own_args=["--dtype", flags.dtype, *(["--enforce-eager"] if flags.enforce_eager else [])],
         extra_args=vllm_flags(flags),
+        ready_seconds=flags.ready_seconds,
         log_folder=log_folder,
+        note=note,
     )
 
 
 def vllm_flags(flags: ServerFlags) -> list[str]:
-    """vLLM's flags from one string as a shell reads it, and from afaspec's own."""
+    """A user's flags for vLLM from one string, as a shell reads it."""
     try:
-        given = shlex.split(flags.server_args)
+        return shlex.split(flags.server_args)
     except ValueError as error:
         raise UserError(f"cannot read --server-args ({error})", hint="close its quotes") from None
-    eager = ["--enforce-eager"] if flags.enforce_eager else []
-    return ["--dtype", flags.dtype, *eager, *given]

@@ -1,0 +1,78 @@
+"""What a reader should know beside the figures: said before a run where it is known, and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.records.arms import Arm
+from drafts.checkpoint.info import DraftInfo
+from drafts.target import TargetInfo
+from serving.sampling import defaults_words
+
+
+@dataclass(frozen=True)
+class PastPositions:
+    """Answers of one round that went past the positions that a draft has.
+
+    `tokens` of `of` answer tokens, in `requests` of the requests, came after position `positions`.
+    """
+
+    positions: int
+    tokens: int
+    of: int
+    requests: int
+
+    @property
+    def words(self) -> str:
+        """How many, and what that means for the figures."""
+        return (
+            f"{self.tokens:,} of {self.of:,} answer tokens of a round ({self.requests} requests) "
+            f"came past the draft's {self.positions:,} positions. {THERE}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields and the words."""
+        return {**asdict(self), "words": self.words}
+
+
+# vLLM's V1 runner proposes nothing there, its V2 runner goes on drafting.
+THERE = "There vLLM drafts nothing, which acceptance does not count and speed does, or drafts badly"
+
+
+def foreseen(arm: Arm, target: TargetInfo | None, longest: int, max_tokens: int) -> list[str]:
+    """What is known of an arm before the run, whose longest prompt has `longest` tokens."""
+    found = []
+    positions = positions_of(arm)
+    if positions is not None and positions < longest + max_tokens:
+        found.append(
+            f"{arm.label}: the draft has {positions:,} positions, and the longest prompt "
+            f"({longest:,} tokens) with an answer of {max_tokens:,} goes past them. {THERE}"
+        )
+    if target is not None and (defaults := defaults_words(target.folder)):
+        found.append(
+            f"{defaults[0].upper()}{defaults[1:]}. A vLLM server applies that to requests that do "
+            "not say otherwise; here all do, and sampling is neutral but for the temperature"
+        )
+    return found
+
+
+def past_positions(arm: Arm, lengths: Iterable[tuple[int, int]]) -> PastPositions | None:
+    """What went past the draft's positions; None where nothing did or they are not known.
+
+    `lengths` are the tokens of each request's prompt and answer.
+    """
+    positions, known = positions_of(arm), list(lengths)
+    if positions is None:
+        return None
+    past = [min(answer, max(0, prompt + answer - positions)) for prompt, answer in known]
+    if not any(past):
+        return None
+    total = sum(answer for _, answer in known)
+    return PastPositions(positions, sum(past), total, sum(tokens > 0 for tokens in past))
+
+
+def positions_of(arm: Arm) -> int | None:
+    """The positions that the arm's draft has; None where there is no limit or it is unknown."""
+    return arm.draft.max_positions if isinstance(arm.draft, DraftInfo) else None
