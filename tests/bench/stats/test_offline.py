@@ -114,9 +114,7 @@ def test_each_response_of_a_conversation_is_walked_alone(draft: Draft, k: int) -
     def part(start: int, stop: int) -> tuple[int, list[int]]:
         drafts, accepted, known = 0, [0] * k, start + 1
         while known + k <= stop:
-            proposal = draft.propose(
-                stored.hidden[: known - 1], stored.input_ids[:known], k
-            )
+            proposal = draft.propose(stored.hidden[: known - 1], stored.input_ids[:known], k)
             count = 0
             while count < k and proposal[count] == int(stored.input_ids[known + count]):
                 accepted[count] += 1
@@ -125,9 +123,9 @@ def test_each_response_of_a_conversation_is_walked_alone(draft: Draft, k: int) -
             known += count + 1
         return drafts, accepted
 
-    one, two = part(PROMPT, end), part(again, PROMPT + RESPONSE)
-    assert measured.drafts_per_prompt.tolist() == [one[0] + two[0]]
-    assert measured.accepted_per_prompt.tolist() == [[a + b for a, b in zip(one[1], two[1])]]
+    (drafts, accepted), (later, also) = part(PROMPT, end), part(again, PROMPT + RESPONSE)
+    assert measured.drafts_per_prompt.tolist() == [drafts + later]
+    assert measured.accepted_per_prompt.tolist() == [np.add(accepted, also).tolist()]
     whole = offline_acceptance(draft, [stored], k, amp=False)
     assert measured.drafts_per_prompt.tolist() != whole.drafts_per_prompt.tolist()
 
