@@ -70,7 +70,12 @@ def offline_agreement(
 
 
 def _walk(
-    draft: Draft, sequences: Iterable[tuple[Captured, Tensor]], k: int, *, batch: int, amp: bool | None
+    draft: Draft,
+    sequences: Iterable[tuple[Captured, Tensor]],
+    k: int,
+    *,
+    batch: int,
+    amp: bool | None,
 ) -> Acceptance:
     was_training = draft.training
     draft.eval()
