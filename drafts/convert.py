@@ -25,7 +25,7 @@ RECORD = "afaspec-convert.json"
 INDEX = "model.safetensors.index.json"
 WRITTEN_ANEW = ("config.json", RECORD)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-IDENTITY = ("folder", "format", "config", "sha256")
+IDENTITY = ("folder", "format", "config")
 
 Path_ = tuple[str, ...]
 

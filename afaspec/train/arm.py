@@ -24,7 +24,8 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft
-from drafts.target import TargetInfo, load_lm_head
+from drafts.target import TargetInfo
+from drafts.target_head import load_target_head
 
 GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
 
@@ -48,7 +49,7 @@ def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: tor
     torch.manual_seed(config.seed)
     draft = load_draft(info, target)
     wrapped, parameters = prepare_arm(draft, config, info.folder)
-    head = load_lm_head(target).to(torch.bfloat16 if config.bf16 else torch.float32)
+    head = load_target_head(target).to(torch.bfloat16 if config.bf16 else torch.float32)
     objective = DraftObjective(draft, head, **config.shared_with(LossSettings))
     objective.to(device)  # before the optimizer, whose state lies where its parameters do
     optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
@@ -84,7 +85,7 @@ def init_from_gradients(
     """With `init: gradient`, point the new adapters along the gradients of the first batches."""
     if config.arm == "full" or config.init != "gradient":
         return
-    device = objective.target_head.device
+    device = objective.target_head.weight.device
 
     def loss(micro: int) -> torch.Tensor:
         batch = collate([store[i] for i in draw(train_ids, config, micro)]).to(device)
