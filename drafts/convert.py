@@ -32,7 +32,7 @@ RECORD = "afaspec-convert.json"
 INDEX = "model.safetensors.index.json"
 WRITTEN_ANEW = ("config.json", RECORD)
 WEIGHTS = (".safetensors", *PICKLES)
-IDENTITY = ("folder", "format", "config", "sha256", "shared")
+IDENTITY = ("folder", "format", "config", "shared")
 NOTHING_KEPT: dict[str, Any] = {
     "set": [],
     "drop": [],

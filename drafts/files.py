@@ -1,9 +1,8 @@
-"""Files and folders that appear whole or not at all, and their hashes."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -145,20 +144,6 @@ def read_json(path: Path) -> Any:
         ) from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", where=path, hint="fetch the file again") from None
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_model(folder: Path) -> str:
-    """SHA-256 over a model folder's config and weights: what makes it *this* model."""
-    digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(f"{path.name}\0{hash_file(path)}\0".encode())
-    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drafts.errors import UserError
-from drafts.files import hash_model, read_json
-from drafts.tensors import TensorFile, open_tensors
+from drafts.files import read_json
+from drafts.hashes import hash_model
+from drafts.tensors import open_tensors
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-EMBEDDING_NAMES = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
+SHARED = ("embed_tokens.weight", "lm_head.weight")  # what a draft may take from its target
+SIZES = ("hidden_size", "vocab_size", "num_hidden_layers")
+LEFT_OUT = (*SIZES, "num_attention_heads", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
 class TargetInfo:
     """A target's shape and identity.
 
-    `dtype` is the stored one; `config` is that of the language model; `sha256` covers the weights.
+    `dtype` is the stored one; `config` is that of the language model.
     """
 
     folder: Path
@@ -34,7 +33,11 @@ class TargetInfo:
     dtype: str
     rope: dict[str, Any] = field(hash=False)
     config: dict[str, Any] = field(hash=False)
-    sha256: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of config and weights, read when first asked for."""
+        return hash_model(self.folder)
 
 
 def read_target(folder: Path) -> TargetInfo:
@@ -43,8 +46,8 @@ def read_target(folder: Path) -> TargetInfo:
     if not folder.is_dir():
         raise UserError("no such folder", where=folder, hint="give the folder of a saved model")
     config = read_json(folder / "config.json")
-    text = config.get("text_config", config)  # multimodal wrappers keep the language model inside
-    missing = [key for key in ("hidden_size", "vocab_size", "num_hidden_layers") if key not in text]
+    text = text_config(config, folder)
+    missing = [key for key in SIZES if key not in text]
     if missing:
         raise UserError(
             f"lacks {', '.join(missing)}, which a causal language model's config has",
@@ -53,6 +56,7 @@ def read_target(folder: Path) -> TargetInfo:
         )
     tensors = open_tensors(folder)
     first = next(iter(tensors.headers.values()))
+    named = (of.get(key) for of in (text, config) for key in ("dtype", "torch_dtype"))
     return TargetInfo(
         folder=folder,
         model_type=config.get("model_type", "unknown"),
@@ -60,11 +64,29 @@ def read_target(folder: Path) -> TargetInfo:
         vocab_size=text["vocab_size"],
         num_layers=text["num_hidden_layers"],
         max_positions=text.get("max_position_embeddings", 2048),
-        dtype=text.get("dtype") or text.get("torch_dtype") or first.dtype,
+        dtype=next(filter(None, named), first.dtype),
         rope=rope_of(text),
         config=text,
-        sha256=_hash(str(folder.resolve()), _stamp(folder)),
     )
+
+
+def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The language model's config, which multimodal models keep inside theirs.
+
+    There transformers leaves out what is its own default, which is filled in.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    if all(key in text for key in LEFT_OUT):
+        return text
+    from transformers import AutoConfig
+
+    try:
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # whatever a foreign or damaged config makes the library raise
+        return text
+    return {**whole.get_text_config().to_dict(), **text}
 
 
 def rope_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -75,37 +97,3 @@ def rope_of(config: dict[str, Any]) -> dict[str, Any]:
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return rope
-
-
-def load_embedding(target: TargetInfo) -> Tensor:
-    """The target's input embedding [vocab, hidden]."""
-    return _first_of(open_tensors(target.folder), EMBEDDING_NAMES)
-
-
-def load_lm_head(target: TargetInfo) -> Tensor:
-    """The target's output matrix [vocab, hidden] (the embedding where they are tied)."""
-    return _first_of(open_tensors(target.folder), ("lm_head.weight", *EMBEDDING_NAMES))
-
-
-def _first_of(tensors: TensorFile, names: tuple[str, ...]) -> Tensor:
-    for name in names:
-        if name in tensors.headers:
-            return tensors.load(name)
-    raise UserError(
-        f"has none of the tensors {', '.join(names)}",
-        where=tensors.folder,
-        hint="afaspec knows targets with transformers' usual tensor names; save it with them",
-    )
-
-
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    files = [folder / "config.json", *folder.glob("*.safetensors")]
-    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files))
-
-
-@lru_cache(maxsize=32)
-def _hash(folder: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    return hash_model(Path(folder))
-
-
-SHARED = {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}

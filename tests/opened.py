@@ -23,7 +23,7 @@ from afaspec.train import run as training
 from afaspec.train.config import TrainConfig
 from bench.records.arms import Arm
 from drafts import convert as conversion
-from drafts import registry, target
+from drafts import registry, target_head, target_weights
 from drafts.checkpoint import shared
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
@@ -50,11 +50,15 @@ def convert(draft: Path, layout: str, out: Path, of: Path | None = None) -> Draf
 
 
 def load_embedding(of: Path) -> Any:
-    return target.load_embedding(read_target(of))
+    return target_weights.load_embedding(read_target(of))
 
 
 def load_lm_head(of: Path) -> Any:
-    return target.load_lm_head(read_target(of))
+    return target_head.load_lm_head(read_target(of))
+
+
+def load_target_head(of: Path) -> Any:
+    return target_head.load_target_head(read_target(of))
 
 
 def take_from_target(draft: Draft, of: Path, kept: Any) -> None:
@@ -81,10 +85,12 @@ def engine_options(of: Path, draft: Path | Literal["ngram"] | None) -> dict[str,
 
 def no_target_at(folder: Path) -> TargetInfo:
     """What an opened target looks like, where nothing reads its files."""
-    return TargetInfo(
+    target = TargetInfo(
         folder=folder, model_type="llama", hidden_size=8, vocab_size=16, num_layers=4,
-        max_positions=64, dtype="bfloat16", rope={}, config={}, sha256="0" * 64,
+        max_positions=64, dtype="bfloat16", rope={}, config={},
     )  # fmt: skip
+    vars(target)["sha256"] = "0" * 64
+    return target
 
 
 def resolve_target(
@@ -137,11 +143,13 @@ def arm(name: str, draft: Path | Literal["ngram"] | None = None) -> Arm:
 
 def no_draft_at(folder: Path) -> DraftInfo:
     """What an opened draft looks like, where nothing reads its files."""
-    return DraftInfo(
+    draft = DraftInfo(
         folder=folder, family="eagle3", format="eagle", method="eagle3", hidden_size=8,
         target_hidden_size=8, vocab_size=16, draft_vocab_size=16, layer_ids=(1, 2, 3),
-        max_positions=64, rope=None, dtype="bfloat16", shared=(), config={}, sha256="0" * 64,
+        max_positions=64, rope=None, dtype="bfloat16", shared=(), config={},
     )  # fmt: skip
+    vars(draft)["sha256"] = "0" * 64
+    return draft
 
 
 def _models(

@@ -27,12 +27,12 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import (
     atomic_folder,
-    hash_file,
     read_json,
     remove_leftovers,
     require_empty,
     write_json,
 )
+from drafts.hashes import hash_file
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, module_names, read_draft, write_like
 from drafts.target import TargetInfo, read_target

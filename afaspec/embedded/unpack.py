@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from drafts.errors import UserError
-from drafts.files import atomic_folder, cache_folder, hash_model, read_json, write_json
+from drafts.files import atomic_folder, cache_folder, read_json, write_json
+from drafts.hashes import hash_model
 
 ASSETS = Path(__file__).parent / "assets"
 

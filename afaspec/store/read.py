@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from afaspec.store.manifest import CAPTURE_AGAIN, Manifest, ShardRecord, read_manifest
 from drafts.errors import UserError
-from drafts.files import hash_file
+from drafts.hashes import hash_file
 from drafts.tensors import read_header
 
 if TYPE_CHECKING:

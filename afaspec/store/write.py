@@ -12,7 +12,8 @@ from filelock import lock_descriptor
 
 from afaspec.store.manifest import Manifest, ShardRecord
 from drafts.errors import UserError
-from drafts.files import atomic_file, hash_file, make_folder
+from drafts.files import atomic_file, make_folder
+from drafts.hashes import hash_file
 
 if TYPE_CHECKING:
     from torch import Tensor

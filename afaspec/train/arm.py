@@ -25,7 +25,8 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import NotFiniteError, UserError
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft
-from drafts.target import TargetInfo, load_lm_head
+from drafts.target import TargetInfo
+from drafts.target_head import load_target_head
 
 GRADIENT_STEPS = 4  # whose gradients decide on where adapters begin
 OF_WEIGHTS = ("pissa", "olora")  # inits that take A and B from the weight itself
@@ -50,7 +51,7 @@ def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: tor
     torch.manual_seed(config.seed)
     draft = load_draft(info, target)
     wrapped, parameters = prepare_arm(draft, config, info.folder)
-    head = load_lm_head(target).to(torch.bfloat16 if config.bf16 else torch.float32)
+    head = load_target_head(target).to(torch.bfloat16 if config.bf16 else torch.float32)
     objective = DraftObjective(draft, head, **config.shared_with(LossSettings))
     objective.to(device)  # before the optimizer, whose state lies where its parameters do
     optimizer = torch.optim.AdamW(decay_groups(parameters, config.weight_decay), fused=True)

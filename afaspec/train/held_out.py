@@ -24,7 +24,8 @@ from bench.records.acceptance import Acceptance
 from bench.stats.offline import offline_acceptance, offline_agreement
 from drafts.errors import NotFiniteError, UserError
 from drafts.nn.interface import Draft
-from drafts.target import TargetInfo, load_lm_head
+from drafts.target import TargetInfo
+from drafts.target_head import load_target_head
 
 Measure = Literal["acceptance", "agreement"]
 WORDS: dict[Measure, str] = {
@@ -115,11 +116,11 @@ def target_choice(
     target: TargetInfo, device: torch.device, *, bf16: bool
 ) -> Callable[[Tensor], Tensor]:
     """From final states [n, d] to the target's likeliest tokens [n]."""
-    head = load_lm_head(target).to(device, torch.bfloat16 if bf16 else torch.float32)
+    head = load_target_head(target).to(device, torch.bfloat16 if bf16 else torch.float32)
 
     def choose(final: Tensor) -> Tensor:
-        parts = final.to(head.device, head.dtype).split(ROWS)
-        return torch.cat([(rows @ head.T).argmax(-1) for rows in parts]).cpu()
+        parts = final.to(device).split(ROWS)
+        return torch.cat([head(rows).argmax(-1) for rows in parts]).cpu()
 
     return choose
 

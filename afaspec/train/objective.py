@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from afaspec.train.losses import chunked_loss
 from drafts.nn.interface import Draft
+from drafts.target_head import TargetHead
 
 
 @dataclass
@@ -44,12 +45,10 @@ class DraftObjective(nn.Module):
     never accepts the others). Step j weighs `step_decay ** j`.
     """
 
-    target_head: Tensor
-
     def __init__(
         self,
         draft: Draft,
-        target_head: Tensor,
+        target_head: TargetHead,
         *,
         loss: str,
         draft_steps: int,
@@ -62,8 +61,7 @@ class DraftObjective(nn.Module):
         self.loss, self.chunk, self.compiled = loss, chunk, compiled
         steps = 1 if draft.steps_alike else draft_steps
         self.weights = [step_decay**j for j in range(steps)]
-        rows = target_head[draft.target_ids().to(target_head.device)]
-        self.register_buffer("target_head", rows, persistent=False)
+        self.target_head = target_head.rows(draft.target_ids())
 
     def counted(self, input_ids: Tensor, loss_mask: Tensor) -> Tensor:
         """Which tokens x[:, 1:] have a loss; bool [batch, n - 1]."""
@@ -91,8 +89,7 @@ class DraftObjective(nn.Module):
         outputs = self.draft(features, batch.input_ids, len(self.weights), first)
         row, position = counts.nonzero(as_tuple=True)  # final[row, position] predicts the label
         with torch.no_grad():
-            final = batch.final[row, position].to(self.target_head.dtype)
-            target_logits = final @ self.target_head.T
+            target_logits = self.target_head(batch.final[row, position])
         total = outputs[0].new_zeros((), dtype=torch.float32)
         for j, (weight, normed) in enumerate(zip(self.weights, outputs, strict=True)):
             inside = position > j

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.source import Source
-from drafts.files import hash_model
+from drafts.hashes import hash_model
 from drafts.target import SHARED, rope_of
 
 if TYPE_CHECKING:
@@ -39,10 +40,14 @@ class DraftInfo:
     dtype: str
     shared: tuple[str, ...]
     config: dict[str, Any] = field(hash=False)
-    sha256: str
     reads: Reads = "layers"
     max_k: int | None = None
     speculation: dict[str, Any] | None = field(default=None, hash=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of config and weights, read when first asked for."""
+        return hash_model(self.folder)
 
 
 def make_info(
@@ -61,6 +66,5 @@ def make_info(
         "dtype": next(iter(source.headers.values())).dtype,
         "shared": tuple(name for name in SHARED if name not in names),
         "config": flat,
-        "sha256": hash_model(source.folder),
     }
     return DraftInfo(**fields | particular)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from drafts.errors import UserError
-from drafts.target import SHARED, TargetInfo, load_embedding, load_lm_head
+from drafts.target import TargetInfo
+from drafts.target_weights import load_embedding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,8 @@ def take_from_target(draft: Draft, target: TargetInfo, kept: Tensor | None) -> N
     They go where the draft has `embed_tokens` and `lm_head` of the same shape.
     """
     import torch
+
+    from drafts.target_head import load_lm_head
 
     parameters = dict(draft.named_parameters())
     head = load_lm_head(target)
@@ -53,7 +56,9 @@ def shared_tensor(
             where=info.folder,
             hint="give the target's folder as well",
         )
-    tensor = SHARED[name](target)
+    from drafts.target_head import load_lm_head
+
+    tensor = {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}[name](target)
     if tuple(tensor.shape) != shape:
         what = "embedding" if name.startswith("embed") else "lm_head"
         raise UserError(

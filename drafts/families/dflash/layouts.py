@@ -118,6 +118,7 @@ class DFlash(Family):
     def init(self, target: TargetInfo, options: InitOptions) -> DFlashDraft:
         from drafts.families.dflash.module import DFlashConfig, DFlashDraft
         from drafts.nn.layers import init_linears
+        from drafts.target_head import logit_scale
 
         draft = DFlashDraft(
             DFlashConfig(
@@ -128,6 +129,7 @@ class DFlash(Family):
                 layer_ids=options.layer_ids or spread_layer_ids(target.num_layers),
                 mask_token_id=init_mask_token(target),
                 block_size=options.max_k + 1,
+                logit_scale=logit_scale(target),
             )
         )
         init_linears(draft)

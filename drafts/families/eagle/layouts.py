@@ -85,6 +85,7 @@ class Eagle(Family):
         """A random draft. Its vocabulary is always full."""
         from drafts.families.eagle.module import EagleConfig, EagleDraft
         from drafts.nn.layers import init_linears
+        from drafts.target_head import logit_scale
 
         if options.kept is not None:
             raise UserError(
@@ -92,7 +93,8 @@ class Eagle(Family):
                 hint="leave the vocabulary full, or choose the family eagle3",
             )
         sizes = layer_sizes(target, options.num_layers or 1)
-        draft = EagleDraft(EagleConfig(**sizes, vocab_size=target.vocab_size))
+        scale = logit_scale(target)  # vLLM takes the head from the target, the scale from the draft
+        draft = EagleDraft(EagleConfig(**sizes, vocab_size=target.vocab_size, logit_scale=scale))
         init_linears(draft)
         take_from_target(draft, target, None)
         return draft

@@ -106,6 +106,7 @@ class Eagle3(Family):
     def init(self, target: TargetInfo, options: InitOptions) -> Eagle3Draft:
         from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
         from drafts.nn.layers import init_linears
+        from drafts.target_head import logit_scale
 
         draft = Eagle3Draft(
             Eagle3Config(
@@ -114,6 +115,7 @@ class Eagle3(Family):
                 vocab_size=target.vocab_size,
                 draft_vocab_size=options.draft_vocab_size(target),
                 layer_ids=options.layer_ids or spread_layer_ids(target.num_layers),
+                logit_scale=logit_scale(target),
             )
         )
         init_linears(draft)

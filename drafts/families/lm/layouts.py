@@ -13,7 +13,8 @@ from drafts.checkpoint.load import load_causal_lm
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
-from drafts.target import TargetInfo, load_embedding, load_lm_head
+from drafts.target import TargetInfo
+from drafts.target_weights import load_embedding
 from drafts.tensors import dtype_name
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class DraftModel(Family):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         from drafts.families.lm.module import LmDraft
+        from drafts.target_head import load_lm_head, logit_scale
 
         if options.kept is not None:
             raise UserError(
@@ -118,7 +120,8 @@ class DraftModel(Family):
         )
         with torch.no_grad():
             lm.get_input_embeddings().weight.copy_(load_embedding(target).float())
-            lm.get_output_embeddings().weight.copy_(load_lm_head(target).float())
+            head = load_lm_head(target).float() * logit_scale(target)  # a Llama has no scale
+            lm.get_output_embeddings().weight.copy_(head)
         return LmDraft(lm)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drafts.nn.interface import Draft, Reads
+from drafts.target_head import scale_and_cap, scaled_and_capped
 
 
 class LmDraft(Draft):
@@ -47,12 +48,8 @@ class LmDraft(Draft):
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         """The output layer's logits, scaled and capped as the architecture has it."""
-        config = self.lm.config
         logits = cast(Tensor, self.lm.get_output_embeddings()(output))
-        logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return scaled_and_capped(logits, *scale_and_cap(self.lm.config.get_text_config()))
 
     @torch.no_grad()
     def propose(self, features: Tensor, input_ids: Tensor, k: int) -> list[int]:

@@ -12,7 +12,7 @@ from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
-from drafts.target import TargetInfo, load_lm_head
+from drafts.target import TargetInfo
 from drafts.tensors import dtype_name, open_tensors
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class Medusa(Family):
         import torch
 
         from drafts.families.medusa.module import MedusaConfig, MedusaDraft
+        from drafts.target_head import load_lm_head, logit_scale
 
         if options.kept is not None:
             raise UserError(
@@ -127,6 +128,7 @@ class Medusa(Family):
                 vocab_size=target.vocab_size,
                 num_heads=options.max_k,
                 num_layers=options.num_layers or 1,
+                logit_scale=logit_scale(target),
             )
         )
         with torch.no_grad():

@@ -18,7 +18,7 @@ from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import DraftObjective, collate
 from drafts.errors import UserError
-from tests.opened import load_draft, load_lm_head, merge, train
+from tests.opened import load_draft, load_target_head, merge, train
 from tests.tiny.store import write_store
 
 
@@ -209,7 +209,7 @@ def test_objective_counts_response_tokens_the_draft_can_say(
 ) -> None:
     """The loss by its definition, one row at a time."""
     draft = load_draft(tiny_draft, tiny_target).eval()
-    head = load_lm_head(tiny_target).float()
+    head = load_target_head(tiny_target).float()
     opened = FeatureStore.open(store)
     batch = collate([opened[i] for i in (0, 5)])
     batch.hidden, batch.final = batch.hidden.float(), batch.final.float()
@@ -226,7 +226,7 @@ def test_objective_counts_response_tokens_the_draft_can_say(
                 token = int(s.input_ids[t + j + 2])
                 if not s.loss_mask[t + j + 2] or draft.t2d[token] < 0:
                     continue
-                p = (head @ s.final[t + j + 1].float())[draft.target_ids()].log_softmax(-1)
+                p = head(s.final[t + j + 1].float())[draft.target_ids()].log_softmax(-1)
                 q = draft.logits(normed[t], j).log_softmax(-1)
                 rows.append(float((p.exp() * (p - q)).sum().detach()))
         expected += weight * sum(rows) / len(rows)

@@ -25,7 +25,7 @@ from drafts.nn.interface import Draft
 from drafts.registry import read_draft, save_draft, wanted_layer_ids
 from drafts.target import read_target
 from tests.drafts.families.test_lm import write_lm
-from tests.opened import convert, init_draft, load_draft, load_lm_head, take_from_target
+from tests.opened import convert, init_draft, load_draft, load_target_head, take_from_target
 from tests.tiny.models import write_draft
 from tests.vllm_client import VllmWorker
 
@@ -197,7 +197,7 @@ def fit(draft: Draft, reference: Reference, layer_ids: tuple[int, ...], steps: i
         ids = torch.tensor([path])
         mask = torch.arange(len(path)).unsqueeze(0) >= len(prompt)
         batches.append(Batch(ids, mask, hidden.unsqueeze(0), final.unsqueeze(0)))
-    head = load_lm_head(reference.folder).float()
+    head = load_target_head(reference.folder).float()
     objective = DraftObjective(
         draft, head, loss="kl", draft_steps=steps, step_decay=1.0, chunk=999, compiled=False
     )
