@@ -56,9 +56,7 @@ def shared_tensor(
             where=info.folder,
             hint="give the target's folder as well",
         )
-    from drafts.target_head import load_lm_head
-
-    tensor = {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}[name](target)
+    tensor = from_target(name, target)
     if tuple(tensor.shape) != shape:
         what = "embedding" if name.startswith("embed") else "lm_head"
         raise UserError(
@@ -67,3 +65,10 @@ def shared_tensor(
             hint="use the draft with the target it was trained for",
         )
     return tensor
+
+
+def from_target(name: str, target: TargetInfo) -> Tensor:
+    """The target's own tensor [vocab, hidden] that is called `name` in drafts."""
+    from drafts.target_head import load_lm_head
+
+    return {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}[name](target)

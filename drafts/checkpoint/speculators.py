@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.load import vocabulary_map
-from drafts.checkpoint.shared import shared_tensor
+from drafts.checkpoint.shared import from_target, shared_tensor
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.target import SHARED, TargetInfo
@@ -129,7 +129,7 @@ def verifier(info: DraftInfo, target: TargetInfo, replaced: Iterable[str]) -> di
     stored = open_tensors(info.folder)
     own = {name.removeprefix("model."): name for name in stored.headers}
     same = all(
-        equal(stored.load(own[name]), SHARED[name](target)) for name in replaced if name in own
+        equal(stored.load(own[name]), from_target(name, target)) for name in replaced if name in own
     )
     return {
         "architectures": read_json(target.folder / "config.json").get("architectures", []),
