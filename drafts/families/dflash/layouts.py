@@ -198,6 +198,7 @@ def read_settings(flat: dict[str, Any], path: Path) -> Settings:
             hint="write the layers of the target that the draft was trained on",
         )
     token = check_mask_token(token, flat["vocab_size"], path, token_field)
+    causals = causals if any(causals) else ()
     return Settings(layer_ids, token, flat.get("block_size"), causals)
 
 
@@ -217,7 +218,6 @@ def refuse_unsupported(flat: dict[str, Any], source: Source) -> None:
             "attention_sink_bias", flat.get("add_swa_attention_sink_bias")
         ),
         "scaled attention values": nested.get("attention_value_scale") is not None,
-        "interleaved rotary embeddings": flat.get("is_neox_style") is False,
         "drafting from the anchor": flat.get("sample_from_anchor")
         or nested.get("sample_from_anchor"),
         "a draft of the last hidden state alone (use_aux_hidden_state)": not drafter.get(
