@@ -15,7 +15,7 @@ Layers = Literal["llama", "qwen3", "eagle", "dflash"]  # the modules that vLLM h
 SLIDING, FULL = "sliding_attention", "full_attention"
 GATED = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")  # their window counts with use_sliding_window
 # Targets whose layers all have the one window where their config names no layer_types.
-ONE_WINDOW = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2", "qwen3_moe")
+ONE_WINDOW = ("llama", "mistral", "mixtral", "phi3", "phimoe", "starcoder2", "qwen3_moe")
 CLASS_WINDOW = 4096  # of Mistral's and Qwen's configs that leave sliding_window out
 MAX_WINDOW_LAYERS = 28  # of Qwen's: how many first layers have no window
 
