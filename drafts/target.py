@@ -90,8 +90,8 @@ def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def rope_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The rope's type, theta and scaling, from either the old or the new config spelling."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    """The rope's type, theta and scaling; of two spellings transformers takes the old one."""
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     if "full_attention" in rope:  # one rope for each kind of layer
         rope = dict(rope["full_attention"])
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))

@@ -46,6 +46,15 @@ class VllmWorker:
         """vLLM's `BenchmarkMetrics`; `outputs` are the arguments of its `RequestFuncOutput`."""
         return self._ask({"outputs": outputs, "percentiles": percentiles})
 
+    def read_configs(self, folders: list[Path], positions: list[int]) -> list[dict[str, Any]]:
+        """What vLLM makes of EAGLE-3 configs: the layers' `fields`, and `cos_sin` at positions.
+
+        Where it refuses one, there is only `error`.
+        """
+        request = {"configs": [str(folder) for folder in folders], "positions": positions}
+        read: list[dict[str, Any]] = self._ask(request)["read"]
+        return read
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None

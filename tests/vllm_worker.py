@@ -111,6 +111,63 @@ def bench_serve_metrics(outputs: list[dict[str, Any]], percentiles: list[int]) -
     return asdict(calculate_metrics([], answers, 1.0, None, percentiles, {})[0])
 
 
+def read_configs(configs: list[str], positions: list[int]) -> dict[str, Any]:
+    """The decoder layers' fields as vLLM's EAGLE-3 modules find them, and their ropes."""
+    import torch
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    read = []
+    with set_current_vllm_config(VllmConfig()):
+        for folder in configs:
+            try:
+                fields, rope = eagle3_fields(folder)
+                read.append({"fields": fields, "cos_sin": rope[torch.tensor(positions)].tolist()})
+            except Exception as error:  # whatever vLLM or transformers has against it
+                read.append({"error": f"{type(error).__name__}: {error}"})
+    return {"read": read}
+
+
+def eagle3_fields(folder: str) -> tuple[dict[str, Any], Any]:
+    """Attributes by our names, read as llama_eagle3 and qwen3_eagle3 do, and the rope's cache."""
+    import torch
+    from vllm.model_executor.layers.rotary_embedding import get_rope
+    from vllm.transformers_utils import config as reading
+    from vllm.transformers_utils.configs.eagle import EAGLEConfig
+    from vllm.transformers_utils.configs.speculators import SpeculatorsConfig
+
+    config: Any = reading.get_config(folder, trust_remote_code=False)
+    if not isinstance(config, SpeculatorsConfig):
+        config = EAGLEConfig(config, method="eagle3", model_type="eagle")
+    heads = config.num_attention_heads
+    qwen3 = "Eagle3Qwen3ForCausalLM" in config.architectures
+    if qwen3:
+        reading.set_default_rope_theta(config, default_theta=1000000)
+    fields = {
+        "num_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads
+        if qwen3
+        else getattr(config, "num_key_value_heads", heads),
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "max_positions": config.max_position_embeddings
+        if qwen3
+        else getattr(config, "max_position_embeddings", 8192),
+        "rms_norm_eps": config.rms_norm_eps,
+        "hidden_act": config.hidden_act,
+        "qkv_bias": bool(getattr(config, "attention_bias", False)),
+    }
+    kinds = getattr(config, "layer_types", None) or [None] * fields["num_layers"]
+    fields["windows"] = [
+        config.sliding_window if kind == "sliding_attention" else None for kind in kinds
+    ]
+    rope = get_rope(
+        fields["head_dim"],
+        max_position=fields["max_positions"],
+        rope_parameters=getattr(config, "rope_parameters", None),
+        dtype=torch.float32,
+    )
+    return fields, rope.cos_sin_cache
+
+
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what vLLM prints goes to the log
@@ -121,6 +178,8 @@ def main() -> None:
             request = json.loads(line)
             if "outputs" in request:
                 result: dict[str, Any] = bench_serve_metrics(**request)
+            elif "configs" in request:
+                result = read_configs(**request)
             elif "adapter" in request:
                 result = answer_with_lora(**request)
             else:

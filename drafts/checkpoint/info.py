@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.source import Source
 from drafts.hashes import hash_model
-from drafts.target import SHARED, rope_of
+from drafts.target import SHARED
 
 if TYPE_CHECKING:
     from drafts.nn.interface import Reads
@@ -61,8 +61,8 @@ def make_info(
         "target_hidden_size": flat.get("target_hidden_size"),
         "vocab_size": flat["vocab_size"],
         "draft_vocab_size": flat.get("draft_vocab_size"),
-        "max_positions": flat.get("max_position_embeddings", 2048),
-        "rope": rope_of(flat),
+        "max_positions": flat.get("max_position_embeddings"),
+        "rope": flat.get("rope_parameters"),
         "dtype": next(iter(source.headers.values())).dtype,
         "shared": tuple(name for name in SHARED if name not in names),
         "config": flat,

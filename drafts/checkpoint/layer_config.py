@@ -2,71 +2,235 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from drafts.checkpoint.fields import DEFAULTS
+from drafts.checkpoint.rope import read_rope
+from drafts.errors import UserError
 from drafts.target import TargetInfo, rope_of
 from drafts.tensors import dtype_name
 
-NAMES = {  # in config.json, of the fields of `LayerConfig` that it may leave out
-    "num_hidden_layers": "num_layers",
-    "num_key_value_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "max_position_embeddings": "max_positions",
-    "rope_parameters": "rope",
-    "rms_norm_eps": "rms_norm_eps",
-    "hidden_act": "hidden_act",
-    "attention_bias": "attention_bias",
-}
+# What a config.json may leave to its reader.
+UNSTATED = (
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rope_parameters",
+    "rms_norm_eps",
+    "hidden_act",
+    "attention_bias",
+)
+Layers = Literal["llama", "qwen3", "eagle", "dflash"]  # the modules that vLLM has for drafts
+SLIDING, FULL = "sliding_attention", "full_attention"
+GATED = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")  # their window counts with use_sliding_window
+# Targets whose layers all have the one window where their config names no layer_types.
+ONE_WINDOW = ("llama", "mistral", "mixtral", "phi3", "phimoe", "starcoder2", "qwen3_moe")
+CLASS_WINDOW = 4096  # of Mistral's and Qwen's configs that leave sliding_window out
+MAX_WINDOW_LAYERS = 28  # of Qwen's: how many first layers have no window
 
 
-def layer_fields(flat: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `LayerConfig` that a Llama-like config gives."""
-    heads = flat["num_attention_heads"]
+def layer_fields(flat: dict[str, Any], layers: Layers, path: Path | None = None) -> dict[str, Any]:
+    """The arguments of `LayerConfig` that a complete config (`drafts.checkpoint.fields`) gives.
+
+    `layers` is the module that vLLM serves it with: it decides which biases and windows count.
+    Raises `UserError` for windows that vLLM fails on, of the config at `path`.
+    """
     return {
         "hidden_size": flat["hidden_size"],
         "intermediate_size": flat["intermediate_size"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": flat.get("num_key_value_heads") or heads,
-        "head_dim": flat.get("head_dim") or flat["hidden_size"] // heads,
-        "max_positions": flat.get("max_position_embeddings", 2048),
-        "num_layers": flat.get("num_hidden_layers", 1),
-        "rope": rope_of(flat),
-        "rms_norm_eps": flat.get("rms_norm_eps", 1e-6),
-        "hidden_act": flat.get("hidden_act", "silu"),
-        "attention_bias": bool(flat.get("attention_bias", False)),
+        "num_attention_heads": flat["num_attention_heads"],
+        "num_key_value_heads": flat["num_key_value_heads"],
+        "head_dim": flat["head_dim"],
+        "max_positions": flat["max_position_embeddings"],
+        "num_layers": flat["num_hidden_layers"],
+        "rope": flat["rope_parameters"],
+        "rms_norm_eps": flat["rms_norm_eps"],
+        "windows": read_windows(flat, layers, path),
+        **read_biases(flat, layers),
     }
 
 
-def unstated_fields(flat: dict[str, Any]) -> dict[str, Any]:
-    """What a Llama-like config.json leaves to its reader, with the values that it has here."""
-    fields = layer_fields(flat)
-    given = {name for name in NAMES if flat.get(name) is not None}
-    if flat.get("rope_scaling"):
+def unstated_fields(full: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """What the config.json `raw` leaves to its reader, with the values of the complete one."""
+    given = {name for name in UNSTATED if raw.get(name) is not None}
+    if raw.get("rope_scaling"):
         given.add("rope_parameters")
-    return {name: fields[own] for name, own in NAMES.items() if name not in given}
+    usual = {"num_hidden_layers": 1, "attention_bias": False}
+    return {name: full.get(name, usual.get(name)) for name in UNSTATED if name not in given}
+
+
+def read_biases(flat: dict[str, Any], layers: Layers) -> dict[str, bool]:
+    """Which linear layers have biases, by vLLM's modules: each reads other fields."""
+    attention, either = bool(flat.get("attention_bias")), bool(flat.get("bias"))
+    if layers == "dflash":
+        return {"qkv_bias": attention, "o_bias": attention, "mlp_bias": False}
+    if layers == "qwen3":
+        return {"qkv_bias": attention, "o_bias": False, "mlp_bias": False}
+    inputs = attention
+    if layers == "eagle":
+        inputs = bool(flat.get("qkv_bias", attention or either))
+    return {
+        "qkv_bias": inputs,
+        "o_bias": attention or either,
+        "mlp_bias": bool(flat.get("mlp_bias")),
+    }
+
+
+def read_windows(flat: dict[str, Any], layers: Layers, path: Path | None) -> tuple[int | None, ...]:
+    """The sliding window of each layer, () where none has one: only `layer_types` give them.
+
+    Raises `UserError` for those that vLLM fails on.
+    """
+    types, nested = layer_types(flat, path), flat.get("dflash_config") or {}
+    if layers == "eagle":
+        if types is None:
+            return ()
+        raise UserError(
+            f"layer_types is {types}, which vLLM counts from the target's first layer on for an "
+            "EAGLE draft, and fails (model_type qwen2 and qwen3 imply it)",
+            where=path,
+            hint="leave it out, with model_type llama, if no layer slides; else use an EAGLE-3 "
+            "draft",
+        )
+    sliding = [kind == SLIDING for kind in types or [FULL] * flat["num_hidden_layers"]]
+    window, field = _window(flat), "sliding_window"
+    if layers == "dflash":
+        if nested.get("use_swa") and not any(sliding):
+            sliding = [True] * len(sliding)
+        if "swa_window_size" in nested:
+            window, field = nested["swa_window_size"], "dflash_config.swa_window_size"
+    if not any(sliding):
+        return ()
+    if layers == "qwen3" and window is None and _has_class(flat):
+        return ()  # so transformers reads Qwen's own config: without use_sliding_window, no window
+    if isinstance(window, bool) or not isinstance(window, int) or window <= 0:
+        raise UserError(
+            f"has sliding layers, but {field} is {window!r}",
+            where=path,
+            hint="write the window that the draft was trained with, in tokens (and with the "
+            'model_type qwen3 also "use_sliding_window": true)',
+        )
+    return tuple(window if slides else None for slides in sliding)
+
+
+def layer_types(flat: dict[str, Any], path: Path | None = None) -> list[str] | None:
+    """The kind of each layer where the config or its class names them.
+
+    Raises `UserError` for kinds that no draft has, or for too many or few.
+    """
+    types, count = flat.get("layer_types"), flat["num_hidden_layers"]
+    if types is None:
+        if not _has_class(flat) or flat.get("model_type") not in ("qwen2", "qwen3"):
+            return None
+        first, window = flat.get("max_window_layers", MAX_WINDOW_LAYERS), _window(flat)
+        return [SLIDING if window is not None and i >= first else FULL for i in range(count)]
+    if not isinstance(types, list) or len(types) != count or set(types) - {SLIDING, FULL}:
+        raise UserError(
+            f"layer_types is {types}, expected {SLIDING} or {FULL} for each of {count} layers",
+            where=path,
+            hint="write the kind of each of the draft's layers, or leave layer_types out",
+        )
+    return types
+
+
+def _window(flat: dict[str, Any]) -> Any:
+    """`sliding_window` as the config's class has it."""
+    kind = flat.get("model_type") if _has_class(flat) else None
+    if kind in GATED and not flat.get("use_sliding_window"):
+        return None
+    return flat.get("sliding_window", CLASS_WINDOW if kind in (*GATED, "mistral") else None)
+
+
+def _has_class(flat: dict[str, Any]) -> bool:
+    """Is the config read through transformers' class, which fills in what is absent?"""
+    return "speculators_model_type" not in flat
+
+
+def target_window(target: TargetInfo | None) -> int | None:
+    """The sliding window of a target whose layers all have the same one, else None.
+
+    vLLM keeps it as the whole engine's, and so the draft's layers have it too, those of a kind
+    of their own excepted.
+    """
+    if target is None:
+        return None
+    config = target.config
+    kind, types = config.get("model_type", target.model_type), config.get("layer_types")
+    window = config.get("sliding_window", CLASS_WINDOW if kind in (*GATED, "mistral") else None)
+    if kind in GATED and not config.get("use_sliding_window"):
+        return None
+    if types is None and kind in GATED[:3]:
+        slides = config.get("max_window_layers", MAX_WINDOW_LAYERS) <= 0
+    elif types is None:
+        slides = kind in ONE_WINDOW
+    else:
+        slides = set(types) == {SLIDING}
+    return window or None if slides else None
 
 
 def layer_sizes(target: TargetInfo, num_layers: int) -> dict[str, Any]:
-    """The arguments of `LayerConfig` for a fresh draft: layers of the target's own sizes."""
-    usual = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False}
-    return layer_fields(target.config) | usual | {"num_layers": num_layers}
+    """The arguments of `LayerConfig` for a fresh draft: layers of the target's own sizes.
+
+    A rope that drafts cannot have becomes the plain one of the same theta.
+    """
+    config = {**DEFAULTS.get(target.model_type, {}), **target.config}
+    heads = config["num_attention_heads"]
+    rope, positions = rope_of(config), config.get("max_position_embeddings") or 2048
+    try:
+        whole = {"rope_parameters": rope, "max_position_embeddings": positions}
+        rope = read_rope(whole, target.folder, theta=None)
+    except UserError:
+        rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    return {
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "max_positions": positions,
+        "num_layers": num_layers,
+        "rope": rope,
+        "rms_norm_eps": 1e-6,
+        "target_window": target_window(target),
+    }
 
 
 def layer_config(config: Any, dtype: Any) -> dict[str, Any]:
     """A Llama-like config.json of a `LayerConfig`: the opposite of `layer_fields`."""
-    return {
+    fields = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "hidden_act": config.hidden_act,
+        "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope.get("rope_theta", 10000.0),
         "rope_parameters": dict(config.rope),
-        "attention_bias": config.attention_bias,
         "tie_word_embeddings": False,
         "dtype": dtype_name(dtype),
+    }
+    return fields | bias_fields(config) | window_fields(config.windows)
+
+
+def bias_fields(config: Any) -> dict[str, bool]:
+    """The fields that `read_biases` makes a `LayerConfig`'s biases of."""
+    fields = {"attention_bias": config.qkv_bias}
+    if not config.qk_norm and config.o_bias != config.qkv_bias:  # as only Llama's layers can
+        fields |= {"attention_bias": False, "qkv_bias": config.qkv_bias, "bias": config.o_bias}
+    return fields | ({"mlp_bias": True} if config.mlp_bias else {})
+
+
+def window_fields(windows: tuple[int | None, ...]) -> dict[str, Any]:
+    """The fields that `read_windows` makes these windows of."""
+    if not windows:
+        return {}
+    return {
+        "layer_types": [FULL if window is None else SLIDING for window in windows],
+        "sliding_window": next(filter(None, windows)),
+        "use_sliding_window": True,
     }

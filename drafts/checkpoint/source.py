@@ -6,28 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drafts.checkpoint.fields import INSIDE, complete
 from drafts.errors import UserError
 from drafts.tensors import Header
 
-REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
 
 
 def flatten(source: Source) -> dict[str, Any]:
-    """The config with all fields on one level: speculators nests the decoder layer's.
+    """The config with all fields on one level, and the decoder layers' complete.
 
-    Raises `UserError` when a size is missing.
+    speculators nests the decoder layers' fields, and vLLM reads those there alone.
+    Raises `UserError` when a size is missing, and for fields that change the forward unheard.
     """
     flat = dict(source.raw)
     if is_speculators(source):
         flat = dict(source.raw.get("transformer_layer_config") or {})
         outer = {k: v for k, v in source.raw.items() if k != "transformer_layer_config"}
-        flat |= {k: v for k, v in outer.items() if v is not None}
+        flat |= {k: v for k, v in outer.items() if v is not None and k not in INSIDE}
     missing = [key for key in REQUIRED if key not in flat]
     if missing:
         raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, hint=FETCH)
     flat["target_hidden_size"] = flat.get("target_hidden_size") or flat["hidden_size"]
     flat["draft_vocab_size"] = flat.get("draft_vocab_size") or flat["vocab_size"]
-    return flat
+    return complete(flat, source.config_path)
 
 
 def is_speculators(source: Source) -> bool:

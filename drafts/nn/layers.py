@@ -9,18 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
-from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 KeysValues = tuple[Tensor, Tensor]
 Steps = list[KeysValues]  # a layer's, by draft step
 Rotation = tuple[Tensor, Tensor]  # cos and sin, [1, rows, head_dim]
 INIT_STD = 0.02
+ROTATES_ALIKE = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """Sizes and switches of a draft's Llama-like decoder layers."""
+    """Sizes and switches of a draft's Llama-like decoder layers.
+
+    `windows` are the layers' own sliding windows in tokens, the query's included (None: no window;
+    () for none at all). `target_window` is that of a target whose layers all have one: vLLM gives
+    it to each of the draft's layers that has none of its own.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -31,9 +36,17 @@ class LayerConfig:
     num_layers: int = 1
     rope: dict[str, Any] = field(default_factory=dict)
     rms_norm_eps: float = 1e-5
-    hidden_act: str = "silu"
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()
+    target_window: int | None = None
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back layer number `layer` sees, itself included; None for all."""
+        own = self.windows[layer] if self.windows else None
+        return own or self.target_window
 
 
 class RMSNorm(nn.Module):
@@ -49,17 +62,21 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention whose input may be wider than the hidden size."""
+    """Grouped-query attention whose input may be wider than the hidden size.
 
-    def __init__(self, config: LayerConfig, input_size: int):
+    With a `window` of W tokens, a query at position p sees the keys at positions above p - W.
+    """
+
+    def __init__(self, config: LayerConfig, input_size: int, window: int | None = None):
         super().__init__()
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        size, bias = config.head_dim, config.attention_bias
+        size, bias = config.head_dim, config.qkv_bias
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, size
+        self.window = window
         self.q_proj = nn.Linear(input_size, heads * size, bias=bias)
         self.k_proj = nn.Linear(input_size, kv_heads * size, bias=bias)
         self.v_proj = nn.Linear(input_size, kv_heads * size, bias=bias)
-        self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=bias)
+        self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=config.o_bias)
         self.q_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
 
@@ -85,46 +102,57 @@ class Attention(nn.Module):
         values of all rows, steps[1:] those of the query rows. Returns [batch, rows, heads * size].
         """
         keys, values = steps[0]
-        if len(steps) == 1 and q.shape[2] == keys.shape[2]:
+        count, step = keys.shape[2], len(steps) - 1
+        windowed = self.window is not None and self.window < count + step
+        if step == 0 and q.shape[2] == count and not windowed:
             mixed = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
             return mixed.transpose(1, 2).flatten(2)
         scale = self.head_dim**-0.5
-        row = torch.arange(first_row, first_row + q.shape[2], device=q.device)
-        future = torch.arange(keys.shape[2], device=q.device) > row.unsqueeze(1)
-        scores = [(q @ keys.transpose(2, 3) * scale).masked_fill(future, float("-inf"))]
-        scores += [(q * k).sum(-1, keepdim=True) * scale for k, _ in steps[1:]]
+        row = torch.arange(first_row, first_row + q.shape[2], device=q.device).unsqueeze(1)
+        column = torch.arange(count, device=q.device)
+        hidden, own = column > row, steps[1:]
+        if self.window is not None:  # step 0's entry of row r is at position r, step i's at r + i
+            hidden = hidden | (column <= row + step - self.window)
+            own = own[-self.window :]
+        scores = [(q @ keys.transpose(2, 3) * scale).masked_fill(hidden, float("-inf"))]
+        scores += [(q * k).sum(-1, keepdim=True) * scale for k, _ in own]
         weights = torch.cat(scores, dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
-        mixed = weights[..., : keys.shape[2]] @ values
-        for i, (_, v) in enumerate(steps[1:]):
-            mixed = mixed + weights[..., keys.shape[2] + i, None] * v
+        mixed = weights[..., :count] @ values
+        for i, (_, v) in enumerate(own):
+            mixed = mixed + weights[..., count + i, None] * v
         return mixed.transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
     def __init__(self, config: LayerConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.act = ACT2FN[config.hidden_act]
+        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(size, inner, bias=bias)
+        self.up_proj = nn.Linear(size, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
-    """A Llama layer over rows that are drafted step by step.
+    """A Llama layer over rows that are drafted step by step, the draft's layer number `number`.
 
     `input_norm` is off in EAGLE's first layer, which takes its input as it is.
     """
 
     def __init__(
-        self, config: LayerConfig, *, input_size: int | None = None, input_norm: bool = True
+        self,
+        config: LayerConfig,
+        number: int = 0,
+        *,
+        input_size: int | None = None,
+        input_norm: bool = True,
     ):
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(size, eps) if input_norm else None
-        self.self_attn = Attention(config, input_size or size)
+        self.self_attn = Attention(config, input_size or size, config.window(number))
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = MLP(config)
 
@@ -150,22 +178,33 @@ class DecoderLayer(nn.Module):
 
 
 def rotary(config: LayerConfig) -> LlamaRotaryEmbedding:
-    """cos and sin for positions, of any rope that transformers knows."""
+    """cos and sin [.., rotary size] for positions, of the rope kinds in `drafts.checkpoint.rope`.
+
+    Three are the plain rope under other names, as in vLLM: the multimodal rope, whose sections all
+    have the same position in text; the dynamic one, which vLLM does not stretch; and the partial
+    one, whose size is what the draft's heads rotate.
+    """
+    rope = {key: value for key, value in config.rope.items() if key not in ROTATES_ALIKE}
+    if rope.get("rope_type") == "dynamic":
+        rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    size = int(config.head_dim * config.rope.get("partial_rotary_factor", 1.0))
     return LlamaRotaryEmbedding(
         LlamaConfig(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            head_dim=config.head_dim,
+            hidden_size=size,
+            num_attention_heads=1,
+            head_dim=size,
             max_position_embeddings=config.max_positions,
-            rope_parameters=dict(config.rope) or {"rope_type": "default", "rope_theta": 10000.0},
+            rope_parameters=rope or {"rope_type": "default", "rope_theta": 10000.0},
         )
     )
 
 
 def _rotate(x: Tensor, at: Rotation) -> Tensor:
-    """Rotary embedding of x [batch, heads, rows, head_dim]."""
+    """Rotary embedding of the first channels of x [batch, heads, rows, head_dim]."""
     cos, sin = at
-    return (x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)).to(x.dtype)
+    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    turned = (turned * cos.unsqueeze(1) + rotate_half(turned) * sin.unsqueeze(1)).to(x.dtype)
+    return torch.cat([turned, kept], dim=-1) if kept.shape[-1] else turned
 
 
 def init_linears(draft: nn.Module) -> None:

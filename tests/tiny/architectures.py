@@ -57,14 +57,20 @@ def architectures() -> dict[str, PreTrainedConfig]:
     }
 
 
-def write_architecture(folder: Path, name: str, seed: int = 0) -> Path:
-    """A random float32 target of the architecture `name`, with tokenizer and template."""
+def write_architecture(folder: Path, name: str, seed: int = 0, **changes: Any) -> Path:
+    """A random float32 target of the architecture `name`, with tokenizer and template.
+
+    `changes` replace fields of its config.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = architectures()[name]
+    for field, value in changes.items():
+        setattr(config, field, value)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(architectures()[name])
+        model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 from drafts.checkpoint.family import Family, InitOptions, Layout
 from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import (
+    FULL,
+    SLIDING,
     layer_config,
     layer_fields,
     layer_sizes,
+    layer_types,
+    target_window,
     unstated_fields,
 )
 from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
@@ -62,8 +66,11 @@ class DFlash(Family):
         """`max_k` is one less than the block that the draft was trained with, whose first slot is
         the token already known: masks beyond it would stand at distances that it never saw."""
         flat = flatten(source)
-        settings = read_settings(flat, source.config_path)
+        if is_speculators(source):
+            flat.pop("dflash_config", None)  # vLLM writes its own
         refuse_unsupported(flat, source)
+        layer_fields(flat, "dflash", source.config_path)
+        settings = read_settings(flat, source.config_path)
         names = {self.module_name(name): header for name, header in source.headers.items()}
         size, width = flat["hidden_size"], flat["target_hidden_size"]
         own = {"fc.weight": (size, len(settings.layer_ids) * width), "hidden_norm.weight": (size,)}
@@ -88,7 +95,8 @@ class DFlash(Family):
 
         settings = read_settings(info.config, info.folder / "config.json")
         config = DFlashConfig(
-            **layer_fields(info.config),
+            **layer_fields(info.config, "dflash"),
+            target_window=target_window(target),
             **vars(settings),
             target_hidden_size=info.target_hidden_size,
             vocab_size=info.vocab_size,
@@ -146,21 +154,27 @@ class DFlash(Family):
         if layout == "dflash":
             own["dflash_config"] = dflash_config(settings)
             return Layout(from_speculators(raw, ARCHITECTURE, own), str)
+        if len(set(settings.causal)) > 1:
+            raise UserError(
+                "is causal in some of its layers only, which the speculators layout cannot say",
+                where=info.folder,
+                hint="serve it in the layout that it has",
+            )
         own |= {
             "aux_hidden_state_layer_ids": list(settings.layer_ids),
             "mask_token_id": settings.mask_token_id,
-            "sliding_window_non_causal": not settings.causal,
+            "sliding_window_non_causal": not any(settings.causal),
         }
         flat = {key: value for key, value in raw.items() if key != "dflash_config"}
         k = settings.block_size - 1 if settings.block_size else USUAL_K
-        layers = {**unstated_fields(info.config), "model_type": "qwen3"}
+        layers = {**unstated_fields(info.config, raw), "model_type": "qwen3"}
         config = to_speculators(flat, "dflash", "DFlashSpeculator", own, k, layers)
         full = info.draft_vocab_size == info.vocab_size
         return Layout(
             config,
             self.module_name,
             replaced=tuple(SHARED)[: 2 if full else 1],
-            hindrances=hindrances(info, {"is causal": settings.causal}),
+            hindrances=hindrances(info, {"is causal": any(settings.causal)}),
         )
 
 
@@ -171,7 +185,7 @@ class Settings:
     layer_ids: tuple[int, ...]
     mask_token_id: int
     block_size: int | None
-    causal: bool
+    causal: tuple[bool, ...]
 
 
 def read_settings(flat: dict[str, Any], path: Path) -> Settings:
@@ -180,15 +194,17 @@ def read_settings(flat: dict[str, Any], path: Path) -> Settings:
     if "speculators_model_type" in flat:
         field, token_field = "aux_hidden_state_layer_ids", "mask_token_id"
         ids, token = flat.get(field), flat.get(token_field)
-        causal = not flat.get("sliding_window_non_causal", True)
+        causal: bool | None = not flat.get("sliding_window_non_causal", True)
     else:
         field, token_field = "dflash_config.target_layer_ids", "dflash_config.mask_token_id"
         numbers = nested.get("target_layer_ids") or []
         ids = flat.get("eagle_aux_hidden_state_layer_ids") or [i + 1 for i in numbers]
         token = nested.get("mask_token_id", flat.get("mask_token_id"))
-        causal = bool(nested.get("causal", False))
+        causal = nested.get("causal")
     if flat.get("is_causal") is not None:
-        causal = bool(flat["is_causal"])
+        causal = flat["is_causal"]
+    kinds = layer_types(flat, path) or [FULL] * flat["num_hidden_layers"]
+    causals = tuple(kind == SLIDING if causal is None else bool(causal) for kind in kinds)
     layer_ids = check_layer_ids(ids, path, field)
     if layer_ids is None:
         raise UserError(
@@ -197,29 +213,31 @@ def read_settings(flat: dict[str, Any], path: Path) -> Settings:
             hint="write the layers of the target that the draft was trained on",
         )
     token = check_mask_token(token, flat["vocab_size"], path, token_field)
-    return Settings(layer_ids, token, flat.get("block_size"), causal)
+    causals = causals if any(causals) else ()
+    return Settings(layer_ids, token, flat.get("block_size"), causals)
 
 
 def dflash_config(of: Settings | DFlashConfig) -> dict[str, Any]:
-    """What z-lab's layout says of a draft's own settings."""
+    """What z-lab's layout says of a draft's own settings: layers that differ go by their kind."""
     ids = [i - 1 for i in of.layer_ids]
-    return {"mask_token_id": of.mask_token_id, "target_layer_ids": ids, "causal": of.causal}
+    nested = {"mask_token_id": of.mask_token_id, "target_layer_ids": ids}
+    return nested if len(set(of.causal)) > 1 else nested | {"causal": any(of.causal)}
 
 
 def refuse_unsupported(flat: dict[str, Any], source: Source) -> None:
     """Raise `UserError` for variants of DFlash whose forward is not the one computed here."""
     nested = flat.get("dflash_config") or {}
-    layer_types = set(flat.get("layer_types") or ())
+    drafter = {**(flat.get("eagle_config") or {}), **nested}
     variants = {
-        "sliding-window attention": "sliding_attention" in layer_types or nested.get("use_swa"),
         "attention sinks": nested.get(
             "attention_sink_bias", flat.get("add_swa_attention_sink_bias")
         ),
         "scaled attention values": nested.get("attention_value_scale") is not None,
-        "interleaved rotary embeddings": flat.get("is_neox_style") is False,
         "drafting from the anchor": flat.get("sample_from_anchor")
         or nested.get("sample_from_anchor"),
-        "a draft of the last hidden state alone": nested.get("use_aux_hidden_state") is False,
+        "a draft of the last hidden state alone (use_aux_hidden_state)": not drafter.get(
+            "use_aux_hidden_state", flat.get("use_aux_hidden_state", True)
+        ),
     }
     if found := [name for name, present in variants.items() if present]:
         raise UserError(

@@ -28,7 +28,10 @@ from drafts.nn.layers import (
 
 @dataclass(frozen=True, kw_only=True)
 class DFlashConfig(LayerConfig):
-    """Sizes and switches of a DFlash draft. `block_size` is the anchor's slot and the masks'."""
+    """Sizes and switches of a DFlash draft. `block_size` is the anchor's slot and the masks'.
+
+    `causal` says of each layer whether a slot sees the block's earlier slots alone; () for none.
+    """
 
     target_hidden_size: int
     vocab_size: int
@@ -36,7 +39,7 @@ class DFlashConfig(LayerConfig):
     layer_ids: tuple[int, ...]
     mask_token_id: int
     block_size: int | None = None
-    causal: bool = False
+    causal: tuple[bool, ...] = ()
     logit_scale: float = 1.0
     qk_norm: bool = True
 
@@ -44,14 +47,17 @@ class DFlashConfig(LayerConfig):
 class BlockAttention(Attention):
     """Attention of one block of slots a row, over the row's context and the block itself."""
 
-    def __init__(self, config: DFlashConfig):
-        super().__init__(config, config.hidden_size)
-        self.causal = config.causal
+    def __init__(self, config: DFlashConfig, number: int):
+        super().__init__(config, config.hidden_size, config.window(number))
+        self.causal = bool(config.causal) and config.causal[number]
 
     def attend_blocks(
         self, q: Tensor, context: KeysValues, block: KeysValues, first_row: int
     ) -> Tensor:
         """Row t's slots attend to the context of rows 0..t and to each other.
+
+        Slot s is at position t + 1 + s. A window is as wide to the right as to the left where the
+        layer is not causal, as in vLLM.
 
         q and the block's keys and values: [batch, heads, rows, slots, head_dim], of the rows from
         `first_row` on; those of the context: [batch, heads, n, head_dim].
@@ -60,14 +66,17 @@ class BlockAttention(Attention):
         (keys, values), (own_keys, own_values) = context, block
         count, rows, slots = keys.shape[2], q.shape[2], q.shape[3]
         scale = self.head_dim**-0.5
-        row = torch.arange(first_row, first_row + rows, device=q.device)
-        future = torch.arange(count, device=q.device) > row.unsqueeze(1)
+        row = torch.arange(first_row, first_row + rows, device=q.device).view(-1, 1, 1)
+        slot = torch.arange(slots, device=q.device).unsqueeze(1)
+        column = torch.arange(count, device=q.device)
+        far, apart = column > row, slot.T - slot
+        hidden = apart > 0 if self.causal else torch.zeros_like(apart, dtype=torch.bool)
+        if self.window is not None:
+            far = far | (column <= row + 1 + slot - self.window)
+            hidden = hidden | (apart.abs() >= self.window)
         known = (q.flatten(2, 3) @ keys.transpose(2, 3)).unflatten(2, (rows, slots)) * scale
-        known = known.masked_fill(future.unsqueeze(1), float("-inf"))
-        own = q @ own_keys.transpose(3, 4) * scale
-        if self.causal:
-            later = torch.ones(slots, slots, dtype=torch.bool, device=q.device).triu(1)
-            own = own.masked_fill(later, float("-inf"))
+        known = known.masked_fill(far, float("-inf"))
+        own = (q @ own_keys.transpose(3, 4) * scale).masked_fill(hidden, float("-inf"))
         weights = torch.cat([known, own], dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
         mixed = (weights[..., :count].flatten(2, 3) @ values).unflatten(2, (rows, slots))
         mixed = mixed + weights[..., count:] @ own_values
@@ -79,9 +88,9 @@ class BlockLayer(DecoderLayer):
 
     self_attn: BlockAttention
 
-    def __init__(self, config: DFlashConfig):
-        super().__init__(config)
-        self.self_attn = BlockAttention(config)
+    def __init__(self, config: DFlashConfig, number: int):
+        super().__init__(config, number)
+        self.self_attn = BlockAttention(config, number)
 
     def forward(  # type: ignore[override]
         self, block: Tensor, context: Tensor, at: Rotation, context_at: Rotation, first_row: int
@@ -116,7 +125,7 @@ class DFlashDraft(Draft):
         self.embed_tokens = nn.Embedding(config.vocab_size, size)
         self.fc = nn.Linear(self.feature_size, size, bias=False)
         self.hidden_norm = RMSNorm(size, eps)
-        self.layers = nn.ModuleList(BlockLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(BlockLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(size, eps)
         self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False)
         self.rotary = rotary(config)

@@ -6,8 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions
+from drafts.checkpoint.fields import refuse_bidirectional
 from drafts.checkpoint.info import DraftInfo, make_info
-from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
+from drafts.checkpoint.layer_config import (
+    layer_config,
+    layer_fields,
+    layer_sizes,
+    target_window,
+)
 from drafts.checkpoint.load import fill
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.shared import take_from_target
@@ -23,6 +29,16 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("LlamaForCausalLM", "EagleLlamaForCausalLM")
 TARGETS_OWN = ("embed_tokens.weight", "lm_head.weight")
+INNER_ONLY = (
+    "rope_scaling",
+    "rope_parameters",
+    "rope_theta",
+    "partial_rotary_factor",
+    "layer_types",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+)
 OTHER = "use an EAGLE draft that vLLM serves, or train one: afaspec has the same layers"
 
 
@@ -46,7 +62,6 @@ class Eagle(Family):
         flat = flatten(source)
         flat["target_hidden_size"] = flat["hidden_size"]
         flat["draft_vocab_size"] = flat["vocab_size"]  # vLLM knows no other here
-        flat["attention_bias"] = bool(flat.get("attention_bias") or flat.get("bias"))
         check_served(source, flat)
         check_tensors(source, flat)
         return make_info(
@@ -67,7 +82,7 @@ class Eagle(Family):
     def load(self, info: DraftInfo, target: TargetInfo | None) -> EagleDraft:
         from drafts.families.eagle.module import EagleDraft
 
-        return fill(EagleDraft(config_of(info.config)), info, self.module_name, target)
+        return fill(EagleDraft(config_of(info.config, target)), info, self.module_name, target)
 
     def dump(self, draft: EagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All but the embedding and the output layer, which are the target's."""
@@ -101,12 +116,22 @@ class Eagle(Family):
 
 
 def unnested(source: Source) -> Source:
-    """With the decoder layer's config, which model type "eagle" nests, on the outer level."""
+    """With the decoder layer's config, which model type "eagle" nests, on the outer level.
+
+    Raises `UserError` for a rope or windows outside, of which vLLM takes others than it seems.
+    """
     inner = source.raw.get("model")
     if not isinstance(inner, dict):
         return source
     outer = {k: v for k, v in source.raw.items() if k not in ("model", "architectures")}
-    return replace(source, raw={**inner, **outer})
+    if strays := sorted(key for key in outer if key in INNER_ONLY and outer[key] != inner.get(key)):
+        raise UserError(
+            f"says {', '.join(strays)} outside of `model`, where vLLM reads the layers' own",
+            where=source.config_path,
+            hint=f"move {', '.join(strays)} into `model`",
+        )
+    kind = inner.get("model_type", "llama")
+    return replace(source, raw={**inner, **outer, "model_type": kind})
 
 
 def check_served(source: Source, flat: dict[str, Any]) -> None:
@@ -118,16 +143,8 @@ def check_served(source: Source, flat: dict[str, Any]) -> None:
             where=source.config_path,
             hint=OTHER,
         )
-    if flat.get("hidden_act", "silu") != "silu":
-        raise UserError(
-            f"hidden_act is {flat['hidden_act']}, but vLLM has only silu in Llama layers",
-            where=source.config_path,
-            hint=OTHER,
-        )
-    if flat.get("qkv_bias", flat["attention_bias"]) != flat["attention_bias"]:
-        raise UserError(
-            "has biases in some of its attention layers only", where=source.config_path, hint=OTHER
-        )
+    refuse_bidirectional(flat, source.config_path)
+    layer_fields(flat, "eagle", source.config_path)
 
 
 def check_tensors(source: Source, flat: dict[str, Any]) -> None:
@@ -153,7 +170,7 @@ def check_tensors(source: Source, flat: dict[str, Any]) -> None:
 
 def layer_shapes(flat: dict[str, Any], number: int) -> dict[str, tuple[int, ...]]:
     """The shapes of one decoder layer's tensors."""
-    fields = layer_fields(flat)
+    fields = layer_fields(flat, "eagle")
     size, inner = fields["hidden_size"], fields["intermediate_size"]
     rows = {
         "q": fields["num_attention_heads"] * fields["head_dim"],
@@ -164,8 +181,13 @@ def layer_shapes(flat: dict[str, Any], number: int) -> dict[str, tuple[int, ...]
         f"self_attn.{name}_proj.weight": (count, size) for name, count in rows.items()
     }
     shapes["self_attn.o_proj.weight"] = (size, rows["q"])
-    if fields["attention_bias"]:
-        shapes |= {f"self_attn.{n}_proj.bias": (c,) for n, c in {**rows, "o": size}.items()}
+    if fields["qkv_bias"]:
+        shapes |= {f"self_attn.{n}_proj.bias": (c,) for n, c in rows.items()}
+    if fields["o_bias"]:
+        shapes["self_attn.o_proj.bias"] = (size,)
+    if fields["mlp_bias"]:
+        sizes = {"gate": inner, "up": inner, "down": size}
+        shapes |= {f"mlp.{name}_proj.bias": (count,) for name, count in sizes.items()}
     shapes |= {f"mlp.{name}_proj.weight": (inner, size) for name in ("gate", "up")}
     shapes |= {"mlp.down_proj.weight": (size, inner), "post_attention_layernorm.weight": (size,)}
     if number > 0:
@@ -173,11 +195,12 @@ def layer_shapes(flat: dict[str, Any], number: int) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def config_of(flat: dict[str, Any]) -> EagleConfig:
+def config_of(flat: dict[str, Any], target: TargetInfo | None) -> EagleConfig:
     from drafts.families.eagle.module import EagleConfig
 
     return EagleConfig(
-        **layer_fields(flat),
+        **layer_fields(flat, "eagle"),
+        target_window=target_window(target),
         vocab_size=flat["vocab_size"],
         logit_scale=float(flat.get("logit_scale", 1.0)),
     )

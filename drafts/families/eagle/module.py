@@ -32,7 +32,7 @@ class EagleDraft(ChainDraft):
         self.config = config
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, input_norm=i > 0) for i in range(config.num_layers)
+            DecoderLayer(config, i, input_norm=i > 0) for i in range(config.num_layers)
         )
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 

@@ -7,14 +7,18 @@ They differ in where the config keeps its fields and in the name of the first de
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
+from drafts.checkpoint.fields import refuse_bidirectional
 from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import (
+    Layers,
     layer_config,
     layer_fields,
     layer_sizes,
+    target_window,
     unstated_fields,
 )
 from drafts.checkpoint.layer_ids import check_layer_ids, default_layer_ids, spread_layer_ids
@@ -45,6 +49,7 @@ ARCHITECTURES = {
     "Eagle3DraftModel",
 }
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+AUX, COUNT = "use_aux_hidden_state", "num_aux_hidden_states"
 USUAL_K = 3  # what a speculators config names for servers that ask for no number
 SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 
@@ -55,6 +60,9 @@ class Eagle3(Family):
     name = "eagle3"
     title = "EAGLE-3"
     formats = ("eagle", "speculators")
+    outside: ClassVar[dict[str, bool]] = dict.fromkeys(SWITCHES, False) | {
+        "norm_before_residual": True
+    }  # what vLLM takes from outside in the speculators layout, and its defaults there
 
     def matches(self, source: Source) -> bool:
         if is_speculators(source):
@@ -64,11 +72,12 @@ class Eagle3(Family):
     def describe(self, source: Source) -> DraftInfo:
         flat = flatten(source)
         if is_speculators(source):
-            flat.setdefault("norm_before_residual", True)  # vLLM's default for this layout
+            flat |= {key: source.raw.get(key, usual) for key, usual in self.outside.items()}
         nested = flat.get("eagle_config") or {}
         ids = check_layer_ids(
             flat.get(LAYER_IDS) or nested.get(LAYER_IDS), source.config_path, LAYER_IDS
         )
+        check_served(flat, ids, source.config_path)
         names = {self.module_name(name): header for name, header in source.headers.items()}
         check_fused(source, names, flat, {"fc.weight": (flat["hidden_size"], None)})
         return make_info(
@@ -91,13 +100,15 @@ class Eagle3(Family):
         return fill(Eagle3Draft(config_of(info, target)), info, self.module_name, target)
 
     def dump(self, draft: Eagle3Draft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        from drafts.nn.layers import LayerConfig
+
         c = draft.config
-        own = {f.name for f in fields(c)} - {"max_positions", "num_layers", "rope", "layer_ids"}
+        own = {f.name for f in fields(c)} - {f.name for f in fields(LayerConfig)} - {"layer_ids"}
         config = {
             "architectures": ["Eagle3Qwen3ForCausalLM" if c.qk_norm else "LlamaForCausalLMEagle3"],
             "model_type": "qwen3" if c.qk_norm else "llama",
             **layer_config(c, dtype),
-            **{name: getattr(c, name) for name in sorted(own) if name != "qk_norm"},
+            **{name: getattr(c, name) for name in sorted(own)},
             LAYER_IDS: list(c.layer_ids),
             "num_aux_hidden_states": len(c.layer_ids),
         }
@@ -133,7 +144,7 @@ class Eagle3(Family):
         if layout == SPECULATORS:
             both = bool(own["norm_before_fc"] and own["fc_norm"])
             found = hindrances(info, {"norms what fc takes twice": both})
-            layers = {**unstated_fields(flat), "model_type": "qwen3" if is_qwen3(flat) else "llama"}
+            layers = unstated_fields(flat, raw) | {"model_type": layers_of(flat)}
             config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K, layers)
             return Layout(config, self.module_name, hindrances=found)
         architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
@@ -157,8 +168,9 @@ def config_of(info: DraftInfo, target: TargetInfo | None) -> Eagle3Config:
     flat = info.config
     own: dict[str, Any] = switches(flat)
     return Eagle3Config(
-        **layer_fields(flat),
+        **layer_fields(flat, layers_of(flat)),
         qk_norm=is_qwen3(flat),
+        target_window=target_window(target),
         target_hidden_size=info.target_hidden_size,
         vocab_size=info.vocab_size,
         draft_vocab_size=info.draft_vocab_size,
@@ -166,6 +178,37 @@ def config_of(info: DraftInfo, target: TargetInfo | None) -> Eagle3Config:
         logit_scale=float(flat.get("logit_scale", 1.0)),
         **own,
     )
+
+
+def check_served(flat: dict[str, Any], ids: tuple[int, ...] | None, path: Path) -> None:
+    """Raise `UserError` for what vLLM computes otherwise than this family, or fails on."""
+    refuse_bidirectional(flat, path)
+    layer_fields(flat, layers_of(flat), path)
+    nested = flat.get("eagle_config") or {}
+    for field, config in (("eagle_config.use_aux_hidden_state", nested), (AUX, flat)):
+        if config.get(AUX, True) is not True:
+            raise UserError(
+                f"{field} is {config[AUX]!r}: the draft reads the last hidden state alone, which "
+                "afaspec does not know for EAGLE-3",
+                where=path,
+                hint="use a draft that reads several layers, or an EAGLE draft",
+            )
+    counts = ("num_aux_layers", "num_aux_hidden_states") if is_qwen3(flat) else (COUNT,)
+    count = next((flat[key] for key in counts if flat.get(key) is not None), None)
+    if count is None:  # Llama's module counts only nested ids
+        named = nested.get(LAYER_IDS) or (flat.get(LAYER_IDS) if is_qwen3(flat) else None)
+        count = len(named) if named else 3
+    if ids is not None and count != len(ids):
+        raise UserError(
+            f"names {len(ids)} layers in {LAYER_IDS}, but to vLLM its {COUNT} is {count!r}",
+            where=path,
+            hint=f'write "{COUNT}": {len(ids)} into it',
+        )
+
+
+def layers_of(flat: dict[str, Any]) -> Layers:
+    """The decoder layers that vLLM has for the draft."""
+    return "qwen3" if is_qwen3(flat) else "llama"
 
 
 def switches(flat: dict[str, Any]) -> dict[str, bool]:

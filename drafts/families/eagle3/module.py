@@ -64,7 +64,7 @@ class Eagle3Draft(ChainDraft):
             else None
         )
         self.fc = nn.Linear(self.feature_size, size, bias=False)
-        later = [DecoderLayer(config) for _ in range(config.num_layers - 1)]
+        later = [DecoderLayer(config, i) for i in range(1, config.num_layers)]
         self.layers = nn.ModuleList([FirstLayer(config), *later])
         self.norm = RMSNorm(size, eps)
         self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions
+from drafts.checkpoint.fields import refuse_bidirectional
 from drafts.checkpoint.info import DraftInfo, make_info
-from drafts.checkpoint.layer_config import layer_sizes
+from drafts.checkpoint.layer_config import GATED, SLIDING, layer_sizes, target_window
 from drafts.checkpoint.load import load_causal_lm
+from drafts.checkpoint.rope import LONG
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 PREFIX = "lm."
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+LONG_ROPES = {"longrope", "su"}
+# Their layers have one window in transformers; vLLM takes the target's for it.
+OWN_WINDOW_UNHEARD = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2")
 PROBE_TOLERANCE = 1e-4  # of the largest logit: float32 rounding, whatever the kernels
 
 
@@ -46,6 +51,7 @@ class DraftModel(Family):
         flat = dict(source.raw)
         if missing := [key for key in ("hidden_size", "vocab_size") if key not in flat]:
             raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, hint=FETCH)
+        refuse_otherwise_served(flat, source.config_path)
         embedding = next(n for n in source.headers if n.endswith(".embed_tokens.weight"))
         size = (flat["vocab_size"], flat["hidden_size"])
         check_shapes(
@@ -82,6 +88,7 @@ class DraftModel(Family):
                 hint="use the draft model as it was before quantization",
             )
         draft = LmDraft(load_lm(info.folder))
+        set_window(draft.lm.config, info, target_window(target))
         check_logits(draft, info)
         return draft
 
@@ -107,6 +114,7 @@ class DraftModel(Family):
                 hint="leave the draft vocabulary out",
             )
         sizes = layer_sizes(target, options.num_layers or 2)
+        del sizes["target_window"]
         lm = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=target.vocab_size,
@@ -133,6 +141,50 @@ def load_lm(folder: Path) -> Any:
     if wrong:
         raise UserError(f"lacks or misshapes {', '.join(wrong[:4])}", where=folder, hint=FETCH)
     return lm
+
+
+def refuse_otherwise_served(flat: dict[str, Any], path: Path) -> None:
+    """Raise `UserError` for config fields of which vLLM makes another forward than transformers."""
+    refuse_bidirectional(flat, path)
+    slides = flat.get("use_sliding_window") and flat.get("sliding_window", True)
+    kinds = flat.get("layer_types")
+    if flat.get("model_type") in GATED and slides and (kinds is None or SLIDING in kinds):
+        raise UserError(
+            "use_sliding_window is true, which vLLM leaves out in this architecture",
+            where=path,
+            hint='write "use_sliding_window": false if the draft may attend to everything, or use '
+            "another draft model",
+        )
+    rope = flat.get("rope_scaling") or flat.get("rope_parameters") or {}
+    if LONG_ROPES & {rope.get("rope_type"), rope.get("type")}:
+        raise UserError(
+            f"has a rope of the kind {rope.get('rope_type') or rope.get('type')!r}: {LONG}",
+            where=path,
+            hint="use a draft model with another rope",
+        )
+
+
+def set_window(config: Any, info: DraftInfo, window: int | None) -> None:
+    """Give the model the sliding window that vLLM gives it: that of the target, not its own.
+
+    Architectures whose layers are of kinds keep the window of their sliding ones. `window` is
+    `target_window`'s. Raises `UserError` where transformers has no window for it.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if config.model_type in OWN_WINDOW_UNHEARD and kinds is None:
+        config.sliding_window = window
+    elif set(kinds or ()) != {SLIDING} and window is not None and reaches(info, window):
+        raise UserError(
+            f"would attend to {window} tokens alone: the target's sliding_window is {window}, and "
+            "vLLM gives it to the draft model too",
+            where=info.folder,
+            hint="use a draft of another family for this target, or a Mistral as its draft",
+        )
+
+
+def reaches(info: DraftInfo, window: int) -> bool:
+    """Can sequences be longer than the window?"""
+    return info.max_positions is None or info.max_positions > window
 
 
 def check_logits(draft: LmDraft, info: DraftInfo) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
+from drafts.checkpoint.fields import refuse_fields
 from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.shapes import check_shapes
 from drafts.checkpoint.source import FETCH, Source
@@ -163,6 +164,13 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
             flat["num_hidden_layers"] = value
         else:
             flat[key] = value
+    refuse_fields(flat | {"rms_norm_eps": 0}, source.config_path)  # there is no norm
+    if flat.get("hidden_act") not in (None, "silu"):
+        raise UserError(
+            f"hidden_act is {flat['hidden_act']}, but vLLM has only silu in Medusa's heads",
+            where=source.config_path,
+            hint="use heads that were trained with silu",
+        )
     named = flat.setdefault("architectures", [ARCHITECTURE])
     if ARCHITECTURE not in named:
         raise UserError(

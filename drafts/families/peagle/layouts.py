@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from drafts.checkpoint.family import InitOptions, Layout
 from drafts.checkpoint.info import DraftInfo
@@ -40,6 +40,7 @@ class PEagle(Eagle3):
 
     name = "peagle"
     title = "P-EAGLE"
+    outside: ClassVar[dict[str, bool]] = {"norm_before_residual": False, "norm_before_fc": False}
 
     def matches(self, source: Source) -> bool:
         if is_speculators(source):
@@ -51,13 +52,10 @@ class PEagle(Eagle3):
 
     def describe(self, source: Source) -> DraftInfo:
         info = super().describe(source)
-        flat = dict(info.config)
-        if is_speculators(source):  # vLLM's default is not that of EAGLE-3
-            flat["norm_before_residual"] = source.raw.get("norm_before_residual", False)
         field = "mask_token_id" if is_speculators(source) else "pard_token"
-        check_mask_token(mask_token(flat), info.vocab_size, source.config_path, field)
+        check_mask_token(mask_token(info.config), info.vocab_size, source.config_path, field)
         check_mask_hidden(source, self.module_name)
-        return replace(info, family="peagle", config=flat, speculation={"parallel_drafting": True})
+        return replace(info, family="peagle", speculation={"parallel_drafting": True})
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> PEagleDraft:
         import torch

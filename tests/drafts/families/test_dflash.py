@@ -33,8 +33,14 @@ FUSED = 3 * 32
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "three layers": {"num_layers": 3},
-    "causal": {"causal": True, "num_layers": 2},
-    "bias": {"attention_bias": True},
+    "causal": {"causal": (True, True), "num_layers": 2},
+    "bias": {"qkv_bias": True, "o_bias": True},
+    "windows": {"windows": (3, None, 5), "num_layers": 3},
+    "causal windows": {"windows": (3, None), "causal": (True, False), "num_layers": 2},
+    "the target's window": {"target_window": 4},
+    "half rotary": {
+        "rope": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    },
     "wide heads": {"head_dim": 16, "num_key_value_heads": 4},
     "other target width": {"target_hidden_size": 20, "logit_scale": 0.5},
 }
@@ -71,9 +77,12 @@ def as_the_server(draft: DFlashDraft, features: Tensor, ids: Tensor, k: int) -> 
     x = draft.embed_tokens(tokens).unsqueeze(0)
     known_at = draft.rotary(context, torch.arange(n).unsqueeze(0))
     own_at = draft.rotary(context, torch.arange(n, n + k + 1).unsqueeze(0))
-    seen = torch.ones(k + 1, n + k + 1, dtype=torch.bool)
-    seen = seen.tril(n) if draft.config.causal else seen
-    for layer in draft.layers:
+    for number, layer in enumerate(draft.layers):
+        causal, window = draft.config.causal, draft.config.window(number)
+        seen = torch.ones(k + 1, n + k + 1, dtype=torch.bool)
+        seen = seen.tril(n) if causal and causal[number] else seen
+        if window is not None:  # as many to the right as to the left
+            seen = seen.triu(n - window + 1).tril(n + window - 1)
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         known = attention.keys_values(context, known_at)
         own = attention.keys_values(normed, own_at)
@@ -106,7 +115,7 @@ def test_rows_at_once_are_what_the_server_computes(k: int, name: str, first_row:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_more_slots_change_what_is_drafted_unless_causal(causal: bool) -> None:
-    draft = make_draft(causal=causal)
+    draft = make_draft(causal=(causal,))
     features, ids = torch.randn(1, 9, FUSED), torch.randint(60, (1, 9))
     with torch.no_grad():
         two, five = draft(features, ids, 2), draft(features, ids, 5)
@@ -241,6 +250,13 @@ def test_a_block_bounds_k(tmp_path: Path) -> None:
     assert read_draft(free).max_k is None
 
 
+SLIDING: dict[str, Any] = {
+    "layer_types": ["sliding_attention"] * 2,
+    "sliding_window": 7,
+    "use_sliding_window": True,
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "causal"),
     [
@@ -248,6 +264,9 @@ def test_a_block_bounds_k(tmp_path: Path) -> None:
         ({"dflash_config": {"causal": True}}, True),
         ({"is_causal": False, "dflash_config": {"causal": True}}, False),
         ({"is_causal": True}, True),
+        (SLIDING, True),
+        (SLIDING | {"dflash_config": {"causal": False}}, False),
+        ({"dflash_config": {"use_swa": True, "swa_window_size": 9}}, False),
     ],
 )
 def test_causality_is_read_as_vllm_reads_it(
@@ -255,7 +274,30 @@ def test_causality_is_read_as_vllm_reads_it(
 ) -> None:
     draft = load_draft(write_dflash(tmp_path / "draft", **changes), tiny_target)
     assert isinstance(draft, DFlashDraft)
-    assert draft.config.causal == causal
+    assert draft.config.causal == ((True, True) if causal else ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({}, ()),
+        (SLIDING, (7, 7)),
+        (SLIDING | {"layer_types": ["full_attention", "sliding_attention"]}, (None, 7)),
+        (SLIDING | {"layer_types": None, "max_window_layers": 1}, (None, 7)),
+        (SLIDING | {"dflash_config": {"swa_window_size": 9}}, (9, 9)),
+        ({"dflash_config": {"use_swa": True, "swa_window_size": 9}}, (9, 9)),
+        ({"sliding_window": 7}, ()),
+    ],
+)
+def test_windows_are_read_as_vllm_reads_them(
+    tmp_path: Path, tiny_target: Path, changes: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
+    draft = load_draft(write_dflash(tmp_path / "draft", **changes), tiny_target)
+    assert isinstance(draft, DFlashDraft)
+    assert draft.config.windows == windows
+    (tmp_path / "again").mkdir()
+    save_draft(draft, "dflash", tmp_path / "again", dtype=torch.float32)
+    assert load_draft(tmp_path / "again", tiny_target).config == draft.config
 
 
 @pytest.mark.parametrize("layout", ["dflash", "speculators"])
@@ -297,14 +339,22 @@ def test_a_fresh_draft_saves_and_loads(tmp_path: Path, tiny_target: Path, reduce
         ({"dflash_config": {"target_layer_ids": []}}, "names no dflash_config.target_layer_ids"),
         ({"dflash_config": {"target_layer_ids": [1, 1, 2]}}, "expected distinct layer numbers"),
         ({"dflash_config": {"target_layer_ids": [0, 1]}}, "fc.weight is"),
-        ({"num_hidden_layers": 3}, "lacks the tensor layers.2"),
+        ({"num_hidden_layers": 3, "layer_types": None}, "lacks the tensor layers.2"),
+        ({"num_hidden_layers": 3}, "for each of 3 layers"),
         ({"intermediate_size": 64}, "down_proj.weight is"),
         ({"draft_vocab_size": 320}, "lacks the tensor lm_head.weight"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
-        ({"dflash_config": {"use_swa": True}}, "sliding-window attention"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "but sliding_window is None"),
+        ({"dflash_config": {"use_swa": True}}, "but sliding_window is None"),
+        (
+            {"dflash_config": {"use_swa": True, "swa_window_size": 0}},
+            "but dflash_config.swa_window_size is 0",
+        ),
+        ({"use_aux_hidden_state": False}, "use_aux_hidden_state"),
+        ({"dflash_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
+        ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
         ({"dflash_config": {"attention_sink_bias": True}}, "attention sinks"),
         ({"dflash_config": {"sample_from_anchor": True}}, "drafting from the anchor"),
-        ({"is_neox_style": False}, "interleaved rotary embeddings"),
+        ({"is_neox_style": False}, "is_neox_style is False"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -43,7 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "two_layers": {"num_layers": 2},
     "three_layers": {"num_layers": 3},
-    "attention_bias": {"attention_bias": True},
+    "biases": {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
+    "the target's window": {"num_layers": 2, "target_window": 3},
     "no_gqa": {"num_key_value_heads": 4},
     "wide_heads": {"head_dim": 16},
     "logit_scale": {"logit_scale": 0.5},
@@ -108,7 +109,7 @@ def random_draft(
     """A saved draft for the tiny target, with weights that are all random."""
     draft = init_draft("eagle", target, InitOptions(**options))
     if bias:
-        draft = EagleDraft(replace(draft.config, attention_bias=True))
+        draft = EagleDraft(replace(draft.config, qkv_bias=True, o_bias=True))
     torch.manual_seed(0)
     for parameter in draft.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -210,7 +211,15 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "activation": ("hidden_act is gelu", {"hidden_act": "gelu"}, {}),
-    "half_biased": ("biases in some", {"qkv_bias": True}, {}),
+    "half_biased": (r"lacks the tensor .*q_proj\.bias", {"qkv_bias": True}, {}),
+    "mlp_bias": (r"lacks the tensor .*mlp\.gate_proj\.bias", {"mlp_bias": True}, {}),
+    "not_causal": ("is_causal is false", {"is_causal": False}, {}),
+    "layer_types": (
+        "vLLM counts from the target's first layer",
+        {"layer_types": ["sliding_attention"], "sliding_window": 8},
+        {},
+    ),
+    "qwen": ("qwen2 and qwen3 imply it", {"model_type": "qwen2"}, {}),
     "no_width": ("lacks hidden_size", {"hidden_size": None}, {}),
 }
 

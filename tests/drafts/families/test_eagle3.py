@@ -28,7 +28,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "norm_before_fc": {"norm_before_fc": True},
     "fc_norm": {"fc_norm": True},
     "norm_output": {"norm_output": True},
-    "attention_bias": {"attention_bias": True},
+    "biases": {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
+    "windows": {"num_layers": 3, "windows": (3, None, 4)},
+    "narrow_window": {"windows": (2,)},
+    "the_targets_window": {"num_layers": 2, "windows": (None, 3), "target_window": 5},
+    "half_rotary": {
+        "rope": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    },
     "no_gqa": {"num_key_value_heads": 4},
     "wide_heads": {"head_dim": 16},
     "other_target_width": {"target_hidden_size": 20},

@@ -32,7 +32,7 @@ from tests.opened import (
     write_like,
 )
 from tests.tiny.architectures import write_architecture
-from tests.tiny.models import POSITIONS, VOCAB, write_draft, write_tokenizer
+from tests.tiny.models import POSITIONS, VOCAB, write_draft, write_target, write_tokenizer
 from tests.tiny.store import write_store
 
 SIZES: dict[str, Any] = {
@@ -57,6 +57,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, scaled": ("granite", {"logits_scaling": 8.0, "embedding_multiplier": 2.0}),
     "cohere, scaled": ("cohere", {"logit_scale": 0.25}),
     "qwen3_moe": ("qwen3_moe", EXPERTS),
+    "mistral": ("mistral", {}),
 }
 
 
@@ -395,3 +396,45 @@ def test_another_tokenizer_or_vocabulary_does_not_fit(tiny_target: Path, tmp_pat
     shutil.rmtree(base)
     with pytest.raises(UserError, match="vocabulary: the target has 512, the draft 400"):
         require_compatible(tiny_target, write_lm(base, vocab_size=400))
+
+
+WINDOWED: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("qwen3, tied", WINDOWED, "use_sliding_window"),
+        ("qwen3_moe", WINDOWED, "use_sliding_window"),
+        ("llama", {"is_causal": False}, "is_causal"),
+        ("llama", {"rope_scaling": {"type": "su", "factor": 2.0}}, "'su'"),
+    ],
+)
+def test_what_vllm_computes_otherwise_is_refused(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write_lm(tmp_path / "lm", name)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if key != "layer_types"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        read_draft(folder)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_its_window_is_the_targets(
+    window: int | None, tmp_path: Path, sequence: torch.Tensor
+) -> None:
+    """A Mistral's own window is not what vLLM gives it, but the target's."""
+    target = write_target(tmp_path / "target")
+    config = json.loads((target / "config.json").read_text()) | {"sliding_window": window}
+    (target / "config.json").write_text(json.dumps(config))
+    folder = write_lm(tmp_path / "lm", "mistral", sliding_window=7)
+    draft = load_draft(folder, target).eval()
+    alike = write_lm(tmp_path / "alike", "mistral", sliding_window=window)
+    with torch.no_grad():
+        found = draft.logits(draft.states(sequence.unsqueeze(0)), 0)
+    torch.testing.assert_close(found, hf_logits(alike, sequence.unsqueeze(0)))
+    if window is not None:
+        with pytest.raises(UserError, match="attend to 5 tokens alone"):
+            load_draft(write_lm(tmp_path / "llama"), target)

@@ -6,7 +6,6 @@ accepted, rejected and accepted in part. Compared is every token of every propos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from drafts.registry import read_draft, save_draft, wanted_layer_ids
 from drafts.target import read_target
 from tests.drafts.families.test_lm import write_lm
 from tests.opened import convert, init_draft, load_draft, load_target_head, take_from_target
+from tests.tiny.architectures import write_architecture
 from tests.tiny.models import write_draft
 from tests.vllm_client import VllmWorker
 
@@ -56,12 +56,15 @@ def fresh(family: str, **options: Any) -> Callable[[Path, Path], Path]:
     return make
 
 
-def switched(family: str, **switches: Any) -> Callable[[Path, Path], Path]:
+def switched(
+    family: str, num_layers: int | None = None, **switches: Any
+) -> Callable[[Path, Path], Path]:
     """A maker of fresh drafts with switches of their config; tensors that these add are random."""
 
     def make(folder: Path, target: Path) -> Path:
         folder.mkdir()
-        plain: Any = init_draft(family, target, InitOptions(max_k=max(EVERY_K)))
+        options = InitOptions(max_k=max(EVERY_K), num_layers=num_layers)
+        plain: Any = init_draft(family, target, options)
         draft = type(plain)(replace(plain.config, **switches))
         for name, parameter in draft.named_parameters():
             norm, wide = "norm" in name, name.endswith("bias")
@@ -102,34 +105,53 @@ def eagle3_qwen3(folder: Path, target: Path) -> Path:
     return folder
 
 
-def lm(architecture: str) -> Callable[[Path, Path], Path]:
+def lm(architecture: str, **changes: Any) -> Callable[[Path, Path], Path]:
     """A maker of causal language models of an architecture."""
-    return lambda folder, target: write_lm(folder, architecture)
+    return lambda folder, target: write_lm(folder, architecture, **changes)
 
 
-def dflash(num_layers: int, causal: bool = False) -> Callable[[Path, Path], Path]:
-    """A maker of DFlash drafts whose layers all have one and the same k_norm, which `fit` keeps.
+def dflash(num_layers: int, **switches: Any) -> Callable[[Path, Path], Path]:
+    """A maker of DFlash drafts with switches of their config.
+
+    Their layers all have one and the same k_norm, which `fit` keeps.
 
     vLLM's CPU build norms the context keys of every layer with the first layer's.
     """
 
     def make(folder: Path, target: Path) -> Path:
         folder.mkdir()
-        draft = init_draft("dflash", target, InitOptions(max_k=5, num_layers=num_layers))
+        plain: Any = init_draft("dflash", target, InitOptions(max_k=5, num_layers=num_layers))
+        draft = DFlashDraft(replace(plain.config, **switches))
+        fill_biases(draft)
+        draft.load_state_dict(plain.state_dict(), strict=False)
         scales = torch.linspace(0.5, 1.5, draft.config.head_dim)
         for layer in draft.layers:
             layer.self_attn.k_norm.weight.data.copy_(scales)
         save_draft(draft, "dflash", folder, dtype=torch.float32)
-        config = json.loads((folder / "config.json").read_text())
-        config["dflash_config"]["causal"] = causal
-        (folder / "config.json").write_text(json.dumps(config))
         return folder
 
     return make
 
 
+def fill_biases(draft: Draft) -> None:
+    for name, parameter in draft.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+BIASES = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
+QWEN3 = {"qk_norm": True, "qkv_bias": True}  # the biases that vLLM gives these layers
+W = 7  # a window that all prompts but one, and all answers, are longer than
 CASES: dict[str, Case] = {
-    "eagle3": (fresh("eagle3"), EVERY_K),
+    "eagle3": (fresh("eagle3"), (1, 5)),
+    "eagle3, sliding, biases": (switched("eagle3", windows=(W,), **BIASES), EVERY_K),
+    "eagle3, two sliding layers": (switched("eagle3", 2, windows=(W, W)), (3,)),
+    "eagle3, a window shorter than its steps": (switched("eagle3", windows=(4,)), (5,)),
+    "eagle3, Qwen3's layers, sliding, biases": (switched("eagle3", windows=(W,), **QWEN3), (4,)),
+    "eagle3, half rotary": (
+        eagle3(rope_scaling={"type": "linear", "factor": 2.0}, partial_rotary_factor=0.5),
+        (3,),
+    ),
     "eagle3, two layers": (fresh("eagle3", num_layers=2), (1, 3)),
     "eagle3, norm_before_residual": (eagle3(norm_before_residual=True), (3,)),
     "eagle3, norm_output": (eagle3(norm_output=True, rope_theta=500000.0), (4,)),
@@ -139,13 +161,20 @@ CASES: dict[str, Case] = {
     "eagle3, llama3 rope": (eagle3(rope_parameters=LLAMA3_ROPE, rope_theta=500000.0), (3,)),
     "eagle3, narrower than its target": (eagle3_narrow, (1, 3)),
     "eagle3, Qwen3's layers": (eagle3_qwen3, (3,)),
-    "peagle": (fresh("peagle"), EVERY_K),
-    "dflash": (dflash(1), EVERY_K),
+    "peagle": (fresh("peagle"), (1, 5)),
+    "peagle, sliding, biases": (switched("peagle", 2, windows=(W, W), **BIASES), EVERY_K),
+    "dflash": (dflash(1), (1, 5)),
+    "dflash, sliding, biases": (
+        dflash(1, windows=(W,), qkv_bias=True, o_bias=True),
+        EVERY_K,
+    ),
     "dflash, two layers": (dflash(2), (3, 5)),
-    "dflash, causal": (dflash(1, causal=True), (3,)),
-    "eagle": (fresh("eagle"), EVERY_K),
+    "dflash, causal": (dflash(1, causal=(True,)), (3,)),
+    "dflash, causal and sliding": (dflash(2, causal=(True, True), windows=(W, W)), (4,)),
+    "eagle": (fresh("eagle"), (1, 5)),
+    "eagle, biases": (switched("eagle", logit_scale=0.5, **BIASES), EVERY_K),
+    "eagle, biases of queries, keys and values": (switched("eagle", qkv_bias=True), (3,)),
     "eagle, three layers": (fresh("eagle", num_layers=3), (1, 3)),
-    "eagle, biases": (switched("eagle", attention_bias=True, logit_scale=0.5), (3,)),
     "medusa": (fresh("medusa"), EVERY_K),
     "medusa, two layers": (fresh("medusa", num_layers=2), (5,)),
     "medusa, biases": (switched("medusa", bias=True, logit_scale=0.5), (4,)),
@@ -153,6 +182,16 @@ CASES: dict[str, Case] = {
     "draft_model": (fresh("draft_model"), EVERY_K),
     "draft_model, Qwen3 with tied embedding": (lm("qwen3, tied"), (3,)),
     "draft_model, Gemma 2 with full and sliding attention": (lm("gemma2, softcap"), (3,)),
+    "draft_model, a Mistral whose window vLLM leaves out": (lm("mistral", sliding_window=W), (3,)),
+}
+# Of a target whose layers all slide, vLLM gives the window to the draft's layers too.
+SLIDING_TARGET: dict[str, Case] = {
+    "eagle3": (fresh("eagle3"), (3,)),
+    "eagle3, a window of its own": (switched("eagle3", 2, windows=(None, 4)), (3,)),
+    "eagle": (fresh("eagle", num_layers=2), (3,)),
+    "peagle": (fresh("peagle"), (3,)),
+    "dflash": (dflash(1), (3,)),
+    "draft_model": (lm("mistral", sliding_window=None), (3,)),
 }
 
 
@@ -220,29 +259,24 @@ def accepted(proposal: list[int], path: list[int]) -> int:
     return count
 
 
-@pytest.fixture(scope="module")
-def reference(tiny_target: Path) -> Reference:
-    return Reference(tiny_target)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_vllm_proposes_what_our_module_proposes(
-    name: str, tmp_path: Path, tiny_target: Path, reference: Reference, vllm_worker: VllmWorker
+def check_parity(
+    case: Case, folder: Path, target: Path, reference: Reference, worker: VllmWorker
 ) -> None:
-    make, ks = CASES[name]
-    base = make(tmp_path / "base", tiny_target)
+    """Every token of every proposal is ours, for a draft fitted to the target."""
+    make, ks = case
+    base = make(folder / "base", target)
     info = read_draft(base)
-    layer_ids = wanted_layer_ids(info, read_target(tiny_target))
-    draft = load_draft(base, tiny_target)
+    layer_ids = wanted_layer_ids(info, read_target(target))
+    draft = load_draft(base, target)
     fit(draft, reference, layer_ids, max(ks))
-    fitted = tmp_path / "fitted"
+    fitted = folder / "fitted"
     fitted.mkdir()
     save_draft(draft, info.family, fitted, dtype=torch.float32)
-    draft = load_draft(fitted, tiny_target).eval()
+    draft = load_draft(fitted, target).eval()
 
     taken = refused = 0
     for k in ks:
-        runs = vllm_runs(vllm_worker, tiny_target, fitted, k)
+        runs = vllm_runs(worker, target, fitted, k)
         for prompt, run in zip(PROMPTS, runs, strict=True):
             path = prompt + run["output"]
             features = draft.features(*reference.states(path, layer_ids))
@@ -257,6 +291,41 @@ def test_vllm_proposes_what_our_module_proposes(
                 known += count + 1
     assert taken > 20, "the case accepts too little to say much"
     assert refused > 20, "the case rejects too little to say much"
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_target: Path) -> Reference:
+    return Reference(tiny_target)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_vllm_proposes_what_our_module_proposes(
+    name: str, tmp_path: Path, tiny_target: Path, reference: Reference, vllm_worker: VllmWorker
+) -> None:
+    check_parity(CASES[name], tmp_path, tiny_target, reference, vllm_worker)
+
+
+@pytest.fixture(scope="module")
+def sliding_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "sliding-target"
+    return write_architecture(folder, "Mistral", sliding_window=W)
+
+
+@pytest.fixture(scope="module")
+def sliding_reference(sliding_target: Path) -> Reference:
+    return Reference(sliding_target)
+
+
+@pytest.mark.parametrize("name", SLIDING_TARGET)
+def test_vllm_gives_a_draft_its_targets_window(
+    name: str,
+    tmp_path: Path,
+    sliding_target: Path,
+    sliding_reference: Reference,
+    vllm_worker: VllmWorker,
+) -> None:
+    case = SLIDING_TARGET[name]
+    check_parity(case, tmp_path, sliding_target, sliding_reference, vllm_worker)
 
 
 @pytest.mark.parametrize("name", ["peagle", "dflash"])
