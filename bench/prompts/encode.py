@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.prompts.rows import Prompt
+from bench.prompts.rows import Message, Prompt
 from drafts.errors import UserError
 
 Chat = Literal["auto", "always", "never"]
@@ -24,7 +24,7 @@ class EncodedPrompt:
     input_ids: list[int]
     response_ids: list[int] | None = None
     category: str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[Message] | None = None
     turns: tuple[str, ...] = ()
 
 
@@ -48,7 +48,7 @@ def encode_prompts(
     room = prompt_room(max_positions, new_tokens, max_prompt_tokens)
     plain, templated = _texts(prompts, tokenizer, chat)
     ids = _tokenize(tokenizer, plain, special=True) | _tokenize(tokenizer, templated, special=False)
-    answers = {i: p.response for i, p in enumerate(prompts) if p.response is not None}
+    answers = {i: text for i, p in enumerate(prompts) if (text := _answer_text(p)) is not None}
     answer_ids = _tokenize(tokenizer, answers, special=False)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded = []
@@ -57,7 +57,7 @@ def encode_prompts(
         if prompt.head_tokens is not None and len(tokens) > prompt.head_tokens:
             tokens, answer = tokens[: prompt.head_tokens], tokens[prompt.head_tokens :]
         elif answer is not None:
-            answer = [*answer, *end]
+            answer = answer if prompt.cut else [*answer, *end]
         if not tokens:
             raise UserError(
                 "the prompt has no tokens; expected at least one",
@@ -90,7 +90,7 @@ def prompt_room(max_positions: int, new_tokens: int, max_prompt_tokens: int | No
     return room
 
 
-def encode_history(messages: list[dict[str, str]], tokenizer: Any, where: str) -> list[int]:
+def encode_history(messages: list[Message], tokenizer: Any, where: str) -> list[int]:
     """Token ids of a conversation that holds answers already, ready for the next one.
 
     Through the target's chat template; without one its messages are joined by line ends.
@@ -118,16 +118,21 @@ def _texts(
         elif chat == "never" or (chat == "auto" and not has_template and len(messages) == 1):
             plain[i] = _joined(messages)
         else:
-            templated[i] = _apply_template(prompt.id, messages, tokenizer, has_template)
+            given = {"tools": prompt.tools, **(prompt.template_kwargs or {})}
+            templated[i] = _apply_template(prompt.id, messages, tokenizer, has_template, **given)
     return plain, templated
 
 
-def _joined(messages: list[dict[str, str]]) -> str:
-    return "\n".join(message["content"] for message in messages)
+def _answer_text(prompt: Prompt) -> str | None:
+    return prompt.answer["content"] if prompt.answer else prompt.response
+
+
+def _joined(messages: list[Message]) -> str:
+    return "\n".join(message["content"] or "" for message in messages)
 
 
 def _apply_template(
-    where: str, messages: list[dict[str, str]], tokenizer: Any, has_template: bool
+    where: str, messages: list[Message], tokenizer: Any, has_template: bool, **given: Any
 ) -> str:
     if not has_template:
         raise UserError(
@@ -137,7 +142,9 @@ def _apply_template(
         )
     try:
         return str(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **given
+            )
         )
     except Exception as error:  # templates are programs: they raise what they like
         roles = ", ".join(message["role"] for message in messages)

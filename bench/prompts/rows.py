@@ -13,6 +13,7 @@ from typing import Any
 
 from drafts.errors import UserError
 
+Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RESPONSE_KEYS = ("response", "completion", "answer", "canonical_solution")
 SHAPES = (
@@ -27,20 +28,29 @@ PASSAGES_PER_TEXT = 8
 class Prompt:
     """What the target is asked: either chat `messages` or plain `text`.
 
-    `id` says where it came from (`file:line`). With `head_tokens`, the first so many tokens of
-    `text` are the prompt and the rest is its true continuation (source files, documents).
-    `split_key` is the text that decides on the train or eval side. `turns` are what the user says
-    later, each after an answer to what came before.
+    `id` says where it came from (`file:line`). `messages` are as a chat template takes them (role,
+    content, which is text or None, tool_calls, tool_call_id, name, reasoning_content), up to the
+    last recorded answer; earlier turns of the assistant stand inside. `tools` are what its template
+    is told of functions, `template_kwargs` what its row says to the template beside them. `answer`
+    is the recorded last message of a conversation, `response` the recorded answer to a `text`;
+    `cut` says that a length limit ended it, so that it has no end of its own. With `head_tokens`,
+    the first so many tokens of `text` are the prompt and the rest is its true continuation (source
+    files, documents). `split_key` is the text that decides on the train or eval side. `turns` are
+    what the user says later, each after an answer to what came before.
     """
 
     id: str
-    messages: list[dict[str, str]] | None = None
+    messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
     text: str | None = None
     response: str | None = None
+    answer: Message | None = None
+    cut: bool = False
     category: str | None = None
     head_tokens: int | None = None
     split_key: str = ""
     turns: tuple[str, ...] = ()
+    template_kwargs: dict[str, Any] | None = None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -97,7 +107,7 @@ def parse_row(row: Any, where: str, *, prompt_tokens: int, seed: int) -> list[Pr
     if "prompt" in row:
         text = _string(row["prompt"], '"prompt"', where)
         response = _response(row, where)
-        return [Prompt(where, None, text, response, category, split_key=text)]
+        return [Prompt(where, text=text, response=response, category=category, split_key=text)]
     if "question" in row:
         question = _string(row["question"], '"question"', where)
         return [_ask(question, where, _response(row, where), category)]
@@ -121,7 +131,7 @@ def as_conversation(prompt: Prompt) -> Prompt:
     if not later or roles != ["assistant", "user"] * (len(roles) // 2):
         return prompt
     turns = (*(message["content"] for message in later[1::2]), *prompt.turns)
-    return replace(prompt, messages=opening, turns=turns, response=None)
+    return replace(prompt, messages=opening, turns=turns, answer=None)
 
 
 def passages(
@@ -144,7 +154,15 @@ def passages(
         label = f"{where}:{text.count(chr(10), 0, start) + 1}"
         passage = text[start : start + window]
         if passage.strip():
-            found.append(Prompt(label, None, passage, None, category, prompt_tokens, split_key=key))
+            found.append(
+                Prompt(
+                    label,
+                    text=passage,
+                    category=category,
+                    head_tokens=prompt_tokens,
+                    split_key=key,
+                )
+            )
     return found
 
 
@@ -168,16 +186,17 @@ def _from_messages(messages: Any, where: str, category: str | None) -> Prompt:
         if role not in ROLES:
             raise _wrong(f"{name} has the role {_short(repr(role))}", " or ".join(ROLES), where)
         clean.append({"role": role, "content": _string(message.get("content"), name, where)})
-    response = clean.pop()["content"] if clean[-1]["role"] == "assistant" else None
+    answer = clean.pop() if clean[-1]["role"] == "assistant" else None
     if not any(message["role"] == "user" for message in clean):
         raise _wrong('"messages" has no user message to answer', "a user message", where)
     key = "\n".join(message["content"] for message in clean)
-    return Prompt(where, clean, None, response, category, split_key=key)
+    return Prompt(where, messages=clean, answer=answer, category=category, split_key=key)
 
 
 def _ask(question: str, where: str, response: str | None, category: str | None) -> Prompt:
     messages = [{"role": "user", "content": question}]
-    return Prompt(where, messages, None, response, category, split_key=question)
+    answer = None if response is None else {"role": "assistant", "content": response}
+    return Prompt(where, messages=messages, answer=answer, category=category, split_key=question)
 
 
 def _response(row: dict[str, Any], where: str) -> str | None:

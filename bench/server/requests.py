@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.prompts.load import conversations, distinct, load_prompts
-from bench.prompts.rows import Prompt
+from bench.prompts.rows import Message, Prompt
 from bench.server.client import Job
 from bench.server.config import ServerConfig
 from drafts.errors import UserError
@@ -27,7 +27,7 @@ class Request:
 
     id: str
     prompt: list[int] | str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[Message] | None = None
     category: str | None = None
 
     @property

@@ -30,8 +30,8 @@ def message(role: str, content: str) -> dict[str, str]:
 def test_recorded_answers_give_way_to_the_arms_own() -> None:
     said = [message("system", "s"), message("user", "q1"), message("assistant", "a1"),
             message("user", "q2")]  # fmt: skip
-    replayed = as_conversation(Prompt("p", said, response="a2"))
-    assert (replayed.messages, replayed.turns, replayed.response) == (said[:2], ("q2",), None)
+    replayed = as_conversation(Prompt("p", said, answer=message("assistant", "a2")))
+    assert (replayed.messages, replayed.turns, replayed.answer) == (said[:2], ("q2",), None)
 
 
 @pytest.mark.parametrize("roles", [["user"], ["user", "assistant", "tool"], ["user", "user"]])

@@ -27,6 +27,10 @@ def tokenizer(tiny_target: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_target)
 
 
+def said(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
 SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
     "conversation": (
         {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]},
@@ -34,7 +38,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
     ),
     "answered conversation": (
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-        Prompt("", [{"role": "user", "content": "q"}], response="a"),
+        Prompt("", [{"role": "user", "content": "q"}], answer=said("a")),
     ),
     "prompt": ({"prompt": "p"}, Prompt("", text="p")),
     "prompt and response": ({"prompt": "p", "response": "r"}, Prompt("", text="p", response="r")),
@@ -44,7 +48,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
     ),
     "gsm8k": (
         {"question": "q", "answer": "a"},
-        Prompt("", [{"role": "user", "content": "q"}], response="a"),
+        Prompt("", [{"role": "user", "content": "q"}], answer=said("a")),
     ),
     "HumanEval": (
         {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    pass\n"},
@@ -59,7 +63,7 @@ def test_row_shapes(name: str, tmp_path: Path) -> None:
     row, expected = SHAPES[name]
     path = write_rows(tmp_path / "rows.jsonl", [row])
     (prompt,) = read_prompts(path)
-    for field in ("messages", "text", "response", "category", "head_tokens", "turns"):
+    for field in ("messages", "text", "response", "answer", "category", "head_tokens", "turns"):
         assert getattr(prompt, field) == getattr(expected, field), field
     assert prompt.id.startswith(f"{path}:1")
 
@@ -164,7 +168,7 @@ def test_local_datasets(form: str, tmp_path: Path) -> None:
         dataset.to_parquet(str(folder / "rows.parquet"))
     prompts = read_prompts(folder / "rows.parquet" if form == "parquet file" else folder)
     assert [p.split_key for p in prompts] == ["q1", "q2"]
-    assert [p.response for p in prompts] == ["a", None]
+    assert [p.answer for p in prompts] == [said("a"), None]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def encode(prompts: list[Prompt], tokenizer: Any, **options: Any) -> list[Any]:
 
 def test_conversations_go_through_the_chat_template(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "hello"}]
-    prompts = [Prompt("a", messages, response="hi"), Prompt("b", text="hello")]
+    prompts = [Prompt("a", messages, answer=said("hi")), Prompt("b", text="hello")]
     chat, plain = encode(prompts, tokenizer, new_tokens=8)
     assert tokenizer.decode(chat.input_ids) == "<|user|>\nhello\n<|assistant|>\n"
     assert tokenizer.decode(chat.response_ids) == "hi<|endoftext|>"
