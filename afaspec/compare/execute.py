@@ -155,7 +155,8 @@ class Executor:
         settings = capture_config(
             self.config, task.domain, "eval", self._store_folder(data, "eval")
         )
-        prompts = plan_capture(settings, self.target, self.draft, lambda text: None).prompts
+        asked = plan_capture(settings, self.target, self.draft, lambda text: None).prompts
+        prompts = [one.prompt for one in asked]
         bench = BenchConfig(
             target=self.target,
             prompts=self.config.domains[task.domain].prompts,

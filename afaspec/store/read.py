@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One prompt with its response.
+    """One prompt with its response, or a conversation with its turns.
 
-    input_ids int64 [n]; loss_mask bool [n], true on response tokens; hidden bf16 [n, layers * d],
-    the states after the store's `layer_ids`, side by side; final bf16 [n, d], what lm_head sees.
+    input_ids int64 [n]; loss_mask bool [n], true on the assistant's tokens that are trained, in as
+    many stretches as turns; several sequences may have one `prompt_index`. hidden bf16
+    [n, layers * d], the states after the store's `layer_ids`, side by side; final bf16 [n, d],
+    what lm_head sees.
     """
 
     input_ids: Tensor
@@ -81,6 +83,12 @@ class FeatureStore:
         """Tokens of each sequence."""
         shards = [self._shard(number) for number in range(len(self._ends))]
         return [int(n) for shard in shards for n in shard.offsets.diff()]
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts the sequences are of."""
+        shards = [self._shard(number) for number in range(len(self._ends))]
+        return len({int(i) for shard in shards for i in shard.prompt_index})
 
     def __getitem__(self, index: int) -> Sequence:
         if not 0 <= index < len(self):

@@ -42,15 +42,17 @@ class StoreWriter:
     def append(
         self,
         input_ids: Sequence[Sequence[int]],
-        prompt_lengths: Sequence[int],
+        masks: Sequence[Sequence[bool]],
         prompt_index: Sequence[int],
         hidden: Sequence[Tensor],
         final: Sequence[Tensor],
     ) -> None:
-        """Add one whole batch: per sequence its ids, features [n, layers * d] and [n, d] (CPU)."""
-        for ids, prompt in zip(input_ids, prompt_lengths, strict=True):
+        """Add one whole batch: per sequence its ids and loss mask (both [n]), the number of its
+        prompt, and its features [n, layers * d] and [n, d] (CPU)."""
+        for ids, mask in zip(input_ids, masks, strict=True):
+            assert len(ids) == len(mask)
             self._ids.extend(ids)
-            self._mask.extend([0] * prompt + [1] * (len(ids) - prompt))
+            self._mask.extend(map(int, mask))
             self._offsets.append(len(self._ids))
         self._index.extend(prompt_index)
         self._hidden.extend(hidden)

@@ -13,7 +13,7 @@ from bench.lossless.greedy import Difference, Noise, explain, first_difference, 
 from bench.lossless.sampled import compare_samples
 from bench.prompts.conversation import unit_name, units
 from bench.prompts.encode import EncodedPrompt
-from bench.prompts.load import distinct, later_turns, load_prompts, new_tokens
+from bench.prompts.load import distinct, later_turns, load_prompts, new_tokens, template_record
 from bench.records.acceptance import Acceptance
 from bench.records.config import BenchConfig
 from bench.records.progress import Progress
@@ -60,7 +60,9 @@ def run_bench(
     if turns:
         for run in runs:
             run.engine = {**run.engine, "cut_prompts": run.cut}
-    common = common_provenance(config.target, settings_of(config, inputs, turns=len(order)))
+    settings = settings_of(config, inputs, turns=len(order))
+    settings |= template_record(config.target, config)
+    common = common_provenance(config.target, settings)
     return build_report(
         runs,
         common=common,

@@ -5,10 +5,12 @@ A class's GROUP is the panel of `--help` that its settings stand in.
 
 from __future__ import annotations
 
+import json
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 Split = Literal["train", "eval"]
 
@@ -23,6 +25,39 @@ Listed = Annotated[str, BeforeValidator(_joined)]  # `1,4,16`; YAML may have a l
 SuiteFolder = Annotated[
     Path | None,
     Field(description="folder with the files of suites (default: AFASPEC_DATA; else fetched)"),
+]
+
+
+def _json_object(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+
+
+def _iso_date(value: str | None) -> str | None:
+    if value is not None:
+        datetime.fromisoformat(value)
+    return value
+
+
+TemplateKwargs = Annotated[
+    dict[str, Any],
+    BeforeValidator(_json_object),
+    Field(
+        description='variables of the chat template, as JSON: {"enable_thinking": false}',
+    ),
+]
+ChatDate = Annotated[
+    str | None,
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
+    AfterValidator(_iso_date),
+    Field(
+        description="what a chat template's clock says, such as 2026-01-31 (default: today; in a "
+        "folder that is gone on with, as it was)",
+    ),
 ]
 
 
@@ -64,7 +99,11 @@ class PromptSettings(Settings):
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="longest prompt allowed (default: what the target allows)"
     )
-    truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
+    truncate_prompts: bool = Field(
+        False, description="cut longer prompts: the oldest turns go first, the system's text stays"
+    )
+    chat_template_kwargs: TemplateKwargs = {}
+    chat_date: ChatDate = None
 
 
 class RunSettings(Settings):

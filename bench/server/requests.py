@@ -23,17 +23,25 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask: token ids or text of a `prompt`, or the `messages` of a conversation."""
+    """What to ask: token ids or text of a `prompt`, or the `messages` of a conversation.
+
+    `tools` and `template_kwargs` go with messages, for the server's chat template.
+    """
 
     id: str
     prompt: list[int] | str | None = None
     messages: list[Message] | None = None
     category: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
 
     @property
     def content(self) -> dict[str, Any]:
         """Its part of a request's body."""
-        return {"messages": self.messages} if self.messages else {"prompt": self.prompt}
+        if not self.messages:
+            return {"prompt": self.prompt}
+        told = {"tools": self.tools, "chat_template_kwargs": self.template_kwargs}
+        return {"messages": self.messages, **{name: given for name, given in told.items() if given}}
 
 
 def load_requests(config: ServerConfig, server: RemoteServer | None, k: int) -> list[Request]:
@@ -47,14 +55,22 @@ def load_requests(config: ServerConfig, server: RemoteServer | None, k: int) -> 
         requests = [Request(p.id, p.input_ids, category=p.category) for p in encoded]
     else:
         found = conversations(config, config.prompts)
-        requests = [_as_request(prompt, server) for prompt in found]
+        requests = [_as_request(prompt, server, config.chat_template_kwargs) for prompt in found]
     names = distinct([request.id for request in requests])
     return [replace(request, id=name) for request, name in zip(requests, names, strict=True)]
 
 
-def _as_request(prompt: Prompt, server: RemoteServer | None) -> Request:
+def _as_request(
+    prompt: Prompt, server: RemoteServer | None, template_kwargs: dict[str, Any]
+) -> Request:
     if prompt.messages is not None:
-        return Request(prompt.id, messages=prompt.messages, category=prompt.category)
+        return Request(
+            prompt.id,
+            messages=prompt.messages,
+            category=prompt.category,
+            tools=prompt.tools,
+            template_kwargs={**template_kwargs, **(prompt.template_kwargs or {})},
+        )
     text = prompt.text or ""
     if prompt.head_tokens is None:
         return Request(prompt.id, text, category=prompt.category)
@@ -94,7 +110,7 @@ def make_job(request: Request, config: ServerConfig, model: str) -> Job:
 
 def content_hash(requests: Sequence[Request]) -> str:
     """SHA-256 of what is asked, in its order; of token ids the same as for engines in process."""
-    contents = [request.messages or request.prompt for request in requests]
+    contents = [request.content if request.messages else request.prompt for request in requests]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 

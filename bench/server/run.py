@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
+from bench.prompts.load import template_record
 from bench.records.arms import Arm
 from bench.records.progress import Progress
 from bench.report.provenance import (
@@ -150,6 +151,7 @@ def _common(
         "prompts_sha256": content_hash(requests),
     }
     settings |= suite_record(config, config.prompts)
+    settings |= template_record(config.target, config)
     if config.target is not None:
         return common_provenance(config.target, settings)
     return {

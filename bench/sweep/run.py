@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine.waves import measure_waves
-from bench.prompts.load import load_prompts
+from bench.prompts.load import load_prompts, template_record
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig, Condition
 from bench.records.progress import Progress
@@ -50,6 +50,7 @@ def run_sweep(
     for arm in config.arms:
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
+    config = _dated(config, out)
     inputs = list(prompts) if prompts is not None else _load(config)
     require_waves(config, len(inputs))
     _write_or_check_settings(config, inputs, out)
@@ -208,6 +209,14 @@ def _load(config: SweepConfig) -> list[list[int]]:
     return [prompt.input_ids for prompt in prompts]
 
 
+def _dated(config: SweepConfig, out: Path) -> SweepConfig:
+    """With the date that a sweep in `out` was begun with, where none is given."""
+    path = out / "settings.json"
+    if config.chat_date is not None or not path.exists():
+        return config
+    return config.model_copy(update={"chat_date": read_json(path).get("chat_date")})
+
+
 def _write_or_check_settings(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
     """Write what all cells share, or compare with what `out` has. The grid itself may grow."""
     settings = {
@@ -215,6 +224,7 @@ def _write_or_check_settings(config: SweepConfig, inputs: list[list[int]], out: 
         "prompts_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "prompts": len(inputs),
         **{name: getattr(config, name) for name in SHARED},
+        **template_record(config.target, config),
         "versions": {name: found for name, found in versions().items() if name in COMPUTING},
         "machine": {name: machine()[name] for name in ("processor", "cores", "gpus")},
     }

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from bench.prompts.encode import encode_prompts
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
 from drafts.errors import UserError
@@ -18,13 +17,6 @@ from drafts.errors import UserError
 def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_target: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_target)
 
 
 def said(content: str) -> dict[str, Any]:
@@ -203,39 +195,3 @@ def test_hub_datasets(
     assert prompts[1].id == f"{source}:2"
     with pytest.raises(UserError, match="has no split dev; found test, train"):
         read_prompts("owner/name@dev")
-
-
-def encode(prompts: list[Prompt], tokenizer: Any, **options: Any) -> list[Any]:
-    return encode_prompts(prompts, tokenizer, **{"max_positions": 256, **options})
-
-
-def test_conversations_go_through_the_chat_template(tokenizer: Any) -> None:
-    messages = [{"role": "user", "content": "hello"}]
-    prompts = [Prompt("a", messages, answer=said("hi")), Prompt("b", text="hello")]
-    chat, plain = encode(prompts, tokenizer, new_tokens=8)
-    assert tokenizer.decode(chat.input_ids) == "<|user|>\nhello\n<|assistant|>\n"
-    assert tokenizer.decode(chat.response_ids) == "hi<|endoftext|>"
-    assert tokenizer.decode(plain.input_ids) == "hello"
-    (always,) = encode(prompts[1:], tokenizer, chat="always")
-    assert always.input_ids == chat.input_ids
-    (never,) = encode(prompts[:1], tokenizer, chat="never")
-    assert never.input_ids == plain.input_ids
-
-
-def test_documents_give_their_head_and_its_continuation(tokenizer: Any) -> None:
-    text = "def function(argument):\n" * 30
-    (encoded,) = encode([Prompt("a", text=text, head_tokens=16)], tokenizer, new_tokens=20)
-    whole = tokenizer(text)["input_ids"]
-    assert encoded.input_ids == whole[:16]
-    assert encoded.response_ids == whole[16:36]
-
-
-def test_over_long_prompts_are_refused_or_keep_their_tail(tokenizer: Any) -> None:
-    text = "a b c d e f g h " * 40
-    ids = tokenizer(text)["input_ids"]
-    for options, room in [({"max_positions": 64, "new_tokens": 16}, 48),
-                          ({"max_prompt_tokens": 10}, 10)]:  # fmt: skip
-        with pytest.raises(UserError, match=rf"rows:7: .* expected at most {room} "):
-            encode([Prompt("rows:7", text=text)], tokenizer, **options)
-        (kept,) = encode([Prompt("rows:7", text=text)], tokenizer, truncate=True, **options)
-        assert kept.input_ids == ids[-room:]
