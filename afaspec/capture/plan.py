@@ -98,13 +98,9 @@ def plan_capture(
     dtype = compute_dtype(config.dtype, target, device)
     prompts = read_prompts(
         config.prompts,
-        limit=config.limit,
+        config,
         seed=config.seed,
-        split=config.split,
-        eval_fraction=config.eval_fraction,
-        prompt_tokens=config.prompt_tokens,
         suffixes=tuple(config.suffixes) if config.suffixes else None,
-        suite_folder=config.suite_folder,
         note=note,
     )
     later = sum(bool(prompt.turns) for prompt in prompts)

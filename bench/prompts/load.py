@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bench.prompts.conversation import Turns
 from bench.prompts.encode import EncodedPrompt, encode_prompts, prompt_room
@@ -13,16 +13,14 @@ from bench.records.config import BenchConfig
 from bench.records.settings import MeasureSettings
 
 
-def conversations(config: MeasureSettings, source: str) -> list[Prompt]:
-    """The prompts of `source` that `config` takes. Raises `UserError` for what cannot be read."""
-    prompts = read_prompts(
-        source,
-        limit=config.limit,
-        seed=config.seed,
-        split=config.split,
-        prompt_tokens=config.prompt_tokens,
-        suite_folder=config.suite_folder,
-    )
+def conversations(
+    config: MeasureSettings, source: str, note: Callable[[str], None] | None = None
+) -> list[Prompt]:
+    """The prompts of `source` that `config` takes. Raises `UserError` for what cannot be read.
+
+    `note` is told what was passed over.
+    """
+    prompts = read_prompts(source, config, seed=config.seed, note=note)
     return [as_conversation(prompt) for prompt in prompts]
 
 
@@ -36,12 +34,14 @@ def distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def load_prompts(config: BenchConfig) -> list[EncodedPrompt]:
+def load_prompts(
+    config: BenchConfig, note: Callable[[str], None] | None = None
+) -> list[EncodedPrompt]:
     """Read and tokenise the prompts of `config`. Raises `UserError` for what cannot be used."""
     from transformers import AutoTokenizer
 
     return encode_prompts(
-        conversations(config, config.prompts),
+        conversations(config, config.prompts, note),
         AutoTokenizer.from_pretrained(config.target.folder),
         max_positions=config.target.max_positions,
         max_prompt_tokens=config.max_prompt_tokens,
