@@ -82,7 +82,6 @@ class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace)
     prompts: str = Field(
         description="JSONL file, folder of source files, dataset id, or suite:NAME"
     )
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval split")
     suffixes: list[str] | None = Field(
         None, description="endings of the files to read in a folder (repeat it) [default: source]"
     )

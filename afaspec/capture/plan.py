@@ -23,6 +23,7 @@ from afaspec.store.manifest import NAME, Manifest, TargetRecord, read_manifest, 
 from afaspec.versions import versions
 from bench.prompts.conversation import require_room
 from bench.prompts.encode import EncodedPrompt, Encoder, make_encoder
+from bench.prompts.formats.collect import usable
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
 from bench.prompts.template import ChatTemplate, today
@@ -137,13 +138,9 @@ def plan_capture(
     dtype = compute_dtype(config.dtype, target, device)
     prompts = read_prompts(
         config.prompts,
-        limit=config.limit,
+        config,
         seed=config.seed,
-        split=config.split,
-        eval_fraction=config.eval_fraction,
-        prompt_tokens=config.prompt_tokens,
         suffixes=tuple(config.suffixes) if config.suffixes else None,
-        suite_folder=config.suite_folder,
         note=note,
     )
     encoder = make_encoder(
@@ -156,7 +153,14 @@ def plan_capture(
     )
     ends = end_ids(target.folder, encoder.tokenizer)
     make = _recorded if config.use_responses else _to_write
-    asked = [found for prompt in prompts if (found := make(prompt, encoder, ends, config))]
+    made = usable(
+        prompts,
+        lambda prompt: make(prompt, encoder, ends, config),
+        config.prompts,
+        skip=config.skip_bad_rows,
+        note=note,
+    )
+    asked = [one for one in made if one is not None]
     _tell(asked, encoder, ends, note)
     _check_vocabulary(asked, target)
     return CapturePlan(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from afaspec.config import TargetAdapter
 from afaspec.train.config import TrainSettings
-from bench.records.settings import Settings
+from bench.records.settings import EvalFraction, RowFields, Settings, SkipBadRows
 from drafts.errors import UserError
 
 T = TypeVar("T")
@@ -56,7 +56,9 @@ class DomainConfig(Settings):
     prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
     train_limit: int | None = Field(320, gt=1, description="prompts to train and validate on")
     eval_limit: int | None = Field(60, gt=0, description="prompts to measure on")
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval split")
+    eval_fraction: EvalFraction = 0.1
+    field: RowFields = None
+    skip_bad_rows: SkipBadRows = False
     suffixes: list[str] | None = Field(None, description="endings of the files to read")
     prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
     max_prompt_tokens: int | None = Field(None, gt=0, description="longest prompt allowed")

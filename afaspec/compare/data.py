@@ -96,11 +96,8 @@ def read_study_prompts(
             of_split = capture_config(config, name, split, config.out)
             found = read_prompts(
                 of_split.prompts,
-                limit=of_split.limit,
+                of_split,
                 seed=of_split.seed,
-                split=split,
-                eval_fraction=of_split.eval_fraction,
-                prompt_tokens=of_split.prompt_tokens,
                 suffixes=tuple(of_split.suffixes) if of_split.suffixes else None,
                 note=note if split == "train" else None,
             )

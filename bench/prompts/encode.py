@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from bench.prompts.formats.collect import usable
 from bench.prompts.rows import Message, Prompt
 from bench.prompts.template import ChatTemplate
 from drafts.errors import UserError
@@ -244,22 +245,31 @@ def make_encoder(
     return Encoder(template, room, truncate, chat, limit)
 
 
-def encode_prompts(prompts: Sequence[Prompt], encoder: Encoder) -> list[EncodedPrompt]:
+def encode_prompts(
+    prompts: Sequence[Prompt],
+    encoder: Encoder,
+    source: str = "",
+    *,
+    skip_bad: bool = False,
+    note: Callable[[str], None] | None = None,
+) -> list[EncodedPrompt]:
     """The prompts that are asked first; what comes later in a conversation is in `dialogue`.
 
     Of a recorded conversation everything is history, its last answer apart. Passages of documents
-    are cut to their first tokens. Raises `UserError` for what cannot be asked.
+    are cut to their first tokens. Raises one `UserError` for all that cannot be asked, unless they
+    are to be skipped.
     """
-    encoded = []
-    for prompt in prompts:
+
+    def encode(prompt: Prompt) -> EncodedPrompt:
         dialogue = encoder.dialogue(prompt)
         if dialogue is None:
             ids = encoder.ids(prompt.text or "", begin=True)[: prompt.head_tokens]
             ids = encoder.fit_plain(ids, prompt.id)
         else:
             ids = encoder.ask(dialogue).ids
-        encoded.append(EncodedPrompt(prompt.id, ids, prompt.category, dialogue))
-    return encoded
+        return EncodedPrompt(prompt.id, ids, prompt.category, dialogue)
+
+    return usable(prompts, encode, source, skip=skip_bad, note=note)
 
 
 def _shorter(messages: list[Message]) -> list[Message] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,14 @@ from bench.records.settings import MeasureSettings, PromptSettings
 from drafts.target import TargetInfo
 
 
-def conversations(config: MeasureSettings, source: str) -> list[Prompt]:
-    """The prompts of `source` that `config` takes. Raises `UserError` for what cannot be read."""
-    prompts = read_prompts(
-        source,
-        limit=config.limit,
-        seed=config.seed,
-        split=config.split,
-        prompt_tokens=config.prompt_tokens,
-        suite_folder=config.suite_folder,
-    )
+def conversations(
+    config: MeasureSettings, source: str, note: Callable[[str], None] | None = None
+) -> list[Prompt]:
+    """The prompts of `source` that `config` takes. Raises `UserError` for what cannot be read.
+
+    `note` is told what was passed over.
+    """
+    prompts = read_prompts(source, config, seed=config.seed, note=note)
     return [as_conversation(prompt) for prompt in prompts]
 
 
@@ -66,9 +64,17 @@ def template_record(target: TargetInfo | None, config: PromptSettings) -> dict[s
     return chat_template(target.folder, config).record()
 
 
-def load_prompts(config: BenchConfig) -> list[EncodedPrompt]:
+def load_prompts(
+    config: BenchConfig, note: Callable[[str], None] | None = None
+) -> list[EncodedPrompt]:
     """Read and tokenise the prompts of `config`. Raises `UserError` for what cannot be used."""
-    return encode_prompts(conversations(config, config.prompts), make_bench_encoder(config))
+    return encode_prompts(
+        conversations(config, config.prompts, note),
+        make_bench_encoder(config),
+        config.prompts,
+        skip_bad=config.skip_bad_rows,
+        note=note,
+    )
 
 
 def later_turns(config: BenchConfig, prompts: Sequence[EncodedPrompt]) -> Turns | None:

@@ -22,6 +22,35 @@ def _joined(value: Any) -> Any:
 
 
 Listed = Annotated[str, BeforeValidator(_joined)]  # `1,4,16`; YAML may have a list or a number
+FIELDS = (
+    "messages", "conversations", "conversation", "turns", "prompt", "question", "instruction",
+    "text", "response", "answer", "tools", "system", "input", "category", "role", "content",
+)  # fmt: skip
+
+
+def _names_and_paths(fields: list[str] | None) -> list[str] | None:
+    for text in fields or []:
+        name, _, path = text.partition("=")
+        if name not in FIELDS or not path:
+            raise ValueError(f"expected NAME=PATH, with a NAME of {', '.join(FIELDS)}")
+    return fields
+
+
+RowFields = Annotated[
+    list[str] | None,
+    AfterValidator(_names_and_paths),
+    Field(
+        description="where rows of another shape have a field: NAME=PATH, such as "
+        "messages=log.turns (repeat it); role and content are those of every message"
+    ),
+]
+SkipBadRows = Annotated[bool, Field(description="drop and count rows that cannot be used")]
+EvalFraction = Annotated[
+    float,
+    Field(
+        gt=0, lt=1, description="share of the eval side: of all prompts, by where each one begins"
+    ),
+]
 SuiteFolder = Annotated[
     Path | None,
     Field(description="folder with the files of suites (default: AFASPEC_DATA; else fetched)"),
@@ -95,6 +124,9 @@ class PromptSettings(Settings):
     suite_folder: SuiteFolder = None
     limit: int | None = Field(None, ge=1, description="prompts at most, drawn by --seed")
     split: Split | None = Field(None, description="take one side of the prompts only")
+    eval_fraction: EvalFraction = 0.1
+    field: RowFields = None
+    skip_bad_rows: SkipBadRows = False
     prompt_tokens: int = Field(128, ge=1, description="prompt length in plain texts and files")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="longest prompt allowed (default: what the target allows)"
@@ -104,6 +136,11 @@ class PromptSettings(Settings):
     )
     chat_template_kwargs: TemplateKwargs = {}
     chat_date: ChatDate = None
+
+    @property
+    def fields_by_name(self) -> dict[str, str]:
+        """The paths of `field` by name."""
+        return {name: path for name, _, path in (text.partition("=") for text in self.field or [])}
 
 
 class RunSettings(Settings):

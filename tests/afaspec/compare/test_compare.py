@@ -24,6 +24,7 @@ from afaspec.compare.execute import as_counts
 from afaspec.compare.run import import_study, report_only
 from afaspec.store.read import FeatureStore
 from bench.prompts.read import read_prompts
+from bench.records.settings import PromptSettings
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
 from drafts.registry import read_draft
@@ -137,7 +138,9 @@ def test_the_three_sides_share_no_prompt(finished: dict[str, Any], given: dict[s
     assert not train & validation
     assert not (train | validation) & measured
     # The division is by content: it is the same for a prompt wherever it stands.
-    found = read_prompts(given["domains"]["code"]["prompts"], split="train", eval_fraction=0.3)
+    found = read_prompts(
+        given["domains"]["code"]["prompts"], PromptSettings(split="train", eval_fraction=0.3)
+    )
     again = divide_store(stores["train"], stores["eval"], found, config.tuning.validation)
     assert (again.train, again.validation) == (sides["train"], sides["validation"])
 

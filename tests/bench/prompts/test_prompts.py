@@ -11,6 +11,7 @@ import pytest
 
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
+from bench.records.settings import PromptSettings
 from drafts.errors import UserError
 
 
@@ -71,20 +72,21 @@ def test_split_is_a_partition_that_keeps_copies_together(tmp_path: Path) -> None
     rows = [{"prompt": f"question {i}"} for i in range(200)]
     path = write_rows(tmp_path / "rows.jsonl", [*rows, *rows])
     train, held = (
-        [p.text for p in read_prompts(path, split=side, eval_fraction=0.25)]
+        [p.text for p in read_prompts(path, PromptSettings(split=side, eval_fraction=0.25))]
         for side in ("train", "eval")
     )
     assert len(train) + len(held) == 400
     assert not set(train) & set(held)
     assert 60 <= len(held) <= 140
     alone = write_rows(tmp_path / "alone.jsonl", [{"prompt": held[0]}])
-    assert read_prompts(alone, split="eval", eval_fraction=0.25)
+    assert read_prompts(alone, PromptSettings(split="eval", eval_fraction=0.25))
 
 
 def test_limit_draws_by_seed_in_file_order(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{i:03}"} for i in range(100)])
     one, again, other = (
-        [p.text for p in read_prompts(path, limit=10, seed=seed)] for seed in (0, 0, 1)
+        [p.text for p in read_prompts(path, PromptSettings(limit=10), seed=seed)]
+        for seed in (0, 0, 1)
     )
     assert one == again == sorted(one)
     assert len(one) == 10
@@ -112,7 +114,7 @@ def sources(tmp_path: Path) -> Path:
 
 def test_source_folder_cuts_long_files_at_line_starts(sources: Path) -> None:
     notes: list[str] = []
-    prompts = read_prompts(sources, prompt_tokens=32, note=notes.append)
+    prompts = read_prompts(sources, PromptSettings(prompt_tokens=32), note=notes.append)
     assert "passed over: 2 binary, 1 empty, 1 huge, 1 too short" in notes[0]
     long = [p for p in prompts if "/long.h:" in p.id]
     assert len(long) == 8
@@ -121,8 +123,8 @@ def test_source_folder_cuts_long_files_at_line_starts(sources: Path) -> None:
     lines = (sources / "long.h").read_text().splitlines(keepends=True)
     number = int(long[3].id.rsplit(":", 1)[1])
     assert (long[3].text or "").startswith(lines[number - 1])
-    assert prompts == read_prompts(sources, prompt_tokens=32)
-    assert prompts != read_prompts(sources, prompt_tokens=32, seed=1)
+    assert prompts == read_prompts(sources, PromptSettings(prompt_tokens=32))
+    assert prompts != read_prompts(sources, PromptSettings(prompt_tokens=32), seed=1)
 
 
 def test_suffixes_choose_the_files(sources: Path) -> None:
@@ -135,14 +137,15 @@ def test_near_copies_do_not_crowd_out_the_rest(tmp_path: Path) -> None:
     for i in range(12):
         (tmp_path / f"copy{i}.h").write_text(f"// file {i}\n{body}int last_{i};\n")
     notes: list[str] = []
-    assert len(read_prompts(tmp_path, prompt_tokens=64, note=notes.append)) == 4
+    assert len(read_prompts(tmp_path, PromptSettings(prompt_tokens=64), note=notes.append)) == 4
     assert "8 near-copies" in notes[0]
 
 
 def test_source_folder_of_this_machine_gives_hundreds() -> None:
     import json as module
 
-    prompts = read_prompts(Path(module.__file__).parents[1], limit=300, prompt_tokens=64)
+    settings = PromptSettings(limit=300, prompt_tokens=64)
+    prompts = read_prompts(Path(module.__file__).parents[1], settings)
     assert len(prompts) == 300
     assert len({p.id for p in prompts}) == 300
 
