@@ -11,7 +11,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from afaspec.config import TargetAdapter
 from afaspec.train.config import TrainSettings
-from bench.records.settings import EvalFraction, RowFields, Settings, SkipBadRows
+from bench.records.settings import (
+    ChatDate,
+    EvalFraction,
+    RowFields,
+    Settings,
+    SkipBadRows,
+    TemplateKwargs,
+)
 from drafts.errors import UserError
 
 T = TypeVar("T")
@@ -64,6 +71,8 @@ class DomainConfig(Settings):
     max_prompt_tokens: int | None = Field(None, gt=0, description="longest prompt allowed")
     truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
     chat: Literal["auto", "always", "never"] = Field("auto", description="chat template")
+    chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)
+    chat_date: ChatDate = None
     max_new_tokens: int = Field(128, gt=0, description="longest answer")
     seed: int = Field(0, description="of the prompts drawn")
 
