@@ -91,6 +91,7 @@ def _run(
             batch,
             [hidden for hidden, _ in taken],
             [final for _, final in taken],
+            [plan.prompts[i].root for i in batch],
         )
         done += len(batch)
         on_progress(CaptureProgress(done, total, new_tokens))

@@ -46,8 +46,12 @@ class StoreWriter:
         prompt_index: Sequence[int],
         hidden: Sequence[Tensor],
         final: Sequence[Tensor],
+        roots: Sequence[int | None] = (),
     ) -> None:
-        """Add one whole batch: per sequence its ids, features [n, layers * d] and [n, d] (CPU)."""
+        """Add one whole batch: per sequence its ids, features [n, layers * d] and [n, d] (CPU).
+
+        `roots` say where the prompts begin (`Prompt.root`); a shard keeps them if all are known.
+        """
         for ids, prompt in zip(input_ids, prompt_lengths, strict=True):
             self._ids.extend(ids)
             self._mask.extend([0] * prompt + [1] * (len(ids) - prompt))
@@ -55,6 +59,7 @@ class StoreWriter:
         self._index.extend(prompt_index)
         self._hidden.extend(hidden)
         self._final.extend(final)
+        self._roots.extend(roots)
         if len(self._ids) * self.manifest.token_bytes >= self.shard_bytes:
             self.flush()
 
@@ -78,6 +83,8 @@ class StoreWriter:
             "hidden": torch.cat(self._hidden).to(torch.bfloat16),
             "final": torch.cat(self._final).to(torch.bfloat16),
         }
+        if len(self._roots) == len(self._index) and None not in self._roots:
+            tensors["root"] = torch.tensor(self._roots, dtype=torch.int64)
         path = self.folder / f"shard-{len(self.manifest.shards):05d}.safetensors"
         with atomic_file(path) as temporary:
             save_file(tensors, temporary)
@@ -100,6 +107,7 @@ class StoreWriter:
         self._index: list[int] = []
         self._hidden: list[Tensor] = []
         self._final: list[Tensor] = []
+        self._roots: list[int | None] = []
 
 
 @contextmanager

@@ -26,6 +26,7 @@ class EncodedPrompt:
     category: str | None = None
     messages: list[Message] | None = None
     turns: tuple[str, ...] = ()
+    root: int | None = None  # the prompt's own
 
 
 def encode_prompts(
@@ -71,7 +72,9 @@ def encode_prompts(
         cut = answer[:new_tokens] if answer is not None else None
         messages = prompt.messages if prompt.turns else None
         encoded.append(
-            EncodedPrompt(prompt.id, tokens, cut, prompt.category, messages, prompt.turns)
+            EncodedPrompt(
+                prompt.id, tokens, cut, prompt.category, messages, prompt.turns, prompt.root
+            )
         )
     return encoded
 

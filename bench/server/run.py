@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
+from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.report.provenance import (
     arm_provenance,
     circumstances,
     common_provenance,
     suite_record,
 )
-from bench.report.schema import Report
+from bench.report.schema import Report, warn
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
 from bench.server.measure import LoadRun, measure_servers, round_size
@@ -33,6 +34,7 @@ def run_server_bench(
     progress: Progress = lambda stage, done, total: None,
     *,
     drafts: Mapping[str, Arm] | None = None,
+    note: Note | None = None,
 ) -> Report:
     """Measure the servers at `urls` (by arm name) and return the report.
 
@@ -40,7 +42,7 @@ def run_server_bench(
     Raises `UserError` before any load if a server, the target or the prompts do not fit.
     """
     servers = connect_all(config, urls)
-    requests = prepare(config, list(servers.values()))
+    requests = prepare(config, list(servers.values()), note)
     results = measure_servers(config, servers, requests, progress)
     plain = next((server for server in servers.values() if server.k == 0), None)
     explained = explain_differences(config, results, requests, plain, progress)
@@ -54,9 +56,11 @@ def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, Remo
     return servers
 
 
-def prepare(config: ServerConfig, servers: Sequence[RemoteServer]) -> list[Request]:
+def prepare(
+    config: ServerConfig, servers: Sequence[RemoteServer], note: Note | None = None
+) -> list[Request]:
     """The prompts as requests. Raises `UserError` where one leaves no room for its answer."""
-    requests = load_requests(config, servers[0], max(server.k for server in servers))
+    requests = load_requests(config, servers[0], max(server.k for server in servers), note)
     for load in config.loads:
         round_size(config, load, len(requests))
     for request in requests:
@@ -124,7 +128,7 @@ def finish(
         for name, server in servers.items()
     }
     common = _common(config, servers, requests)
-    return build_server_report(
+    report = build_server_report(
         results,
         arms=arms,
         common=common,
@@ -137,6 +141,8 @@ def finish(
         noise=explained[1],
         seed=config.seed,
     )
+    warn(report, trained_on_warnings(list(arms.values()), [request.root for request in requests]))
+    return report
 
 
 def _common(

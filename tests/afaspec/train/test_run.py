@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draf
 
 def config(store: Path, draft: Path, out: Path, **settings: Any) -> TrainConfig:
     defaults: dict[str, Any] = {"steps": 12, "eval_every": 4, "checkpoint_every": 4, "rank": 4}
-    defaults |= {"compiled": False, "batch_size": 4, "validation": 0.2, "tensorboard": False}
+    defaults |= {"compiled": False, "batch_size": 4, "eval_fraction": 0.2, "tensorboard": False}
     return TrainConfig(store=store, draft=draft, out=out, **(defaults | settings))
 
 

@@ -245,9 +245,7 @@ def test_rows_of_an_array_have_their_lines(tmp_path: Path) -> None:
     path.write_text('[\n{"prompt": "a"},\n\n{"prompt": "b"}, {"prompt": "c"}\n]\n')
     assert [p.id for p in read_prompts(path)] == [f"{path}:{n}" for n in ("2", "4", "4[2]")]
     path.write_text('[\n{"prompt": "a"},\n{"prompt" "b"}\n]\n')
-    with pytest.raises(
-        UserError, match=r":3: is not valid JSON [^$]* an array of objects"
-    ):
+    with pytest.raises(UserError, match=r":3: is not valid JSON [^$]* an array of objects"):
         read_prompts(path)
     path.write_text('[\n{"prompt": "a"},\n{"prompt": "b"}\n')
     with pytest.raises(UserError, match=r"rows.json:\d: is not valid JSON \(Expecting"):
