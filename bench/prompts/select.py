@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from bench.prompts.rows import ROOTS, Prompt
 from bench.records.settings import Split
@@ -82,7 +83,9 @@ def _first(prompts: list[Prompt], count: int, key: Callable[[Prompt], str]) -> l
 
 
 def _said(prompt: Prompt) -> str:
-    said = [prompt.messages, prompt.text, prompt.turns, prompt.head_tokens]
+    said: list[Any] = [prompt.messages, prompt.text, prompt.turns, prompt.head_tokens]
+    if prompt.tools or prompt.template_kwargs:
+        said += [prompt.tools, prompt.template_kwargs]
     return json.dumps(said, ensure_ascii=False)
 
 
