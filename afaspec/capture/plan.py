@@ -22,7 +22,7 @@ from afaspec.capture.turns import (
 from afaspec.store.manifest import NAME, Manifest, TargetRecord, read_manifest, token_bytes
 from afaspec.versions import versions
 from bench.prompts.conversation import require_room
-from bench.prompts.encode import EncodedPrompt, Encoder, make_encoder
+from bench.prompts.encode import Dialogue, EncodedPrompt, Encoder, make_encoder
 from bench.prompts.formats.collect import usable
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
@@ -291,7 +291,7 @@ def _recorded(
     else:
         turns = recorded_turns(dialogue, encoder, ends, limit, cut=prompt.cut)
     if turns:
-        return Asked(EncodedPrompt(prompt.id, turns[0].prompt, prompt.category, dialogue), turns)
+        return _asked(prompt, dialogue, turns)
     if prompt.head_tokens is not None:
         return None
     raise UserError(
@@ -317,7 +317,12 @@ def _to_write(prompt: Prompt, encoder: Encoder, ends: list[int], config: Capture
             Turn(encoder.ask(dialogue, ["."] * number).ids, answer)
             for number in range(len(dialogue.asked))
         ]
-    return Asked(EncodedPrompt(prompt.id, turns[0].prompt, prompt.category, dialogue), turns)
+    return _asked(prompt, dialogue, turns)
+
+
+def _asked(prompt: Prompt, dialogue: Dialogue | None, turns: list[Turn]) -> Asked:
+    first = EncodedPrompt(prompt.id, turns[0].prompt, prompt.category, dialogue, prompt.root)
+    return Asked(first, turns)
 
 
 def _tell(

@@ -102,6 +102,7 @@ def _run(
             [i for i, _ in kept],
             [hidden for hidden, _ in taken],
             [final for _, final in taken],
+            [plan.prompts[i].prompt.root for i, _ in kept],
         )
         done += len(batch)
         on_progress(CaptureProgress(done, total, new_tokens))

@@ -25,7 +25,7 @@ T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 RESERVED = ("base", "none", "ngram")  # arms that every study or every benchmark has by itself
 # The whole study decides on these; an arm that set one would not be compared like with like.
-OF_THE_STUDY = ("seed", "steps", "validation", "validation_limit", "tensorboard")
+OF_THE_STUDY = ("seed", "steps", "eval_fraction", "validation_limit", "tensorboard")
 DEFAULT_RATES: dict[str, list[float]] = {
     "lora": [1e-3, 3e-3, 1e-2],
     "afa-lora": [1e-3, 3e-3, 1e-2],

@@ -90,12 +90,30 @@ class FeatureStore:
         shards = [self._shard(number) for number in range(len(self._ends))]
         return len({int(i) for shard in shards for i in shard.prompt_index})
 
+    @property
+    def roots(self) -> list[int] | None:
+        """Where each sequence's prompt begins (`Prompt.root`); None if the store does not say."""
+        found = [self._shard(number).root for number in range(len(self._ends))]
+        known = [roots for roots in found if roots is not None]
+        return (
+            [int(root) for roots in known for root in roots] if len(known) == len(found) else None
+        )
+
+    def prompt_ids(self, index: int) -> tuple[int, ...]:
+        """The token ids that a sequence was not trained to write."""
+        number, i = self._place(index)
+        return self._shard(number).prompt_ids(i)
+
     def __getitem__(self, index: int) -> Sequence:
+        number, i = self._place(index)
+        return self._shard(number).sequence(i)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The number of a sequence's shard, and its own in there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
-        first = self._ends[number - 1] if number else 0
-        return self._shard(number).sequence(index - first)
+        return number, index - (self._ends[number - 1] if number else 0)
 
     def _shard(self, number: int) -> _Shard:
         if number not in self._shards:
@@ -116,6 +134,13 @@ class _Shard:
         self._torch = torch
         self.offsets = self._file.get_tensor("offsets").clone()
         self.prompt_index = self._file.get_tensor("prompt_index").clone()
+        named = "root" in self._file.keys()  # noqa: SIM118 (no mapping)
+        self.root = self._file.get_tensor("root").clone() if named else None
+
+    def prompt_ids(self, i: int) -> tuple[int, ...]:
+        start, end = int(self.offsets[i]), int(self.offsets[i + 1])
+        ids, mask = (self._file.get_slice(n)[start:end] for n in ("input_ids", "loss_mask"))
+        return tuple(ids[mask == 0].tolist())
 
     def sequence(self, i: int) -> Sequence:
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
@@ -154,6 +179,8 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
         "final": ("bfloat16", (n, d)),
     }
     found = {name: (header.dtype, header.shape) for name, header in read_header(path).items()}
+    if "root" in found:  # older stores have none
+        expected["root"] = ("I64", (s,))
     if found != expected:
         wrong = next(k for k in {**expected, **found} if found.get(k) != expected.get(k))
         raise UserError(

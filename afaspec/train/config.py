@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from afaspec.config import TargetAdapter
-from bench.records.settings import Settings
+from bench.records.settings import EvalFraction, Settings
 
 Arm = Literal["afa-lora", "lora", "full"]
 Loss = Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"]  # functions in `afaspec.train.losses`
@@ -91,8 +91,10 @@ class EvaluationSettings(Settings):
 
     GROUP: ClassVar[str] = "Evaluation and checkpoints"
 
-    validation: float = Field(0.1, gt=0, lt=1, description="fraction of sequences held out")
-    validation_limit: int = Field(64, gt=0, description="held-out sequences at most")
+    eval_fraction: EvalFraction = 0.1
+    validation_limit: int = Field(
+        64, gt=0, description="sequences held out of training and evaluated, at most"
+    )
     eval_every: int = Field(50, gt=0, description="steps between evaluations")
     checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
     tensorboard: bool = Field(True, description="write TensorBoard event files")

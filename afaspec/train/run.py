@@ -28,6 +28,7 @@ from afaspec.train.objective import collate
 from afaspec.train.state import Progress, load_state, save_state, trainable_state
 from afaspec.train.step import training_step
 from afaspec.versions import versions
+from bench.prompts.trained_on import read_roots, write_roots
 from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -61,7 +62,7 @@ def train(
     """
     check_fit(store.manifest, store.folder, base, target)
     check_steps(base, config.draft_steps)
-    train_ids, held_out = split or split_sequences(len(store), config)
+    train_ids, held_out = split or split_sequences(store, config)
     peak = config.peak_learning_rate(len(train_ids))
 
     accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
@@ -69,6 +70,8 @@ def train(
     draft, optimizer = setup.draft, setup.optimizer
     check_stored(draft, base, lm_head=config.lm_head)
     write_or_check_config(config)  # nothing is written before all of the input has proved good
+    roots = store.roots or []
+    write_roots(config.out, read_roots(base.folder).union(roots[i] for i in train_ids if roots))
     progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
     if progress.step == 0:
         started = time.perf_counter()

@@ -14,13 +14,14 @@ from bench.lossless.sampled import compare_samples
 from bench.prompts.conversation import unit_name, units
 from bench.prompts.encode import EncodedPrompt
 from bench.prompts.load import distinct, later_turns, load_prompts, new_tokens, template_record
+from bench.prompts.trained_on import trained_on_warnings
 from bench.records.acceptance import Acceptance
 from bench.records.config import BenchConfig
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.records.run import ArmRun
 from bench.report.build import build_report
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
-from bench.report.schema import Report
+from bench.report.schema import Report, warn
 from drafts.checkpoint.info import DraftInfo
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
@@ -30,6 +31,7 @@ def run_bench(
     config: BenchConfig,
     progress: Progress = lambda stage, done, total: None,
     *,
+    note: Note | None = None,
     prompts: Sequence[EncodedPrompt] | None = None,
     offline: Mapping[str, Acceptance] | None = None,
     training: Mapping[str, Any] | None = None,
@@ -39,12 +41,13 @@ def run_bench(
 
     `prompts` replaces reading `config.prompts`. `offline` (acceptance by arm name) and `training`
     (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
+    `note` is told what was passed over in reading.
     Raises `UserError` before any engine starts if prompts or drafts do not fit.
     """
     for arm in config.arms:
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
-    encoded = list(prompts) if prompts is not None else load_prompts(config)
+    encoded = list(prompts) if prompts is not None else load_prompts(config, note)
     inputs = [prompt.input_ids for prompt in encoded]
     turns = later_turns(config, encoded)
     order = list(units(plan_blocks(config, len(encoded), turns)))
@@ -63,7 +66,7 @@ def run_bench(
     settings = settings_of(config, inputs, turns=len(order))
     settings |= template_record(config.target, config)
     common = common_provenance(config.target, settings)
-    return build_report(
+    report = build_report(
         runs,
         common=common,
         provenance={run.arm.name: arm_provenance(run.arm, common, run.engine) for run in runs},
@@ -79,6 +82,8 @@ def run_bench(
         conversations=[conversation for conversation, _ in order],
         seed=config.seed,
     )
+    warn(report, trained_on_warnings(config.arms, [prompt.root for prompt in encoded]))
+    return report
 
 
 def _start(

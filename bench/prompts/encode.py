@@ -51,6 +51,7 @@ class EncodedPrompt:
     input_ids: list[int]
     category: str | None = None
     dialogue: Dialogue | None = None
+    root: int | None = None  # the prompt's own
 
     @property
     def later(self) -> int:
@@ -267,7 +268,7 @@ def encode_prompts(
             ids = encoder.fit_plain(ids, prompt.id)
         else:
             ids = encoder.ask(dialogue).ids
-        return EncodedPrompt(prompt.id, ids, prompt.category, dialogue)
+        return EncodedPrompt(prompt.id, ids, prompt.category, dialogue, prompt.root)
 
     return usable(prompts, encode, source, skip=skip_bad, note=note)
 

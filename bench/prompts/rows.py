@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ Message = dict[str, Any]  # see `bench.prompts.formats.messages`
 
 CHARS_PER_TOKEN = 4  # a rough rate: only sizes passages, never counts tokens
 PASSAGES_PER_TEXT = 8
+ROOTS = 1 << 63  # their number; a store keeps them as int64
 # Where the usual chat templates begin an answer: what stands before is the conversation's root.
 ANSWER_BEGINS = re.compile(
     r"<\|im_start\|>assistant|<\|start_header_id\|>assistant|<\|assistant\|>|<\|Assistant\|>"
@@ -47,6 +49,13 @@ class Prompt:
     split_key: str = ""
     turns: tuple[str, ...] = ()
     template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def root(self) -> int:
+        """A number below `ROOTS` for where it begins; all that begins alike has the same."""
+        key = " ".join(self.split_key.split())
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        return int(digest[:16], 16) >> 1
 
 
 def root_of(messages: list[Message]) -> str:

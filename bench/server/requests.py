@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.prompts.load import conversations, distinct, load_prompts
 from bench.prompts.rows import Message, Prompt
+from bench.records.progress import Note
 from bench.server.client import Job
 from bench.server.config import ServerConfig
 from drafts.errors import UserError
@@ -34,6 +35,7 @@ class Request:
     category: str | None = None
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] | None = None
+    root: int | None = None  # the prompt's own
 
     @property
     def content(self) -> dict[str, Any]:
@@ -44,18 +46,23 @@ class Request:
         return {"messages": self.messages, **{name: given for name, given in told.items() if given}}
 
 
-def load_requests(config: ServerConfig, server: RemoteServer | None, k: int) -> list[Request]:
+def load_requests(
+    config: ServerConfig, server: RemoteServer | None, k: int, note: Note | None = None
+) -> list[Request]:
     """The prompts of `config` as requests, named apart. `k` more tokens fit behind each answer.
 
     `server` cuts passages of plain text to their first tokens where there is no target to do it.
     Of a conversation only its first turn is asked. Raises `UserError` for what cannot be used.
     """
     if config.target is not None:
-        encoded = load_prompts(config.in_process(config.target, k))
-        requests = [Request(p.id, p.input_ids, category=p.category) for p in encoded]
+        encoded = load_prompts(config.in_process(config.target, k), note)
+        requests = [Request(p.id, p.input_ids, category=p.category, root=p.root) for p in encoded]
     else:
-        found = conversations(config, config.prompts)
-        requests = [_as_request(prompt, server, config.chat_template_kwargs) for prompt in found]
+        told = config.chat_template_kwargs
+        found = conversations(config, config.prompts, note)
+        requests = [
+            replace(_as_request(prompt, server, told), root=prompt.root) for prompt in found
+        ]
     names = distinct([request.id for request in requests])
     return [replace(request, id=name) for request, name in zip(requests, names, strict=True)]
 

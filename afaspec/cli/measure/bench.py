@@ -90,8 +90,8 @@ def bench(config: BenchCommand) -> None:
     Console().print(render_table(report))
     if config.of_servers:
         Console().print(render_loads(report))
-        for warning in warnings(report):
-            note(f"Warning: {warning}")
+    for warning in warnings(report):
+        note(f"Warning: {warning}")
     console.print(headline(report.arms), highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     if baseline is not None:
@@ -122,7 +122,7 @@ def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Re
         concurrency=whole(config.concurrency or "1"),
     )
     with progress() as bars:
-        return run_bench(settings, stage_bars(bars), log_folder=config.out / "logs")
+        return run_bench(settings, stage_bars(bars), note=note, log_folder=config.out / "logs")
 
 
 def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str) -> Report:

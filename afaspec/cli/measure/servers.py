@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from afaspec.cli.console import note
 from bench.records.settings import BenchSettings, ClientSettings, Listed
 from drafts.errors import UserError
 
@@ -68,7 +69,7 @@ def measure(
 
     if flags.serve is None:
         addresses, drafts = served_arms(flags.url, arms)
-        return run_server_bench(config, addresses, progress, drafts=drafts)
+        return run_server_bench(config, addresses, progress, drafts=drafts, note=note)
     return run_served_bench(
         config,
         arms,
@@ -79,6 +80,7 @@ def measure(
         draft_sample_method=flags.draft_sample_method,
         extra_args=vllm_flags(flags),
         log_folder=log_folder,
+        note=note,
     )
 
 
