@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from afaspec.capture.turns import TrainTurns
 from afaspec.config import TargetAdapter
 from bench.records.settings import Listed, PromptSettings, Settings
 from drafts.checkpoint.layer_ids import parse_layer_ids
@@ -15,6 +16,7 @@ from drafts.tensors import Float
 # What a store must share with the settings of a run that goes on with it.
 FIXED = (
     "use_responses",
+    "train_turns",
     "max_new_tokens",
     "temperature",
     "seed",
@@ -56,6 +58,9 @@ class AnswerSettings(Settings):
     max_new_tokens: int = Field(256, gt=0, description="longest response")
     temperature: float = Field(0.0, ge=0, le=10, description="0 takes the likeliest token")
     seed: int = Field(0, description="of the prompts drawn and the responses sampled")
+    train_turns: TrainTurns = Field(
+        "all", description="of a conversation, the assistant's turns to train on"
+    )
 
 
 class MachineSettings(Settings):
@@ -77,7 +82,6 @@ class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace)
     prompts: str = Field(
         description="JSONL file, folder of source files, dataset id, or suite:NAME"
     )
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval split")
     suffixes: list[str] | None = Field(
         None, description="endings of the files to read in a folder (repeat it) [default: source]"
     )

@@ -10,11 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.capture.target_model import load_tokenizer, read_model_config
-from afaspec.store.manifest import Manifest, TargetRecord, token_bytes
+from afaspec.capture.target_model import end_ids, load_tokenizer, read_model_config
+from afaspec.capture.turns import (
+    Turn,
+    ended,
+    joined,
+    recorded_text,
+    recorded_turns,
+    to_generate,
+)
+from afaspec.store.manifest import NAME, Manifest, TargetRecord, read_manifest, token_bytes
 from afaspec.versions import versions
-from bench.prompts.encode import EncodedPrompt, encode_prompts
+from bench.prompts.conversation import require_room
+from bench.prompts.encode import Dialogue, EncodedPrompt, Encoder, make_encoder
+from bench.prompts.formats.collect import usable
 from bench.prompts.read import read_prompts
+from bench.prompts.rows import Prompt
+from bench.prompts.template import ChatTemplate, today
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import default_layer_ids
 from drafts.errors import UserError
@@ -27,13 +39,26 @@ MEMORY_SHARE = 0.4  # of what is free: the rest is for attention, the shard and 
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is asked first, and the turns of the whole: with the recorded answers, or, where the
+    target writes them, as they would be with answers of a token each."""
+
+    prompt: EncodedPrompt
+    turns: list[Turn]
+
+
+@dataclass(frozen=True)
 class CapturePlan:
-    """Settled inputs of one capture. `batches` hold prompt numbers, in the order of the store."""
+    """Settled inputs of one capture. `batches` hold prompt numbers, in the order of the store.
+
+    `ends` are the tokens that end an answer.
+    """
 
     config: CaptureConfig
     target: TargetInfo
-    tokenizer: Any
-    prompts: list[EncodedPrompt]
+    encoder: Encoder
+    ends: list[int]
+    prompts: list[Asked]
     layer_ids: tuple[int, ...]
     device: str
     dtype: str
@@ -44,15 +69,21 @@ class CapturePlan:
     def token_bytes(self) -> int:
         return token_bytes(self.target.hidden_size, len(self.layer_ids))
 
-    def longest(self, prompt: EncodedPrompt) -> int:
-        """The most tokens that this prompt and its response can have."""
-        if self.config.use_responses:
-            return len(prompt.input_ids) + len(prompt.response_ids or [])
-        return len(prompt.input_ids) + self.config.max_new_tokens
+    def longest(self, asked: Asked) -> int:
+        """The most tokens that a sequence of this prompt and its responses can have."""
+        return max(self._lengths(asked))
 
     @property
     def most_tokens(self) -> int:
-        return sum(self.longest(prompt) for prompt in self.prompts)
+        return sum(sum(self._lengths(asked)) for asked in self.prompts)
+
+    def _lengths(self, asked: Asked) -> list[int]:
+        """The most tokens of each sequence."""
+        kept = [len(one.ids) for one in joined(asked.turns, self.config.train_turns)]
+        if self.config.use_responses:
+            return kept
+        new = self.config.max_new_tokens
+        return [min(length + len(asked.turns) * new, self.encoder.room + new) for length in kept]
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Prompts of like length together (little padding), the batches in an order by seed."""
@@ -78,11 +109,20 @@ class CapturePlan:
                 "prompts_sha256": self.prompts_sha256,
                 "prompts_count": len(self.prompts),
                 **self.config.fixed_settings(),
+                **self._chat_settings(),
+                "sampling": "neutral",  # the temperature alone, nothing of generation_config
                 "batch_size": batch_size,
                 "device": self.device,
             },
             versions=versions(),
         )
+
+    def _chat_settings(self) -> dict[str, Any]:
+        """What the chat template was told, where any prompt went through it."""
+        dialogues = [asked.prompt.dialogue for asked in self.prompts]
+        if all(dialogue is None or dialogue.plain for dialogue in dialogues):
+            return {}
+        return self.encoder.template.record()
 
 
 def plan_capture(
@@ -98,47 +138,41 @@ def plan_capture(
     dtype = compute_dtype(config.dtype, target, device)
     prompts = read_prompts(
         config.prompts,
-        limit=config.limit,
+        config,
         seed=config.seed,
-        split=config.split,
-        eval_fraction=config.eval_fraction,
-        prompt_tokens=config.prompt_tokens,
         suffixes=tuple(config.suffixes) if config.suffixes else None,
-        suite_folder=config.suite_folder,
         note=note,
     )
-    later = sum(bool(prompt.turns) for prompt in prompts)
-    if later:
-        note(f"{later} of {len(prompts)} prompts go on with more turns: only the first is captured")
-    tokenizer = load_tokenizer(target.folder)
-    encoded = encode_prompts(
-        prompts,
-        tokenizer,
+    encoder = make_encoder(
+        ChatTemplate(load_tokenizer(target.folder), config.chat_template_kwargs, _date(config)),
         max_positions=target.max_positions,
         max_prompt_tokens=config.max_prompt_tokens,
         new_tokens=config.max_new_tokens,
         truncate=config.truncate_prompts,
         chat=config.chat,
     )
-    if config.use_responses:
-        for prompt, row in zip(encoded, prompts, strict=True):
-            if not prompt.response_ids and row.head_tokens is None:
-                raise UserError(
-                    "has no response to take",
-                    where=prompt.id,
-                    hint='give every row a "response", or let the target write: no --use-responses',
-                )
-        encoded = [prompt for prompt in encoded if prompt.response_ids]
-    _check_vocabulary(encoded, target)
+    ends = end_ids(target.folder, encoder.tokenizer)
+    make = _recorded if config.use_responses else _to_write
+    made = usable(
+        prompts,
+        lambda prompt: make(prompt, encoder, ends, config),
+        config.prompts,
+        skip=config.skip_bad_rows,
+        note=note,
+    )
+    asked = [one for one in made if one is not None]
+    _tell(asked, encoder, ends, note)
+    _check_vocabulary(asked, target)
     return CapturePlan(
         config=config,
         target=target,
-        tokenizer=tokenizer,
-        prompts=encoded,
+        encoder=encoder,
+        ends=ends,
+        prompts=asked,
         layer_ids=layer_ids,
         device=device,
         dtype=dtype,
-        prompts_sha256=_hash(encoded, config),
+        prompts_sha256=_hash(asked),
         model_config=model_config,
     )
 
@@ -237,21 +271,99 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def _check_vocabulary(prompts: list[EncodedPrompt], target: TargetInfo) -> None:
-    for prompt in prompts:
-        largest = max([*prompt.input_ids, *(prompt.response_ids or [])])
+def _date(config: CaptureConfig) -> str:
+    """What the chat template's clock says: as given, as in the store that is gone on with, or
+    today."""
+    if config.chat_date is None and not config.overwrite and (config.out / NAME).is_file():
+        recorded: str | None = read_manifest(config.out).settings.get("chat_date")
+        return recorded or today()
+    return config.chat_date or today()
+
+
+def _recorded(
+    prompt: Prompt, encoder: Encoder, ends: list[int], config: CaptureConfig
+) -> Asked | None:
+    """The prompt with its own responses. None for a document that ends within its prompt."""
+    dialogue = encoder.dialogue(prompt, replay=True)
+    limit = config.max_new_tokens
+    if dialogue is None:
+        turns = recorded_text(prompt, encoder, ends, limit)
+    else:
+        turns = recorded_turns(dialogue, encoder, ends, limit, cut=prompt.cut)
+    if turns:
+        return _asked(prompt, dialogue, turns)
+    if prompt.head_tokens is not None:
+        return None
+    raise UserError(
+        "has no response to take",
+        where=prompt.id,
+        hint='give every row a "response", or let the target write: no --use-responses',
+    )
+
+
+def _to_write(prompt: Prompt, encoder: Encoder, ends: list[int], config: CaptureConfig) -> Asked:
+    """The prompt with turns that the target is to answer."""
+    dialogue = encoder.dialogue(prompt, replay=True)
+    if dialogue is None:
+        ids = encoder.ids(prompt.text or "", begin=True)[: prompt.head_tokens]
+        turns = [Turn(encoder.fit_plain(ids, prompt.id), [])]
+    else:
+        dialogue = to_generate(dialogue)
+        if len(dialogue.asked) > 1:
+            require_room(dialogue, encoder, config.max_new_tokens)
+        end = encoder.template.end_id
+        answer = ended(encoder.ids(".", begin=False), ends if end is None else [end])
+        turns = [
+            Turn(encoder.ask(dialogue, ["."] * number).ids, answer)
+            for number in range(len(dialogue.asked))
+        ]
+    return _asked(prompt, dialogue, turns)
+
+
+def _asked(prompt: Prompt, dialogue: Dialogue | None, turns: list[Turn]) -> Asked:
+    first = EncodedPrompt(prompt.id, turns[0].prompt, prompt.category, dialogue, prompt.root)
+    return Asked(first, turns)
+
+
+def _tell(
+    asked: list[Asked], encoder: Encoder, ends: list[int], note: Callable[[str], None]
+) -> None:
+    """Say what is special about the conversations."""
+    several = [one for one in asked if len(one.turns) > 1]
+    if several:
+        count = sum(len(one.turns) for one in several)
+        note(f"{len(several)} of {len(asked)} prompts are conversations of {count} turns in all")
+    chats = [one for one in asked if (found := one.prompt.dialogue) and not found.plain]
+    end = encoder.template.end_id if chats else None
+    if end is not None and end not in ends:
+        note(
+            f"Warning: the chat template ends a turn with {encoder.tokenizer.decode([end])!r}, at "
+            "which the target does not stop: eos_token_id in generation_config.json lacks it"
+        )
+    begin = encoder.begin
+    if begin and any(one.turns[0].prompt[: len(begin)] != begin for one in chats):
+        note(
+            "The chat template writes no BOS, which the tokenizer puts before plain text: "
+            "conversations have none, as in vLLM's server"
+        )
+
+
+def _check_vocabulary(prompts: list[Asked], target: TargetInfo) -> None:
+    for asked in prompts:
+        largest = max(max([*turn.prompt, *turn.answer]) for turn in asked.turns)
         if largest >= target.vocab_size:
             raise UserError(
                 f"token id {largest} is outside the target's vocabulary of {target.vocab_size}",
-                where=prompt.id,
+                where=asked.prompt.id,
                 hint="the tokenizer in the target's folder belongs to another model; replace it",
             )
 
 
-def _hash(prompts: list[EncodedPrompt], config: CaptureConfig) -> str:
+def _hash(prompts: list[Asked]) -> str:
     """SHA-256 over the token ids that go into the store or the target."""
     digest = hashlib.sha256()
-    for prompt in prompts:
-        answer = prompt.response_ids if config.use_responses else None
-        digest.update(f"{prompt.input_ids}{answer}\n".encode())
+    for asked in prompts:
+        for turn in asked.turns:
+            digest.update(f"{turn.prompt}{turn.answer}".encode())
+        digest.update(b"\n")
     return digest.hexdigest()

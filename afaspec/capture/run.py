@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.capture.plan import CapturePlan, check_space, choose_batch_size, plan_capture, size
-from afaspec.capture.target_model import end_ids, load_target
+from afaspec.capture.plan import (
+    Asked,
+    CapturePlan,
+    check_space,
+    choose_batch_size,
+    plan_capture,
+    size,
+)
+from afaspec.capture.target_model import load_target
+from afaspec.capture.turns import Turn, joined
 from afaspec.store.manifest import NAME, Manifest, read_manifest
 from afaspec.store.read import FeatureStore
 from afaspec.store.write import StoreWriter, locked
@@ -72,7 +80,8 @@ def _run(
     writer = StoreWriter(plan.config.out, manifest, int(plan.config.shard_mib * (1 << 20)))
     writer.prepare()
     done, new_tokens, total = 0, 0, len(plan.prompts)
-    skip = manifest.sequences
+    train = plan.config.train_turns
+    skip = FeatureStore(plan.config.out, manifest).prompts
     for number, batch in enumerate(plan.batches(manifest.settings["batch_size"])):
         if done < skip:  # shards end where batches end
             done += len(batch)
@@ -83,44 +92,69 @@ def _run(
             new_tokens += tokens
             on_progress(CaptureProgress(done + fraction * len(batch), total, new_tokens))
 
-        sequences = _answers(plan, model, batch, number, step)
+        turns = _turns(plan, model, batch, number, step)
+        kept = [(i, one) for i, of in zip(batch, turns, strict=True) for one in joined(of, train)]
+        sequences = [one.ids for _, one in kept]
         taken = list(features(model, sequences, plan.layer_ids, FORWARD_TOKENS))
         writer.append(
             sequences,
-            [len(plan.prompts[i].input_ids) for i in batch],
-            batch,
+            [one.mask for _, one in kept],
+            [i for i, _ in kept],
             [hidden for hidden, _ in taken],
             [final for _, final in taken],
+            [plan.prompts[i].prompt.root for i, _ in kept],
         )
         done += len(batch)
         on_progress(CaptureProgress(done, total, new_tokens))
     writer.finish()
 
 
-def _answers(
+def _turns(
     plan: CapturePlan,
     model: Any,
     batch: list[int],
     number: int,
     step: Callable[[float, int], None],
-) -> list[list[int]]:
-    """Prompt and response of each of the batch's prompts."""
+) -> list[list[Turn]]:
+    """The turns of each of the batch's prompts, written by the target one after another."""
     from afaspec.capture.generate import generate
 
     config, prompts = plan.config, [plan.prompts[i] for i in batch]
     if config.use_responses:
-        step(0.0, sum(len(p.response_ids or []) for p in prompts))
-        return [[*p.input_ids, *(p.response_ids or [])] for p in prompts]
-    responses = generate(
-        model,
-        [p.input_ids for p in prompts],
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        end_ids=end_ids(model, plan.tokenizer),
-        seed=int(hashlib.sha256(f"{config.seed}:{number}".encode()).hexdigest()[:15], 16),
-        on_step=lambda i, rows: step((i + 1) / config.max_new_tokens, rows),
-    )
-    return [[*p.input_ids, *answer] for p, answer in zip(prompts, responses, strict=True)]
+        step(0.0, sum(len(turn.answer) for asked in prompts for turn in asked.turns))
+        return [asked.turns for asked in prompts]
+    most = max(len(asked.turns) for asked in prompts)
+    turns: list[list[Turn]] = [[] for _ in prompts]
+    for turn in range(most):
+        rows = [row for row, asked in enumerate(prompts) if len(asked.turns) > turn]
+        inputs = [_next_prompt(plan, prompts[row], turns[row]) for row in rows]
+        seed = f"{config.seed}:{number}" + f":{turn}" * (turn > 0)
+
+        def told(i: int, tokens: int, turn: int = turn) -> None:
+            step((turn + (i + 1) / config.max_new_tokens) / most, tokens)
+
+        answers = generate(
+            model,
+            inputs,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            end_ids=frozenset(plan.ends),
+            seed=int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16),
+            on_step=told,
+        )
+        for row, ids, answer in zip(rows, inputs, answers, strict=True):
+            turns[row].append(Turn(ids, answer))
+    return turns
+
+
+def _next_prompt(plan: CapturePlan, asked: Asked, before: list[Turn]) -> list[int]:
+    """Token ids of the turn after `before`, whose answers are carried forward as text."""
+    dialogue = asked.prompt.dialogue
+    if dialogue is None or not before:
+        return asked.prompt.input_ids
+    decode = plan.encoder.tokenizer.decode
+    said = [decode(turn.answer, skip_special_tokens=True) for turn in before]
+    return replace(plan.encoder, truncate=True).ask(dialogue, said).ids
 
 
 def _resume(plan: CapturePlan) -> Manifest | None:

@@ -69,9 +69,16 @@ def load_model(folder: Path, dtype: str) -> Any:
     return model
 
 
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a response: the model's own and its tokenizer's."""
-    found: set[int] = set()
-    for ids in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        found.update(ids if isinstance(ids, list) else [ids] if ids is not None else [])
-    return frozenset(found)
+def end_ids(folder: Path, tokenizer: Any) -> list[int]:
+    """The tokens at which a server stops: those of the model's generation config come first, then
+    its tokenizer's."""
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:  # no such file: as transformers and vLLM make it of the model's config
+        config = GenerationConfig.from_model_config(read_model_config(folder))
+    found: list[int] = []
+    for ids in (config.eos_token_id, tokenizer.eos_token_id):
+        found += ids if isinstance(ids, list) else [ids] if ids is not None else []
+    return list(dict.fromkeys(found))

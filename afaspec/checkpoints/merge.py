@@ -23,6 +23,7 @@ from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.adapted_target import open_target
 from afaspec.embedded.names import open_draft
 from afaspec.versions import versions
+from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import (
@@ -102,6 +103,7 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
                 "versions": versions(),
             },
         )
+        write_roots(folder, read_roots(run or result) | read_roots(base.folder))
     return parity
 
 

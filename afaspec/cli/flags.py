@@ -105,7 +105,7 @@ def help_text(setting: Setting) -> str:
     if field.is_required():
         return f"{text} [red]\\[required][/]".strip()
     default = field.get_default(call_default_factory=True)
-    if default in (None, "", []) or default is False or "default:" in text:
+    if default in (None, "", [], {}) or default is False or "default:" in text:
         return text
     return f"{text} [dim]{escape(f'[default: {written(default)}]')}[/]".strip()
 

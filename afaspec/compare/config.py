@@ -11,14 +11,21 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from afaspec.config import TargetAdapter
 from afaspec.train.config import TrainSettings
-from bench.records.settings import Settings
+from bench.records.settings import (
+    ChatDate,
+    EvalFraction,
+    RowFields,
+    Settings,
+    SkipBadRows,
+    TemplateKwargs,
+)
 from drafts.errors import UserError
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 RESERVED = ("base", "none", "ngram")  # arms that every study or every benchmark has by itself
 # The whole study decides on these; an arm that set one would not be compared like with like.
-OF_THE_STUDY = ("seed", "steps", "validation", "validation_limit", "tensorboard")
+OF_THE_STUDY = ("seed", "steps", "eval_fraction", "validation_limit", "tensorboard")
 DEFAULT_RATES: dict[str, list[float]] = {
     "lora": [1e-3, 3e-3, 1e-2],
     "afa-lora": [1e-3, 3e-3, 1e-2],
@@ -56,12 +63,16 @@ class DomainConfig(Settings):
     prompts: str = Field(description="JSONL file, folder of source files, or dataset id")
     train_limit: int | None = Field(320, gt=1, description="prompts to train and validate on")
     eval_limit: int | None = Field(60, gt=0, description="prompts to measure on")
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share of the eval split")
+    eval_fraction: EvalFraction = 0.1
+    field: RowFields = None
+    skip_bad_rows: SkipBadRows = False
     suffixes: list[str] | None = Field(None, description="endings of the files to read")
     prompt_tokens: int = Field(128, gt=0, description="prompt length in plain texts and files")
     max_prompt_tokens: int | None = Field(None, gt=0, description="longest prompt allowed")
     truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
     chat: Literal["auto", "always", "never"] = Field("auto", description="chat template")
+    chat_template_kwargs: TemplateKwargs = Field(default_factory=dict)
+    chat_date: ChatDate = None
     max_new_tokens: int = Field(128, gt=0, description="longest answer")
     seed: int = Field(0, description="of the prompts drawn")
 

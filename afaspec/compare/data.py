@@ -1,25 +1,23 @@
 """The prompts of a study's domains, and their three splits: train, validation, eval.
 
 Which split a prompt falls into is a matter of its content alone. `afaspec capture` divides train
-from eval; the validation split is a part of train, divided by another hash of the same content.
+from eval; the validation split is the part of train that comes next in the same order.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.compare.config import CompareConfig
+from afaspec.store.division import Division, divide
 from afaspec.store.read import FeatureStore
-from afaspec.store.read import Sequence as StoredSequence
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
-from bench.prompts.select import content_sha256
+from bench.prompts.select import content_sha256, is_held_out, side_of
 from bench.records.settings import Split
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -66,18 +64,6 @@ class Facts:
         return replace(known, domains=self.domains | known.domains)
 
 
-@dataclass(frozen=True)
-class Division:
-    """Sequence numbers in a domain's train store, shuffled, so that the first few are a sample.
-
-    `dropped` is the number of those that repeat prompts of another split.
-    """
-
-    train: list[int]
-    validation: list[int]
-    dropped: int
-
-
 def read_study_prompts(
     config: CompareConfig,
     target: TargetInfo,
@@ -96,17 +82,16 @@ def read_study_prompts(
             of_split = capture_config(config, name, split, config.out)
             found = read_prompts(
                 of_split.prompts,
-                limit=of_split.limit,
+                of_split,
                 seed=of_split.seed,
-                split=split,
-                eval_fraction=of_split.eval_fraction,
-                prompt_tokens=of_split.prompt_tokens,
                 suffixes=tuple(of_split.suffixes) if of_split.suffixes else None,
                 note=note if split == "train" else None,
             )
             prompts[name, split] = found
             domains[name][split] = {"sha256": content_sha256(found), "prompts": len(found)}
-        held = [in_validation(p, config.tuning.validation) for p in prompts[name, "train"]]
+        side = side_of("train", domain.eval_fraction)
+        share = config.tuning.validation
+        held = [is_held_out(p.root, share, side) for p in prompts[name, "train"]]
         most = max(samples or 1 for samples in config.samples)
         if all(held) or not any(held):
             raise UserError(
@@ -140,39 +125,10 @@ def capture_config(config: CompareConfig, domain: str, split: Split, out: Path) 
     )
 
 
-def in_validation(prompt: Prompt, share: float) -> bool:
-    """Whether a prompt of the train split is held out. Near-copies are held out together."""
-    key = " ".join(prompt.split_key.split())
-    digest = hashlib.sha256(f"validation\n{key}".encode("utf-8", "surrogatepass")).hexdigest()
-    return int(digest[:13], 16) < share * 16**13
+def divide_store(train: FeatureStore, evaluation: FeatureStore, share: float) -> Division:
+    """The train and validation splits of a domain's train store.
 
-
-def divide_store(
-    train: FeatureStore, evaluation: FeatureStore, prompts: Sequence[Prompt], share: float
-) -> Division:
-    """The splits of a domain's captured sequences; `prompts` are those of its train store.
-
-    A prompt that is, token for token, also one of eval is dropped from train and validation, and
-    one of validation is dropped from train: passages of different files can begin alike.
+    A prompt that is, token for token, also one of eval is dropped from both: passages of different
+    files can begin alike.
     """
-    seen = {_prompt_ids(sequence) for sequence in evaluation}
-    held = [in_validation(prompt, share) for prompt in prompts]
-    chosen: dict[bool, list[int]] = {True: [], False: []}
-    for validation in (True, False):
-        mine = [i for i in range(len(train)) if held[train[i].prompt_index] == validation]
-        chosen[validation] = [i for i in mine if _prompt_ids(train[i]) not in seen]
-        seen |= {_prompt_ids(train[i]) for i in chosen[validation]}
-    if not chosen[True] or not chosen[False]:
-        raise UserError(
-            "its prompts of train, validation and eval are the same",
-            where=train.folder,
-            hint="give more varied prompts",
-        )
-    dropped = len(train) - len(chosen[True]) - len(chosen[False])
-    for numbers in chosen.values():  # a store has answers of like length together
-        random.Random(0).shuffle(numbers)
-    return Division(chosen[False], chosen[True], dropped)
-
-
-def _prompt_ids(sequence: StoredSequence) -> tuple[int, ...]:
-    return tuple(sequence.input_ids[~sequence.loss_mask].tolist())
+    return divide(train, share, seen={evaluation.prompt_ids(i) for i in range(len(evaluation))})

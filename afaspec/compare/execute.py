@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from afaspec.capture.plan import plan_capture
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import find_result, load_merged, merge
 from afaspec.compare.config import CompareConfig
-from afaspec.compare.data import SPLITS, Prompts, capture_config, divide_store
+from afaspec.compare.data import SPLITS, capture_config, divide_store
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, Task, train_config
 from afaspec.store.read import FeatureStore
@@ -49,11 +48,10 @@ class Executor:
         config: CompareConfig,
         target: TargetInfo,
         draft: DraftInfo,
-        prompts: Prompts,
         ledger: Ledger,
         progress: Progress,
     ):
-        self.config, self.target, self.draft, self.prompts = config, target, draft, prompts
+        self.config, self.target, self.draft = config, target, draft
         self.ledger, self.progress = ledger, progress
         self._stores: dict[Path, FeatureStore] = {}
 
@@ -73,10 +71,11 @@ class Executor:
 
     def _data(self, task: Task, plan: Plan) -> Json:
         train_store, eval_store = (self._capture(task, split) for split in SPLITS)
-        prompts, share = self.prompts[task.domain, "train"], self.config.tuning.validation
-        division = divide_store(train_store, eval_store, prompts, share)
+        division = divide_store(train_store, eval_store, self.config.tuning.validation)
         return {
-            **asdict(division),
+            "train": division.train,
+            "validation": division.held_out,
+            "dropped": division.dropped,
             "eval_sequences": len(eval_store),
             "train_tokens": train_store.tokens,
             "eval_tokens": eval_store.tokens,
@@ -153,7 +152,8 @@ class Executor:
         settings = capture_config(
             self.config, task.domain, "eval", self._store_folder(data, "eval")
         )
-        prompts = plan_capture(settings, self.target, self.draft, lambda text: None).prompts
+        asked = plan_capture(settings, self.target, self.draft, lambda text: None).prompts
+        prompts = [one.prompt for one in asked]
         bench = BenchConfig(
             target=self.target,
             prompts=self.config.domains[task.domain].prompts,

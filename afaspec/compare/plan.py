@@ -34,7 +34,7 @@ Kind = Literal["data", "base", "run", "eval", "vllm"]
 Done = Mapping[str, Json]  # results by task key
 
 # Of a run's settings: those that lie outside it, or that leave its result as it is.
-NOT_IN_KEY = {"store", "draft", "out", "target", "target_adapter", "validation"}
+NOT_IN_KEY = {"store", "draft", "out", "target", "target_adapter", "eval_fraction"}
 NOT_IN_KEY |= {"validation_limit", "checkpoint_every", "tensorboard"}
 
 

@@ -56,12 +56,12 @@ def compare(
     """
     from afaspec.compare.execute import Executor
 
-    facts, prompts = read_study_prompts(config, target, draft, note)
+    facts, _ = read_study_prompts(config, target, draft, note)
     check_settings(config, target, draft)
     with locked(config.out, "afaspec compare"):
         facts.write(config.out)
         ledger = Ledger(config.out / "cells")
-        executor = Executor(config, target, draft, prompts, ledger, progress)
+        executor = Executor(config, target, draft, ledger, progress)
         plan = current_plan(config, facts, ledger)
         while pending := plan.pending(ledger):
             study_progress(progress_of(plan, ledger))

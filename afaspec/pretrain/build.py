@@ -126,7 +126,7 @@ def build_draft(config: BuildConfig, target: TargetInfo, say: Say, stage: Stage)
                 steps=config.draft_steps,
                 learning_rate=config.draft_learning_rate,
                 batch_size=8,
-                validation=0.05,
+                eval_fraction=0.05,
                 eval_every=100,
                 checkpoint_every=50,
                 seed=config.seed,

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One prompt with its response.
+    """One prompt with its response, or a conversation with its turns.
 
-    input_ids int64 [n]; loss_mask bool [n], true on response tokens; hidden bf16 [n, layers * d],
-    the states after the store's `layer_ids`, side by side; final bf16 [n, d], what lm_head sees.
+    input_ids int64 [n]; loss_mask bool [n], true on the assistant's tokens that are trained, in as
+    many stretches as turns; several sequences may have one `prompt_index`. hidden bf16
+    [n, layers * d], the states after the store's `layer_ids`, side by side; final bf16 [n, d],
+    what lm_head sees.
     """
 
     input_ids: Tensor
@@ -82,12 +84,36 @@ class FeatureStore:
         shards = [self._shard(number) for number in range(len(self._ends))]
         return [int(n) for shard in shards for n in shard.offsets.diff()]
 
+    @property
+    def prompts(self) -> int:
+        """How many prompts the sequences are of."""
+        shards = [self._shard(number) for number in range(len(self._ends))]
+        return len({int(i) for shard in shards for i in shard.prompt_index})
+
+    @property
+    def roots(self) -> list[int] | None:
+        """Where each sequence's prompt begins (`Prompt.root`); None if the store does not say."""
+        found = [self._shard(number).root for number in range(len(self._ends))]
+        known = [roots for roots in found if roots is not None]
+        return (
+            [int(root) for roots in known for root in roots] if len(known) == len(found) else None
+        )
+
+    def prompt_ids(self, index: int) -> tuple[int, ...]:
+        """The token ids that a sequence was not trained to write."""
+        number, i = self._place(index)
+        return self._shard(number).prompt_ids(i)
+
     def __getitem__(self, index: int) -> Sequence:
+        number, i = self._place(index)
+        return self._shard(number).sequence(i)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The number of a sequence's shard, and its own in there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
-        first = self._ends[number - 1] if number else 0
-        return self._shard(number).sequence(index - first)
+        return number, index - (self._ends[number - 1] if number else 0)
 
     def tokens_at(self, index: int) -> tuple[Tensor, Tensor]:
         """Ids and mask of a sequence alone, whose states stay on disk."""
@@ -114,6 +140,13 @@ class _Shard:
         self._torch = torch
         self.offsets = self._file.get_tensor("offsets").clone()
         self.prompt_index = self._file.get_tensor("prompt_index").clone()
+        named = "root" in self._file.keys()  # noqa: SIM118 (no mapping)
+        self.root = self._file.get_tensor("root").clone() if named else None
+
+    def prompt_ids(self, i: int) -> tuple[int, ...]:
+        start, end = int(self.offsets[i]), int(self.offsets[i + 1])
+        ids, mask = (self._file.get_slice(n)[start:end] for n in ("input_ids", "loss_mask"))
+        return tuple(ids[mask == 0].tolist())
 
     def sequence(self, i: int) -> Sequence:
         ids, mask = self.tokens(i)
@@ -150,6 +183,8 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
         "final": ("bfloat16", (n, d)),
     }
     found = {name: (header.dtype, header.shape) for name, header in read_header(path).items()}
+    if "root" in found:  # older stores have none
+        expected["root"] = ("I64", (s,))
     if found != expected:
         wrong = next(k for k in {**expected, **found} if found.get(k) != expected.get(k))
         raise UserError(

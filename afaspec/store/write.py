@@ -43,19 +43,26 @@ class StoreWriter:
     def append(
         self,
         input_ids: Sequence[Sequence[int]],
-        prompt_lengths: Sequence[int],
+        masks: Sequence[Sequence[bool]],
         prompt_index: Sequence[int],
         hidden: Sequence[Tensor],
         final: Sequence[Tensor],
+        roots: Sequence[int | None] = (),
     ) -> None:
-        """Add one whole batch: per sequence its ids, features [n, layers * d] and [n, d] (CPU)."""
-        for ids, prompt in zip(input_ids, prompt_lengths, strict=True):
+        """Add one whole batch: per sequence its ids and loss mask (both [n]), the number of its
+        prompt, and its features [n, layers * d] and [n, d] (CPU).
+
+        `roots` say where the prompts begin (`Prompt.root`); a shard keeps them if all are known.
+        """
+        for ids, mask in zip(input_ids, masks, strict=True):
+            assert len(ids) == len(mask)
             self._ids.extend(ids)
-            self._mask.extend([0] * prompt + [1] * (len(ids) - prompt))
+            self._mask.extend(map(int, mask))
             self._offsets.append(len(self._ids))
         self._index.extend(prompt_index)
         self._hidden.extend(hidden)
         self._final.extend(final)
+        self._roots.extend(roots)
         if len(self._ids) * self.manifest.token_bytes >= self.shard_bytes:
             self.flush()
 
@@ -79,6 +86,8 @@ class StoreWriter:
             "hidden": torch.cat(self._hidden).to(torch.bfloat16),
             "final": torch.cat(self._final).to(torch.bfloat16),
         }
+        if len(self._roots) == len(self._index) and None not in self._roots:
+            tensors["root"] = torch.tensor(self._roots, dtype=torch.int64)
         path = self.folder / f"shard-{len(self.manifest.shards):05d}.safetensors"
         with atomic_file(path) as temporary:
             save_file(tensors, temporary)
@@ -101,6 +110,7 @@ class StoreWriter:
         self._index: list[int] = []
         self._hidden: list[Tensor] = []
         self._final: list[Tensor] = []
+        self._roots: list[int | None] = []
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from afaspec.config import TargetAdapter
-from bench.records.settings import Settings
+from bench.records.settings import EvalFraction, Settings
 from drafts.tensors import has_bf16
 
 if TYPE_CHECKING:
@@ -114,8 +114,10 @@ class EvaluationSettings(Settings):
 
     GROUP: ClassVar[str] = "Evaluation and checkpoints"
 
-    validation: float = Field(0.1, gt=0, lt=1, description="fraction of sequences held out")
-    validation_limit: int = Field(64, gt=0, description="held-out sequences at most")
+    eval_fraction: EvalFraction = 0.1
+    validation_limit: int = Field(
+        64, gt=0, description="sequences held out of training and evaluated, at most"
+    )
     eval_every: int = Field(50, gt=0, description="steps between evaluations")
     checkpoint_every: int = Field(50, gt=0, description="steps between resumable checkpoints")
     tensorboard: bool = Field(True, description="write TensorBoard event files")

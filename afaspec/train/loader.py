@@ -15,23 +15,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from afaspec.store.division import divide
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from afaspec.train.objective import DraftObjective, collate
-from drafts.errors import UserError
 
 
-def split_sequences(count: int, config: TrainConfig) -> tuple[list[int], list[int]]:
-    """Sequence indices for training and the held-out ones, shuffled by the seed 0 for all arms."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    held = max(1, round(count * config.validation))
-    if count - held < 1:
-        raise UserError(
-            f"holds {count} sequences, too few to hold some out",
-            where=config.store,
-            hint="capture more prompts",
-        )
-    return order[held:], order[: min(held, config.validation_limit)]
+def split_sequences(store: FeatureStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+    """Sequence numbers to train on and those to evaluate, the same for all arms and seeds."""
+    division = divide(store, config.eval_fraction, limit=config.validation_limit)
+    return division.train, division.held_out
 
 
 def draw(train_ids: list[int], config: TrainConfig, batch: int) -> list[int]:

@@ -39,6 +39,7 @@ from afaspec.train.record import MANIFEST, Record, Split, Trained, read_trained,
 from afaspec.train.state import Progress, load_state, random_states, save_state, trainable_state
 from afaspec.train.step import training_step
 from afaspec.versions import versions
+from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import NotFiniteError, UserError
 from drafts.files import atomic_folder, write_json
@@ -68,7 +69,7 @@ def train(
     config = config.on(accelerator.device)
     check_fit(store.manifest, store.folder, base, target)
     check_steps(base, config.draft_steps)
-    split = split or split_sequences(len(store), config)
+    split = split or split_sequences(store, config)
     record = Record.of(config, store, base, target, split)
     record.check()
     if record.finished():
@@ -82,6 +83,9 @@ def train(
     with locked(config.out, "afaspec train") if first else nullcontext():
         if first:
             record.write()  # not before all of the input has proved good
+            roots = store.roots or []
+            learned = (roots[i] for i in split[0] if roots)
+            write_roots(config.out, read_roots(base.folder).union(learned))
         accelerator.wait_for_everyone()
         progress = run(config, store, split[0], held_out, setup, report, note)
         if first:

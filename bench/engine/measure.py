@@ -72,9 +72,8 @@ def _run_block(
         for i in batch:
             ids = prompts[i]
             if turns and answers[i]:
-                ids = turns.prompt(i, answers[i])
-                run.cut += len(ids) > turns.longest
-                ids = ids[-turns.longest :]
+                ids, cut = turns.prompt(i, answers[i])
+                run.cut += cut
             inputs.append(ids)
         generation = engine.generate(inputs, config.max_tokens, ignore_eos=config.ignore_eos)
         run.add(round_index, generation, config.concurrency)

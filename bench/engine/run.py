@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from bench.lossless.greedy import Difference, Noise, explain, first_difference, 
 from bench.lossless.sampled import compare_samples
 from bench.prompts.conversation import unit_name, units
 from bench.prompts.encode import EncodedPrompt
-from bench.prompts.load import distinct, later_turns, load_prompts, new_tokens
+from bench.prompts.load import distinct, later_turns, load_prompts, new_tokens, template_record
+from bench.prompts.trained_on import trained_on_warnings
 from bench.records.acceptance import Acceptance
 from bench.records.config import BenchConfig
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.records.run import ArmRun
 from bench.report.build import build_report
 from bench.report.cautions import foreseen, past_positions
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
-from bench.report.schema import Report
+from bench.report.schema import Report, warn
 from drafts.checkpoint.info import DraftInfo
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
@@ -35,20 +36,20 @@ def run_bench(
     offline: Mapping[str, Acceptance] | None = None,
     training: Mapping[str, Any] | None = None,
     log_folder: Path | None = None,
-    note: Callable[[str], object] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> Report:
     """Measure every arm and return the report; nothing is written but the engines' logs.
 
-    `note` is told what is known before the run and should be, which the report has as warnings.
-
     `prompts` replaces reading `config.prompts`. `offline` (acceptance by arm name) and `training`
     (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
+    `note` is told what was passed over in reading, and what is known before the run and should be,
+    which the report has as warnings.
     Raises `UserError` before any engine starts if prompts or drafts do not fit.
     """
     for arm in config.arms:
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
-    encoded = list(prompts) if prompts is not None else load_prompts(config)
+    encoded = list(prompts) if prompts is not None else load_prompts(config, note)
     inputs = [prompt.input_ids for prompt in encoded]
     turns = later_turns(config, encoded)
     order = list(units(plan_blocks(config, len(encoded), turns)))
@@ -69,8 +70,10 @@ def run_bench(
     if turns:
         for run in runs:
             run.engine = {**run.engine, "cut_prompts": run.cut}
-    common = common_provenance(config.target, settings_of(config, inputs, turns=len(order)))
-    return build_report(
+    settings = settings_of(config, inputs, turns=len(order))
+    settings |= template_record(config.target, config)
+    common = common_provenance(config.target, settings)
+    report = build_report(
         runs,
         common=common,
         provenance={run.arm.name: arm_provenance(run.arm, common, run.engine) for run in runs},
@@ -88,6 +91,8 @@ def run_bench(
         warnings=known,
         seed=config.seed,
     )
+    warn(report, trained_on_warnings(config.arms, [prompt.root for prompt in encoded]))
+    return report
 
 
 def _start(

@@ -7,10 +7,11 @@ one turn differ have different prompts at the next.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
 
-from bench.prompts.encode import EncodedPrompt, encode_history
+from bench.prompts.encode import Dialogue, EncodedPrompt, Encoder
 from drafts.errors import UserError
 
 # An answer's text may take more tokens than were generated: other pieces, or bytes of no text.
@@ -50,45 +51,46 @@ class Turns:
     """The later turns of a run's conversations, as prompts of one target.
 
     `later` has their number by conversation; `longest` is the most tokens that any prompt of the
-    run may have. `room` and `max_tokens` (of an answer) are in tokens. Raises `UserError` for a
-    conversation whose last turn may not fit, unless `truncate`.
+    run may have. `max_tokens` (of an answer) is in tokens. Raises `UserError` for a conversation
+    whose last turn may not fit, unless the encoder may cut it.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        tokenizer: Any,
-        *,
-        room: int,
-        max_tokens: int,
-        truncate: bool = False,
-    ):
-        self._prompts, self._tokenizer = prompts, tokenizer
-        self.later = [len(prompt.turns) for prompt in prompts]
+    def __init__(self, prompts: Sequence[EncodedPrompt], encoder: Encoder, *, max_tokens: int):
+        self._prompts, self._encoder = prompts, encoder
+        self.later = [prompt.later for prompt in prompts]
         self.longest = max(len(prompt.input_ids) for prompt in prompts)
         for prompt in prompts:
-            if not prompt.turns:
-                continue
-            bare = len(self._encode(prompt, ["."] * len(prompt.turns)))
-            answers = len(prompt.turns) * max_tokens
-            if bare + answers > room and not truncate:
-                raise UserError(
-                    f"its last turn may have {bare + answers:,} tokens with the answers before it, "
-                    f"expected at most {room:,}",
-                    where=prompt.id,
-                    hint="lower --max-tokens; or --truncate-prompts keeps the last tokens",
+            if prompt.dialogue and prompt.later:
+                bare = require_room(prompt.dialogue, encoder, max_tokens)
+                self.longest = max(
+                    self.longest, min(encoder.room, bare + SLACK * prompt.later * max_tokens)
                 )
-            self.longest = max(self.longest, min(room, bare + SLACK * answers))
 
-    def prompt(self, conversation: int, answers: Sequence[list[int]]) -> list[int]:
-        """Token ids of the turn after `answers` (token ids of the arm's own), however long."""
-        texts = [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
-        return self._encode(self._prompts[conversation], texts)
+    def prompt(self, conversation: int, answers: Sequence[list[int]]) -> tuple[list[int], bool]:
+        """Token ids of the turn after `answers` (token ids of the arm's own), and whether the
+        conversation had to lose its oldest part."""
+        dialogue = self._prompts[conversation].dialogue
+        assert dialogue is not None
+        fitting = replace(self._encoder, room=self.longest, truncate=True)
+        said = [self._encoder.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+        fitted = fitting.ask(dialogue, said)
+        return fitted.ids, fitted.messages != dialogue.history(said)
 
-    def _encode(self, prompt: EncodedPrompt, answers: Sequence[str]) -> list[int]:
-        assert prompt.messages is not None
-        messages = list(prompt.messages)
-        for answer, turn in zip(answers, prompt.turns, strict=False):
-            messages.append({"role": "assistant", "content": answer})
-            messages.append({"role": "user", "content": turn})
-        return encode_history(messages, self._tokenizer, prompt.id)
+
+def require_room(dialogue: Dialogue, encoder: Encoder, max_tokens: int) -> int:
+    """Tokens of a dialogue's last prompt with answers of a token each.
+
+    Raises `UserError` where it may not fit with answers of `max_tokens`, unless the encoder may
+    cut it.
+    """
+    unlimited = replace(encoder, room=sys.maxsize)
+    bare = len(unlimited.ask(dialogue, ["."] * (len(dialogue.asked) - 1)).ids)
+    most = bare + (len(dialogue.asked) - 1) * max_tokens
+    if most > encoder.room and not encoder.truncate:
+        raise UserError(
+            f"its last turn may have {most:,} tokens with the answers before it, expected at most "
+            f"{encoder.room:,}",
+            where=dialogue.id,
+            hint="lower --max-tokens; or --truncate-prompts drops the oldest turns",
+        )
+    return bare

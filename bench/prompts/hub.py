@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.prompts.rows import decode_line
 from drafts.errors import UserError
 
 HUB_ID = re.compile(r"^(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?$")
@@ -25,11 +24,11 @@ def dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
     """Yield (`source:number`, row) of a local dataset or a hub id `owner/name[:config][@split]`."""
     dataset = _local(Path(source)) if Path(source).exists() else _from_hub(source)
     for number, row in enumerate(dataset, 1):
-        yield f"{source}:{number}", row
+        yield f"{source}:{number}", _without_nulls(row)
 
 
-def url_rows(address: str) -> Iterator[tuple[str, Any]]:
-    """Yield (`address:number`, row) of a JSONL file on the web, fetched anew each time."""
+def url_rows(address: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (`address:number`, line) of a JSONL file on the web, fetched anew each time."""
     from urllib.request import urlopen
 
     try:
@@ -43,7 +42,14 @@ def url_rows(address: str) -> Iterator[tuple[str, Any]]:
         ) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield f"{address}:{number}", decode_line(line, f"{address}:{number}")
+            yield f"{address}:{number}", line
+
+
+def _without_nulls(value: Any) -> Any:
+    """A row without the keys that Arrow adds with null, as all rows of a column share them."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(item) for k, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _local(path: Path) -> Any:

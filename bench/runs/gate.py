@@ -23,6 +23,8 @@ SETTINGS = (
     "target.sha256", "prompts_sha256", "k", "temperature", "max_tokens", "ignore_eos",
     "concurrency", "loads", "dtype", "mode",
 )  # fmt: skip
+# Why the prompts may differ: of no matter where they do not.
+CAUSES = ("chat_template_sha256", "chat_template_kwargs", "chat_date")
 
 Json = Mapping[str, Any]
 
@@ -80,19 +82,18 @@ def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
 
 
 def settings_to_match(provenance: Json) -> dict[str, Any]:
-    """The values of `SETTINGS` in a provenance; None for those it has not."""
-    found = flat(provenance)
-    return {name: found.get(name) for name in SETTINGS}
+    """The values of `SETTINGS` and `CAUSES` in a provenance; None for those it has not."""
+    found = {**flat(provenance), **{name: provenance.get(name) for name in CAUSES}}
+    return {name: found.get(name) for name in (*SETTINGS, *CAUSES)}
 
 
 def require_comparable(baseline: SavedRun, settings: Mapping[str, Any]) -> None:
     """Raise `UserError` where `settings`, by the names of `SETTINGS`, are not the baseline's."""
     expected = settings_to_match(baseline.report.provenance)
-    differing = [
-        f"{name} is {value}, there it is {expected[name]}"
-        for name, value in settings.items()
-        if value != expected[name]
-    ]
+    other = [name for name, value in settings.items() if value != expected[name]]
+    if "prompts_sha256" not in other:
+        other = [name for name in other if name not in CAUSES]
+    differing = [f"{name} is {settings[name]}, there it is {expected[name]}" for name in other]
     if differing:
         raise UserError(
             f"was measured with other settings, so this run cannot be held against it: "

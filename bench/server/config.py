@@ -68,6 +68,11 @@ class ServerConfig(ClientSettings):
                 "prompts are cut to a number of tokens by the target's tokenizer only",
                 hint="give TARGET, the folder of the model that the servers serve",
             )
+        if self.target is None and self.chat_date is not None:
+            raise UserError(
+                "the servers' own clocks tell their chat templates the date, not --chat-date",
+                hint="give TARGET, the folder of the model that the servers serve, or no date",
+            )
         return self
 
     def in_process(self, target: TargetInfo, k: int) -> BenchConfig:

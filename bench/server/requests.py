@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.prompts.load import conversations, distinct, load_prompts
-from bench.prompts.rows import Prompt
+from bench.prompts.rows import Message, Prompt
+from bench.records.progress import Note
 from bench.server.client import Job
 from bench.server.config import OMITTABLE, ServerConfig
 from drafts.errors import UserError
@@ -25,38 +26,60 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask: token ids or text of a `prompt`, or the `messages` of a conversation."""
+    """What to ask: token ids or text of a `prompt`, or the `messages` of a conversation.
+
+    `tools` and `template_kwargs` go with messages, for the server's chat template.
+    """
 
     id: str
     prompt: list[int] | str | None = None
-    messages: list[dict[str, str]] | None = None
+    messages: list[Message] | None = None
     category: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
+    root: int | None = None  # the prompt's own
 
     @property
     def content(self) -> dict[str, Any]:
         """Its part of a request's body."""
-        return {"messages": self.messages} if self.messages else {"prompt": self.prompt}
+        if not self.messages:
+            return {"prompt": self.prompt}
+        told = {"tools": self.tools, "chat_template_kwargs": self.template_kwargs}
+        return {"messages": self.messages, **{name: given for name, given in told.items() if given}}
 
 
-def load_requests(config: ServerConfig, server: RemoteServer | None, k: int) -> list[Request]:
+def load_requests(
+    config: ServerConfig, server: RemoteServer | None, k: int, note: Note | None = None
+) -> list[Request]:
     """The prompts of `config` as requests, named apart. `k` more tokens fit behind each answer.
 
     `server` cuts passages of plain text to their first tokens where there is no target to do it.
     Of a conversation only its first turn is asked. Raises `UserError` for what cannot be used.
     """
     if config.target is not None:
-        encoded = load_prompts(config.in_process(config.target, k))
-        requests = [Request(p.id, p.input_ids, category=p.category) for p in encoded]
+        encoded = load_prompts(config.in_process(config.target, k), note)
+        requests = [Request(p.id, p.input_ids, category=p.category, root=p.root) for p in encoded]
     else:
-        found = conversations(config, config.prompts)
-        requests = [_as_request(prompt, server) for prompt in found]
+        told = config.chat_template_kwargs
+        found = conversations(config, config.prompts, note)
+        requests = [
+            replace(_as_request(prompt, server, told), root=prompt.root) for prompt in found
+        ]
     names = distinct([request.id for request in requests])
     return [replace(request, id=name) for request, name in zip(requests, names, strict=True)]
 
 
-def _as_request(prompt: Prompt, server: RemoteServer | None) -> Request:
+def _as_request(
+    prompt: Prompt, server: RemoteServer | None, template_kwargs: dict[str, Any]
+) -> Request:
     if prompt.messages is not None:
-        return Request(prompt.id, messages=prompt.messages, category=prompt.category)
+        return Request(
+            prompt.id,
+            messages=prompt.messages,
+            category=prompt.category,
+            tools=prompt.tools,
+            template_kwargs={**template_kwargs, **(prompt.template_kwargs or {})},
+        )
     text = prompt.text or ""
     if prompt.head_tokens is None:
         return Request(prompt.id, text, category=prompt.category)
@@ -110,7 +133,7 @@ def refused_fields(job: Job, error: str) -> list[str]:
 
 def content_hash(requests: Sequence[Request]) -> str:
     """SHA-256 of what is asked, in its order; of token ids the same as for engines in process."""
-    contents = [request.messages or request.prompt for request in requests]
+    contents = [request.content if request.messages else request.prompt for request in requests]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
+from bench.prompts.load import template_record
+from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.report.cautions import foreseen
 from bench.report.provenance import (
     arm_provenance,
@@ -15,7 +17,7 @@ from bench.report.provenance import (
     common_provenance,
     suite_record,
 )
-from bench.report.schema import Report
+from bench.report.schema import Report, warn
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
 from bench.server.measure import LoadRun, measure_servers, round_size
@@ -26,7 +28,6 @@ from drafts.errors import UserError
 from serving.remote import RemoteServer, connect
 from serving.sampling import NEUTRAL
 
-Note = Callable[[str], object]
 Explained = tuple[dict[str, list[Difference]] | None, Noise | None]
 
 
@@ -45,7 +46,7 @@ def run_server_bench(
     Raises `UserError` before any load if a server, the target or the prompts do not fit.
     """
     servers = connect_all(config, urls)
-    requests = prepare(config, list(servers.values()))
+    requests = prepare(config, list(servers.values()), note)
     for warning in warnings_before(config, servers, requests, drafts or {}):
         note(f"Warning: {warning}.")
     results = measure_servers(config, servers, requests, progress)
@@ -61,9 +62,11 @@ def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, Remo
     return servers
 
 
-def prepare(config: ServerConfig, servers: Sequence[RemoteServer]) -> list[Request]:
+def prepare(
+    config: ServerConfig, servers: Sequence[RemoteServer], note: Note | None = None
+) -> list[Request]:
     """The prompts as requests. Raises `UserError` where one leaves no room for its answer."""
-    requests = load_requests(config, servers[0], max(server.k for server in servers))
+    requests = load_requests(config, servers[0], max(server.k for server in servers), note)
     for load in config.loads:
         round_size(config, load, len(requests))
     for request in requests:
@@ -183,7 +186,7 @@ def finish(
     """The report of all that was measured."""
     arms = arms_of(servers, drafts)
     common = _common(config, servers, requests)
-    return build_server_report(
+    report = build_server_report(
         results,
         arms=arms,
         common=common,
@@ -201,6 +204,8 @@ def finish(
         noise=explained[1],
         seed=config.seed,
     )
+    warn(report, trained_on_warnings(list(arms.values()), [request.root for request in requests]))
+    return report
 
 
 def _common(
@@ -214,6 +219,7 @@ def _common(
         "prompts_sha256": content_hash(requests),
     }
     settings |= suite_record(config, config.prompts)
+    settings |= template_record(config.target, config)
     if config.target is not None:
         return common_provenance(config.target, settings)
     return {

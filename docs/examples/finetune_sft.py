@@ -42,6 +42,7 @@ from afaspec.cli.console import console
 from afaspec.demo.run import cpp_headers
 from afaspec.embedded.names import resolve_model
 from bench.prompts.read import read_prompts
+from bench.records.settings import PromptSettings
 from drafts.errors import UserError
 
 
@@ -122,7 +123,11 @@ def supervised(settings: Settings, batch: int, tokens: int, held_out: int) -> Me
 
 def texts_of(data: str, split: Any, limit: int) -> list[str]:
     """Texts of one side of the data, the same for every seed."""
-    texts = [prompt.text for prompt in read_prompts(data, split=split, limit=limit) if prompt.text]
+    texts = [
+        prompt.text
+        for prompt in read_prompts(data, PromptSettings(split=split, limit=limit))
+        if prompt.text
+    ]
     if not texts:
         raise UserError("holds no plain text", where=data, hint="give source files")
     return texts

@@ -36,6 +36,7 @@ from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from afaspec.train.run import train
 from bench.prompts.read import read_prompts
+from bench.records.settings import PromptSettings
 from bench.stats.offline import offline_acceptance
 from bench.stats.resample import Resampler, figure, resample_acceptance
 from drafts.checkpoint.info import DraftInfo
@@ -211,7 +212,9 @@ def encoded(
 ) -> list[torch.Tensor]:
     """Token ids of texts of one side of the data, each `tune_tokens` long at most."""
     tokenizer = load_tokenizer(target)
-    prompts = read_prompts(settings.data, split=split, limit=limit, seed=settings.seed)
+    prompts = read_prompts(
+        settings.data, PromptSettings(split=split, limit=limit), seed=settings.seed
+    )
     texts = [prompt.text or "" for prompt in prompts]
     ids = tokenizer(texts, truncation=True, max_length=settings.tune_tokens)["input_ids"]
     kept = [torch.tensor(row) for row in ids if len(row) > 1]

@@ -78,6 +78,9 @@ def bench(config: BenchCommand) -> None:
     elif not config.url:
         raise UserError("TARGET is missing", hint="give the target's folder, or 'embedded'")
     baseline = read_baseline(config.gate, gated_settings(config))
+    if baseline is not None and config.chat_date is None and target is not None:
+        date = baseline.report.provenance.get("chat_date")
+        config = config.model_copy(update={"chat_date": date})
     if config.of_servers:
         report = measure_servers(config, target, source)
     else:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from afaspec.cli.flags import configured
 from bench.prompts.suites import PREFIX, SIZES, SUITES, is_here, read_suite
-from bench.records.settings import Settings, SuiteFolder
+from bench.records.settings import PromptSettings, Settings, SuiteFolder
 
 
 class SuitesConfig(Settings):
@@ -52,7 +52,8 @@ def describe(name: str, folder: Path | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "about": suite.about, "categories": suite.categories}
     if not is_here(suite, folder):
         return {**row, "where": suite.origin, "here": False, "sizes": None}
-    found = {size: read_suite(f"{PREFIX}{name}@{size}", folder=folder) for size in SIZES}
+    settings = PromptSettings(suite_folder=folder)
+    found = {size: read_suite(f"{PREFIX}{name}@{size}", settings) for size in SIZES}
     row["categories"] = suite.categories or sorted(
         {prompt.category for prompt in found["full"].prompts if prompt.category}
     )

@@ -59,10 +59,12 @@ def sweep(config: SweepCommand) -> None:
         arms=config.open_arms(none=False),
     )
     with progress() as bars:
-        results = run_sweep(settings, out, stage_bars(bars))
+        results = run_sweep(settings, out, stage_bars(bars), note=note)
     result = build_sweep(results, sweep_provenance(settings, out))
     page = write_sweep(result, out)
     note(headline(result))
+    for warning in result.provenance.get("warnings", []):
+        note(f"Warning: {warning}")
     for finding in result.findings:
         said = " ".join([*finding["words"], finding["advice"]])
         note(f"{finding['label']} ({condition_name(finding)}): {said}")

@@ -17,13 +17,11 @@ import pytest
 import yaml
 
 from afaspec.checkpoints.merge import find_result, load_merged
-from afaspec.cli.adapt.compare import open_models
 from afaspec.compare.config import CompareConfig, part
-from afaspec.compare.data import Facts, capture_config, divide_store, read_study_prompts
+from afaspec.compare.data import Facts, capture_config, divide_store
 from afaspec.compare.execute import as_counts
 from afaspec.compare.run import import_study, report_only
 from afaspec.store.read import FeatureStore
-from bench.prompts.read import read_prompts
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
 from drafts.registry import read_draft
@@ -137,20 +135,18 @@ def test_the_three_sides_share_no_prompt(finished: dict[str, Any], given: dict[s
     assert not train & validation
     assert not (train | validation) & measured
     # The division is by content: it is the same for a prompt wherever it stands.
-    found = read_prompts(given["domains"]["code"]["prompts"], split="train", eval_fraction=0.3)
-    again = divide_store(stores["train"], stores["eval"], found, config.tuning.validation)
-    assert (again.train, again.validation) == (sides["train"], sides["validation"])
+    again = divide_store(stores["train"], stores["eval"], config.tuning.validation)
+    assert (again.train, again.held_out) == (sides["train"], sides["validation"])
 
 
 def test_a_prompt_of_two_sides_is_dropped_from_training(
     finished: dict[str, Any], given: dict[str, Any], tmp_path: Path
 ) -> None:
     config = CompareConfig(**given)
-    found = read_study_prompts(config, *open_models(config))[1]
     store = FeatureStore.open(next((Path(given["out"]) / "stores").glob("code-train-*")))
     both = capture(capture_config(config, "code", "train", tmp_path / "again"))
-    with pytest.raises(Exception, match="are the same"):  # eval is the train side itself
-        divide_store(store, both, found["code", "train"], config.tuning.validation)
+    with pytest.raises(UserError, match="too much alike"):  # eval is the train side itself
+        divide_store(store, both, config.tuning.validation)
 
 
 def test_killed_studies_end_with_the_same_results(

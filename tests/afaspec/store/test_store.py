@@ -37,7 +37,8 @@ def random_batch(seed: int, rows: int = 3) -> list[tuple[list[int], torch.Tensor
 
 def append(writer: StoreWriter, batch: list[tuple[list[int], torch.Tensor, torch.Tensor]]) -> None:
     ids, hidden, final = zip(*batch, strict=True)
-    writer.append(ids, [2] * len(batch), list(range(len(batch))), hidden, final)
+    masks = [[i >= 2 for i in range(len(one))] for one in ids]
+    writer.append(ids, masks, list(range(len(batch))), hidden, final)
 
 
 def write_store(folder: Path, batches: int = 4, shard_bytes: int = 3000) -> FeatureStore:

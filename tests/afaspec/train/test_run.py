@@ -17,6 +17,7 @@ from afaspec.train.arm import learning_rate
 from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA_RATES, TrainConfig
 from afaspec.train.loader import draw, split_sequences
 from afaspec.train.objective import DraftObjective, collate
+from bench.prompts.trained_on import read_roots
 from drafts.errors import UserError
 from tests.opened import load_draft, load_target_head, merge, train
 from tests.tiny.store import write_store
@@ -29,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draf
 
 def config(store: Path, draft: Path, out: Path, **settings: Any) -> TrainConfig:
     defaults: dict[str, Any] = {"steps": 12, "eval_every": 4, "checkpoint_every": 4, "rank": 4}
-    defaults |= {"compiled": False, "batch_size": 4, "validation": 0.2, "tensorboard": False}
+    defaults |= {"compiled": False, "batch_size": 4, "eval_fraction": 0.2, "tensorboard": False}
     return TrainConfig(store=store, draft=draft, out=out, **(defaults | settings))
 
 
@@ -186,11 +187,29 @@ def test_held_out_sequences_are_never_trained_on(
     store: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
     settings = config(store, tiny_draft, tmp_path)
-    ids, held = split_sequences(24, settings)
+    opened = FeatureStore.open(store)
+    ids, held = split_sequences(opened, settings)
     assert not set(ids) & set(held)
     assert sorted(ids + held) == list(range(24))
     other = settings.model_copy(update={"seed": 5, "arm": "lora"})
-    assert split_sequences(24, other) == (ids, held)
+    assert split_sequences(opened, other) == (ids, held)
+
+
+def test_a_run_and_its_merged_draft_say_what_they_were_trained_on(
+    store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    small: dict[str, Any] = {"steps": 1, "eval_every": 1, "precision": "fp32"}
+    settings = config(store, tiny_draft, tmp_path / "run", **small)
+    opened = FeatureStore.open(store)
+    ids, held = split_sequences(opened, settings)
+    roots = opened.roots
+    assert roots is not None
+    trained = train(settings)
+    assert read_roots(trained.folder) == {roots[i] for i in ids}
+    merge(trained.folder, tiny_draft, tmp_path / "merged")
+    assert read_roots(tmp_path / "merged") == {roots[i] for i in ids}
+    more = config(store, tmp_path / "merged", tmp_path / "more", **small)
+    assert read_roots(train(more, split=(held, ids[:1])).folder) == set(roots)
 
 
 def test_learning_rate_warms_up_and_ends_at_zero(

@@ -17,8 +17,9 @@ from bench.engine.measure import measure
 from bench.engine.run import compare_outputs, count_not_comparable
 from bench.lossless.greedy import Difference, explain
 from bench.prompts.conversation import Turns
-from bench.prompts.encode import encode_prompts
+from bench.prompts.encode import encode_prompts, make_encoder
 from bench.prompts.rows import Prompt
+from bench.prompts.template import ChatTemplate
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from drafts.errors import UserError
@@ -164,12 +165,12 @@ def test_conversations_go_on_with_the_arms_own_answers(
         ignore_eos=True,
     )
     rows = [("import os", ("def f",)), ("x = 1", ()), ("class A", ("self", "return"))]
+    encoder = make_encoder(ChatTemplate(tokenizer), max_positions=128, new_tokens=6 + K + 1)
     prompts = encode_prompts(
         [Prompt(text, [{"role": "user", "content": text}], turns=later) for text, later in rows],
-        tokenizer,
-        max_positions=128,
+        encoder,
     )
-    turns = Turns(prompts, tokenizer, room=128 - 6 - K - 1, max_tokens=6)
+    turns = Turns(prompts, encoder, max_tokens=6)
     runs = measure(config, engines, [prompt.input_ids for prompt in prompts], turns=turns)
     order = [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (2, 2)]
     for run in runs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.prompts.rows import Prompt
+from bench.prompts.trained_on import write_roots
 from bench.report.files import read_report
 from tests.command import run_command
 from tests.tiny.models import write_draft
@@ -46,7 +49,9 @@ def test_a_comparison(
     tiny_target: Path, tiny_draft: Path, prompts: Path, tmp_path: Path, concurrency: int
 ) -> None:
     out = tmp_path / "out"
-    options = ["--draft", f"base={tiny_draft}", "--rounds", "2", "--concurrency", str(concurrency)]
+    draft = Path(shutil.copytree(tiny_draft, tmp_path / "draft"))
+    write_roots(draft, [Prompt("", split_key="import  os").root])  # the text of two prompts
+    options = ["--draft", f"base={draft}", "--rounds", "2", "--concurrency", str(concurrency)]
     run = subprocess.run(
         command(tiny_target, prompts, out, *options, *(["--ngram"] if concurrency == 1 else [])),
         capture_output=True, text=True, cwd=ROOT, env=environment(), check=False,
@@ -58,6 +63,10 @@ def test_a_comparison(
     assert [arm["name"] for arm in report.arms] == names
     base = report.arm("base")
     assert base["speedup"]["low"] <= base["speedup"]["value"] <= base["speedup"]["high"]
+    (warning,) = base["warnings"]
+    assert "Base draft was trained on 2 of the 5 prompts measured" in warning
+    assert warning in run.stderr
+    assert warning in (out / "report.html").read_text()
     lossless = base["lossless"]
     assert lossless["prompts"] == PROMPTS
     assert lossless["matching"] + len(lossless["differences"]) == PROMPTS

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from bench.prompts.conversation import Turns, schedule, unit_name, units
-from bench.prompts.encode import EncodedPrompt, encode_prompts
+from bench.prompts.encode import encode_prompts, make_encoder
 from bench.prompts.rows import Prompt, as_conversation
+from bench.prompts.template import ChatTemplate
 from drafts.errors import UserError
 
 NEW = 8
@@ -30,8 +31,8 @@ def message(role: str, content: str) -> dict[str, str]:
 def test_recorded_answers_give_way_to_the_arms_own() -> None:
     said = [message("system", "s"), message("user", "q1"), message("assistant", "a1"),
             message("user", "q2")]  # fmt: skip
-    replayed = as_conversation(Prompt("p", said, response="a2"))
-    assert (replayed.messages, replayed.turns, replayed.response) == (said[:2], ("q2",), None)
+    replayed = as_conversation(Prompt("p", said, answer=message("assistant", "a2")))
+    assert (replayed.messages, replayed.turns, replayed.answer) == (said[:2], ("q2",), None)
 
 
 @pytest.mark.parametrize("roles", [["user"], ["user", "assistant", "tool"], ["user", "user"]])
@@ -47,38 +48,51 @@ def tokenizer(tiny_target: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_target)
 
 
-def conversations(tokenizer: Any, room: int = 256, **options: Any) -> list[EncodedPrompt]:
+def turns_of(tokenizer: Any, room: int = 256, *, truncate: bool = False) -> Turns:
     prompts = [
         Prompt("a", [message("user", "one")], turns=("two", "three")),
         Prompt("b", text="plain text"),
     ]
-    return encode_prompts(prompts, tokenizer, max_positions=room, **options)
+    encoder = make_encoder(
+        ChatTemplate(tokenizer), max_positions=room + 1, new_tokens=1, truncate=truncate
+    )
+    return Turns(encode_prompts(prompts, encoder), encoder, max_tokens=NEW)
 
 
 def test_later_prompts_hold_the_answers(tokenizer: Any) -> None:
-    turns = Turns(conversations(tokenizer), tokenizer, room=256, max_tokens=NEW)
+    turns = turns_of(tokenizer)
     assert turns.later == [2, 0]
     answers = [tokenizer("def f", add_special_tokens=False)["input_ids"] + [0]]
-    assert tokenizer.decode(turns.prompt(0, answers)) == (
+    ids, cut = turns.prompt(0, answers)
+    assert tokenizer.decode(ids) == (
         "<|user|>\none\n<|assistant|>\ndef f\n<|user|>\ntwo\n<|assistant|>\n"
     )
+    assert not cut
     answers.append(tokenizer("import", add_special_tokens=False)["input_ids"])
-    last = tokenizer.decode(turns.prompt(0, answers))
+    last = tokenizer.decode(turns.prompt(0, answers)[0])
     assert last.endswith("two\n<|assistant|>\nimport\n<|user|>\nthree\n<|assistant|>\n")
 
 
 def test_without_a_template_messages_are_joined(tokenizer: Any) -> None:
     tokenizer.chat_template = None
-    turns = Turns(conversations(tokenizer), tokenizer, room=256, max_tokens=NEW)
     answer = tokenizer("def f", add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(turns.prompt(0, [answer])) == "one\ndef f\ntwo"
+    assert tokenizer.decode(turns_of(tokenizer).prompt(0, [answer])[0]) == "one\ndef f\ntwo"
 
 
 def test_later_turns_count_for_the_room(tokenizer: Any) -> None:
-    prompts = conversations(tokenizer)
     answer = [0] * NEW
-    needed = len(Turns(prompts, tokenizer, room=256, max_tokens=NEW).prompt(0, [answer] * 2))
-    assert Turns(prompts, tokenizer, room=256, max_tokens=NEW).longest >= needed + 2 * NEW
+    needed = len(turns_of(tokenizer).prompt(0, [answer] * 2)[0])
+    assert turns_of(tokenizer).longest >= needed + 2 * NEW
     with pytest.raises(UserError, match=r"a: its last turn may have .* expected at most 40"):
-        Turns(prompts, tokenizer, room=40, max_tokens=NEW)
-    assert Turns(prompts, tokenizer, room=40, max_tokens=NEW, truncate=True).longest == 40
+        turns_of(tokenizer, room=40)
+
+
+def test_a_conversation_that_grows_too_long_loses_its_oldest_turns(tokenizer: Any) -> None:
+    turns = turns_of(tokenizer, room=40, truncate=True)
+    assert turns.longest == 40
+    long = tokenizer("def f(x): return x", add_special_tokens=False)["input_ids"]
+    ids, cut = turns.prompt(0, [long, long])
+    assert cut
+    assert len(ids) <= 40
+    assert tokenizer.decode(ids).endswith("<|user|>\nthree\n<|assistant|>\n")
+    assert tokenizer.decode(ids).startswith("<|user|>\n")  # and not in the middle of a turn

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench.prompts.encode import encode_prompts
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
+from bench.records.settings import PromptSettings
 from drafts.errors import UserError
 
 
@@ -20,11 +20,8 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_target: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_target)
+def said(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
 
 
 SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
@@ -34,7 +31,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
     ),
     "answered conversation": (
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-        Prompt("", [{"role": "user", "content": "q"}], response="a"),
+        Prompt("", [{"role": "user", "content": "q"}], answer=said("a")),
     ),
     "prompt": ({"prompt": "p"}, Prompt("", text="p")),
     "prompt and response": ({"prompt": "p", "response": "r"}, Prompt("", text="p", response="r")),
@@ -44,7 +41,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Prompt]] = {
     ),
     "gsm8k": (
         {"question": "q", "answer": "a"},
-        Prompt("", [{"role": "user", "content": "q"}], response="a"),
+        Prompt("", [{"role": "user", "content": "q"}], answer=said("a")),
     ),
     "HumanEval": (
         {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    pass\n"},
@@ -59,7 +56,7 @@ def test_row_shapes(name: str, tmp_path: Path) -> None:
     row, expected = SHAPES[name]
     path = write_rows(tmp_path / "rows.jsonl", [row])
     (prompt,) = read_prompts(path)
-    for field in ("messages", "text", "response", "category", "head_tokens", "turns"):
+    for field in ("messages", "text", "response", "answer", "category", "head_tokens", "turns"):
         assert getattr(prompt, field) == getattr(expected, field), field
     assert prompt.id.startswith(f"{path}:1")
 
@@ -75,20 +72,21 @@ def test_split_is_a_partition_that_keeps_copies_together(tmp_path: Path) -> None
     rows = [{"prompt": f"question {i}"} for i in range(200)]
     path = write_rows(tmp_path / "rows.jsonl", [*rows, *rows])
     train, held = (
-        [p.text for p in read_prompts(path, split=side, eval_fraction=0.25)]
+        [p.text for p in read_prompts(path, PromptSettings(split=side, eval_fraction=0.25))]
         for side in ("train", "eval")
     )
     assert len(train) + len(held) == 400
     assert not set(train) & set(held)
     assert 60 <= len(held) <= 140
     alone = write_rows(tmp_path / "alone.jsonl", [{"prompt": held[0]}])
-    assert read_prompts(alone, split="eval", eval_fraction=0.25)
+    assert read_prompts(alone, PromptSettings(split="eval", eval_fraction=0.25))
 
 
 def test_limit_draws_by_seed_in_file_order(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{i:03}"} for i in range(100)])
     one, again, other = (
-        [p.text for p in read_prompts(path, limit=10, seed=seed)] for seed in (0, 0, 1)
+        [p.text for p in read_prompts(path, PromptSettings(limit=10), seed=seed)]
+        for seed in (0, 0, 1)
     )
     assert one == again == sorted(one)
     assert len(one) == 10
@@ -116,7 +114,7 @@ def sources(tmp_path: Path) -> Path:
 
 def test_source_folder_cuts_long_files_at_line_starts(sources: Path) -> None:
     notes: list[str] = []
-    prompts = read_prompts(sources, prompt_tokens=32, note=notes.append)
+    prompts = read_prompts(sources, PromptSettings(prompt_tokens=32), note=notes.append)
     assert "passed over: 2 binary, 1 empty, 1 huge, 1 too short" in notes[0]
     long = [p for p in prompts if "/long.h:" in p.id]
     assert len(long) == 8
@@ -125,8 +123,8 @@ def test_source_folder_cuts_long_files_at_line_starts(sources: Path) -> None:
     lines = (sources / "long.h").read_text().splitlines(keepends=True)
     number = int(long[3].id.rsplit(":", 1)[1])
     assert (long[3].text or "").startswith(lines[number - 1])
-    assert prompts == read_prompts(sources, prompt_tokens=32)
-    assert prompts != read_prompts(sources, prompt_tokens=32, seed=1)
+    assert prompts == read_prompts(sources, PromptSettings(prompt_tokens=32))
+    assert prompts != read_prompts(sources, PromptSettings(prompt_tokens=32), seed=1)
 
 
 def test_suffixes_choose_the_files(sources: Path) -> None:
@@ -139,14 +137,15 @@ def test_near_copies_do_not_crowd_out_the_rest(tmp_path: Path) -> None:
     for i in range(12):
         (tmp_path / f"copy{i}.h").write_text(f"// file {i}\n{body}int last_{i};\n")
     notes: list[str] = []
-    assert len(read_prompts(tmp_path, prompt_tokens=64, note=notes.append)) == 4
+    assert len(read_prompts(tmp_path, PromptSettings(prompt_tokens=64), note=notes.append)) == 4
     assert "8 near-copies" in notes[0]
 
 
 def test_source_folder_of_this_machine_gives_hundreds() -> None:
     import json as module
 
-    prompts = read_prompts(Path(module.__file__).parents[1], limit=300, prompt_tokens=64)
+    settings = PromptSettings(limit=300, prompt_tokens=64)
+    prompts = read_prompts(Path(module.__file__).parents[1], settings)
     assert len(prompts) == 300
     assert len({p.id for p in prompts}) == 300
 
@@ -164,7 +163,7 @@ def test_local_datasets(form: str, tmp_path: Path) -> None:
         dataset.to_parquet(str(folder / "rows.parquet"))
     prompts = read_prompts(folder / "rows.parquet" if form == "parquet file" else folder)
     assert [p.split_key for p in prompts] == ["q1", "q2"]
-    assert [p.response for p in prompts] == ["a", None]
+    assert [p.answer for p in prompts] == [said("a"), None]
 
 
 @pytest.mark.parametrize(
@@ -199,39 +198,3 @@ def test_hub_datasets(
     assert prompts[1].id == f"{source}:2"
     with pytest.raises(UserError, match="has no split dev; found test, train"):
         read_prompts("owner/name@dev")
-
-
-def encode(prompts: list[Prompt], tokenizer: Any, **options: Any) -> list[Any]:
-    return encode_prompts(prompts, tokenizer, **{"max_positions": 256, **options})
-
-
-def test_conversations_go_through_the_chat_template(tokenizer: Any) -> None:
-    messages = [{"role": "user", "content": "hello"}]
-    prompts = [Prompt("a", messages, response="hi"), Prompt("b", text="hello")]
-    chat, plain = encode(prompts, tokenizer, new_tokens=8)
-    assert tokenizer.decode(chat.input_ids) == "<|user|>\nhello\n<|assistant|>\n"
-    assert tokenizer.decode(chat.response_ids) == "hi<|endoftext|>"
-    assert tokenizer.decode(plain.input_ids) == "hello"
-    (always,) = encode(prompts[1:], tokenizer, chat="always")
-    assert always.input_ids == chat.input_ids
-    (never,) = encode(prompts[:1], tokenizer, chat="never")
-    assert never.input_ids == plain.input_ids
-
-
-def test_documents_give_their_head_and_its_continuation(tokenizer: Any) -> None:
-    text = "def function(argument):\n" * 30
-    (encoded,) = encode([Prompt("a", text=text, head_tokens=16)], tokenizer, new_tokens=20)
-    whole = tokenizer(text)["input_ids"]
-    assert encoded.input_ids == whole[:16]
-    assert encoded.response_ids == whole[16:36]
-
-
-def test_over_long_prompts_are_refused_or_keep_their_tail(tokenizer: Any) -> None:
-    text = "a b c d e f g h " * 40
-    ids = tokenizer(text)["input_ids"]
-    for options, room in [({"max_positions": 64, "new_tokens": 16}, 48),
-                          ({"max_prompt_tokens": 10}, 10)]:  # fmt: skip
-        with pytest.raises(UserError, match=rf"rows:7: .* expected at most {room} "):
-            encode([Prompt("rows:7", text=text)], tokenizer, **options)
-        (kept,) = encode([Prompt("rows:7", text=text)], tokenizer, truncate=True, **options)
-        assert kept.input_ids == ids[-room:]

@@ -20,6 +20,7 @@ from bench.prompts.read import read_prompts
 from bench.prompts.suites import FOLDER_VARIABLE, MT_BENCH, SUITES, prompt_source, read_suite
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
+from bench.records.settings import PromptSettings
 from bench.report.provenance import settings_of
 from drafts.errors import UserError
 from tests.command import run_command
@@ -50,14 +51,14 @@ def published(name: str) -> None:
 )  # fmt: skip
 def test_published_suites(name: str, full: int, turns: int) -> None:
     published(name)
-    whole = read_suite(f"suite:{name}@full", folder=DATA)
+    whole = read_suite(f"suite:{name}@full", PromptSettings(suite_folder=DATA))
     assert len(whole.prompts) == full
     assert sum(1 + len(prompt.turns) for prompt in whole.prompts) == turns
     assert len({prompt.id for prompt in whole.prompts}) == full
     categories = Counter(prompt.category for prompt in whole.prompts)
     assert {name for name in categories if name} == set(SUITES[name].categories)
     assert len(set(categories.values())) == 1
-    quick = read_suite(f"suite:{name}", folder=DATA)
+    quick = read_suite(f"suite:{name}", PromptSettings(suite_folder=DATA))
     shares = Counter(prompt.category for prompt in quick.prompts)
     assert shares == dict.fromkeys(categories, SUITES[name].quick)
     assert {prompt.id for prompt in quick.prompts} < {prompt.id for prompt in whole.prompts}
@@ -66,7 +67,10 @@ def test_published_suites(name: str, full: int, turns: int) -> None:
 def test_documents_are_passages_with_names_of_their_own() -> None:
     published("rust-rfcs")
     for side in ("train", "eval"):
-        found = read_suite("suite:rust-rfcs@full", folder=DATA, split=side, eval_fraction=0.25)
+        found = read_suite(
+            "suite:rust-rfcs@full",
+            PromptSettings(suite_folder=DATA, split=side, eval_fraction=0.25),
+        )
         assert len(found.prompts) == 512
         assert len({prompt.id for prompt in found.prompts}) == 512
         assert all(prompt.id.startswith("rust-rfcs:") for prompt in found.prompts)
@@ -76,18 +80,23 @@ def test_a_suite_that_nobody_publishes_says_how_to_make_it(
     tmp_path: Path, no_network: None
 ) -> None:
     with pytest.raises(UserError, match="nobody publishes") as caught:
-        read_suite("suite:rust-rfcs", folder=tmp_path)
+        read_suite("suite:rust-rfcs", PromptSettings(suite_folder=tmp_path))
     assert str(tmp_path / "rust_rfcs.jsonl.gz") in (caught.value.hint or "")
 
 
 def test_mt_bench_is_a_task_of_spec_bench() -> None:
     published("spec-bench")
     published("mt-bench")
-    alone = read_suite("suite:mt-bench@full", folder=DATA).prompts
-    task = read_suite("suite:spec-bench/mt_bench@full", folder=DATA).prompts
+    alone = read_suite("suite:mt-bench@full", PromptSettings(suite_folder=DATA)).prompts
+    task = read_suite("suite:spec-bench/mt_bench@full", PromptSettings(suite_folder=DATA)).prompts
     assert [(p.messages, p.turns) for p in task] == [(p.messages, p.turns) for p in alone]
     sides = [
-        {p.split_key for p in read_suite(f"suite:{name}@full", folder=DATA, split="eval").prompts}
+        {
+            p.split_key
+            for p in read_suite(
+                f"suite:{name}@full", PromptSettings(suite_folder=DATA, split="eval")
+            ).prompts
+        }
         for name in ("mt-bench", "spec-bench/mt_bench")
     ]
     assert sides[0] == sides[1]
@@ -116,10 +125,18 @@ def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
     other = write_suite(tmp_path / "other", changed)
     for size in ("quick", "full"):
         source = f"suite:mt-bench@{size}"
-        assert read_suite(source, folder=here).sha256 == read_suite(source, folder=there).sha256
-    found = read_suite("suite:mt-bench@full", folder=other)
-    assert found.sha256 != read_suite("suite:mt-bench@full", folder=here).sha256
-    quick, full = (read_suite(f"suite:mt-bench@{size}", folder=here) for size in ("quick", "full"))
+        assert (
+            read_suite(source, PromptSettings(suite_folder=here)).sha256
+            == read_suite(source, PromptSettings(suite_folder=there)).sha256
+        )
+    found = read_suite("suite:mt-bench@full", PromptSettings(suite_folder=other))
+    assert (
+        found.sha256 != read_suite("suite:mt-bench@full", PromptSettings(suite_folder=here)).sha256
+    )
+    quick, full = (
+        read_suite(f"suite:mt-bench@{size}", PromptSettings(suite_folder=here))
+        for size in ("quick", "full")
+    )
     assert quick.sha256 != full.sha256
 
 
@@ -128,7 +145,9 @@ def test_quick_is_chosen_by_content_and_not_by_place(tmp_path: Path) -> None:
     mixed = rows[:]
     random.Random(0).shuffle(mixed)
     one, other = (
-        read_suite("suite:mt-bench", folder=write_suite(tmp_path / name, order)).prompts
+        read_suite(
+            "suite:mt-bench", PromptSettings(suite_folder=write_suite(tmp_path / name, order))
+        ).prompts
         for name, order in (("one", rows), ("other", mixed))
     )
     assert Counter(p.category for p in one) == dict.fromkeys(MT_BENCH, 4)
@@ -141,7 +160,12 @@ def test_quick_is_chosen_by_content_and_not_by_place(tmp_path: Path) -> None:
 def test_sides_share_nothing_and_miss_nothing(tmp_path: Path) -> None:
     folder = write_suite(tmp_path / "data", made_rows())
     train, held, whole = (
-        {p.split_key for p in read_suite("suite:mt-bench@full", folder=folder, split=side).prompts}
+        {
+            p.split_key
+            for p in read_suite(
+                "suite:mt-bench@full", PromptSettings(suite_folder=folder, split=side)
+            ).prompts
+        }
         for side in ("train", "eval", None)
     )
     assert not train & held
@@ -162,7 +186,7 @@ def test_built_in_suites_need_no_network(name: str, no_network: None) -> None:
 
 
 def test_a_suite_is_a_source_of_prompts() -> None:
-    prompts = read_prompts("suite:builtin/code@full", limit=3)
+    prompts = read_prompts("suite:builtin/code@full", PromptSettings(limit=3))
     assert len(prompts) == 3
     assert {prompt.category for prompt in prompts} == {"code"}
 
@@ -195,10 +219,10 @@ def test_unknown_names_are_refused(source: str, said: str) -> None:
 
 def test_a_missing_file_is_named(no_network: None, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        read_suite("suite:spec-bench", folder=tmp_path)
+        read_suite("suite:spec-bench", PromptSettings(suite_folder=tmp_path))
     assert str(tmp_path / "spec_bench" / "question.jsonl") in str(caught.value)
     with pytest.raises(UserError, match="no such folder"):
-        read_suite("suite:spec-bench", folder=tmp_path / "nowhere")
+        read_suite("suite:spec-bench", PromptSettings(suite_folder=tmp_path / "nowhere"))
 
 
 def test_a_published_file_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +239,9 @@ def test_a_published_file_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
         fetched = read_suite("suite:published")
         server.shutdown()
     assert fetched.where == address
-    assert fetched.sha256 == read_suite("suite:mt-bench", folder=folder).sha256
+    assert (
+        fetched.sha256 == read_suite("suite:mt-bench", PromptSettings(suite_folder=folder)).sha256
+    )
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -226,7 +252,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def test_bad_rows_name_file_and_line(tmp_path: Path) -> None:
     folder = write_suite(tmp_path, [{"turns": ["a", "b"]}, {"turns": ["a", ""]}])
     with pytest.raises(UserError, match=r'question\.jsonl:2: "turns"\[1\] is empty'):
-        read_suite("suite:mt-bench", folder=folder)
+        read_suite("suite:mt-bench", PromptSettings(suite_folder=folder))
 
 
 def test_prompts_or_suite() -> None:
@@ -254,5 +280,6 @@ def test_the_list_says_what_is_here(
     assert found["where"] == str(folder / SUITES["mt-bench"].file)
     assert found["sizes"]["quick"]["requests"] == 2 * found["sizes"]["quick"]["prompts"] == 64
     assert (
-        found["sizes"]["full"]["sha256"] == read_suite("suite:mt-bench@full", folder=folder).sha256
+        found["sizes"]["full"]["sha256"]
+        == read_suite("suite:mt-bench@full", PromptSettings(suite_folder=folder)).sha256
     )
