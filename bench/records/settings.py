@@ -20,6 +20,10 @@ def _joined(value: Any) -> Any:
 
 
 Listed = Annotated[str, BeforeValidator(_joined)]  # `1,4,16`; YAML may have a list or a number
+_TEXT = BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+# A folder, a name of ours, or a hub id: no Path, which would make owner/name of ./owner/name.
+ModelName = Annotated[str, _TEXT]
+OptionalModelName = Annotated[str | None, _TEXT]
 SuiteFolder = Annotated[
     Path | None,
     Field(description="folder with the files of suites (default: AFASPEC_DATA; else fetched)"),
