@@ -16,6 +16,9 @@ import psutil
 
 from drafts.errors import UserError
 
+TEXTS = (".json", ".txt", ".model", ".jinja")  # a model's files beside its weights
+PAPERS = re.compile(r"licen[cs]e|notice|readme|copying|copyright|authors|use[-_]policy", re.I)
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:

@@ -6,7 +6,6 @@ the base draft's config byte for byte, its tensor names, dtypes and order.
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from drafts.families.eagle3.layouts import Eagle3
 from drafts.families.lm.layouts import DraftModel
 from drafts.families.medusa.layouts import Medusa
 from drafts.families.peagle.layouts import PEagle
-from drafts.files import read_json, write_json
+from drafts.files import PAPERS, TEXTS, read_json, write_json
 from drafts.target import TargetInfo
 from drafts.tensors import open_tensors
 
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from drafts.nn.interface import Draft
-
-TEXTS = (".json", ".txt", ".model", ".jinja")  # config and tokenizer
-PAPERS = re.compile(r"licen[cs]e|notice|readme|copying|copyright|authors|use[-_]policy", re.I)
 
 FAMILIES: dict[str, Family] = {
     family.name: family

@@ -9,7 +9,13 @@ from pydantic import Field, field_validator
 
 from afaspec.capture.turns import TrainTurns
 from afaspec.config import TargetAdapter
-from bench.records.settings import Listed, PromptSettings, Settings
+from bench.records.settings import (
+    Listed,
+    ModelName,
+    OptionalModelName,
+    PromptSettings,
+    Settings,
+)
 from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.tensors import Float
 
@@ -37,9 +43,9 @@ class StorePlace(Settings):
 
     GROUP: ClassVar[str] = "Models"
 
-    target: str = Field(description="the target model's folder, or `embedded`")
+    target: ModelName = Field(description="the target model's folder or hub id, or `embedded`")
     target_adapter: TargetAdapter = None
-    draft: Path | None = Field(
+    draft: OptionalModelName = Field(
         None, description="keep just the hidden states that this draft reads"
     )
     layer_ids: Listed | None = Field(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bench.records.settings import Listed, Settings
+from bench.records.settings import Listed, ModelName, Settings
 from drafts.tensors import Float
 
 
@@ -17,7 +17,7 @@ class InitConfig(Settings):
     GROUP: ClassVar[str] = "Draft"
 
     family: str = Field(description="eagle3, eagle, medusa, peagle, dflash or draft_model")
-    target: Path = Field(description="the target's folder, or `embedded`")
+    target: ModelName = Field(description="the target's folder or hub id, or `embedded`")
     out: Path = Field(description="new folder for the draft")
     layers: int | None = Field(None, ge=1, description="decoder layers (Medusa: per head)")
     layer_ids: Listed | None = Field(

@@ -36,7 +36,7 @@ from drafts.files import (
 from drafts.hashes import hash_file
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, module_names, read_draft, write_like
-from drafts.target import TargetInfo, read_target
+from drafts.target import TargetInfo
 from drafts.tensors import open_tensors, read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
@@ -152,7 +152,7 @@ def recorded_target(trained: Path) -> TargetInfo | None:
     if config.get("target"):
         return open_target(config["target"], config.get("target_adapter"))
     manifest = Path(config["store"]) / "manifest.json"
-    return read_target(Path(read_json(manifest)["target"]["path"])) if manifest.exists() else None
+    return open_target(read_json(manifest)["target"]["path"]) if manifest.exists() else None
 
 
 def check_base(base: DraftInfo, run: Path | None, result: Path) -> None:

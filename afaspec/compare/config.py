@@ -14,6 +14,7 @@ from afaspec.train.config import TrainSettings
 from bench.records.settings import (
     ChatDate,
     EvalFraction,
+    ModelName,
     RowFields,
     Settings,
     SkipBadRows,
@@ -151,9 +152,9 @@ class VllmConfig(Settings):
 class CompareConfig(Settings):
     """A study. Lists in `ranks`, `steps`, `samples` and `seeds` are axes: all are combined."""
 
-    target: Path = Field(description="target model: a folder, or embedded")
+    target: ModelName = Field(description="target model: a folder, a hub id, or embedded")
     target_adapter: TargetAdapter = None
-    draft: Path = Field(description="base draft: a folder, or embedded-draft")
+    draft: ModelName = Field(description="base draft: a folder, a hub id, or embedded-draft")
     out: Path = Field(Path("runs/compare"), description="folder of all results")
     k: int = Field(3, gt=0, le=16, description="speculative tokens per step")
     domains: dict[str, DomainConfig] = Field(min_length=1)

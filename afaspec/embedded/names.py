@@ -1,4 +1,4 @@
-"""The shipped pair by name, unpacked once into a cache folder."""
+"""Models by name: the shipped pair, unpacked once into a cache folder, folders, and hub ids."""
 
 from __future__ import annotations
 
@@ -7,29 +7,45 @@ from pathlib import Path
 from afaspec.embedded.unpack import unpack
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
+from drafts.hub import fetch, is_hub_id, source
 from drafts.registry import read_draft
 
 NAMES = {"embedded": "target", "embedded-draft": "draft"}
 
 
 def open_draft(name_or_path: str | Path) -> DraftInfo:
-    """The draft of that name or folder. Raises `UserError` for what is none."""
+    """The draft of that name, folder or hub id. Raises `UserError` for what is none."""
     return read_draft(_folder(name_or_path))
 
 
-def resolve_model(name_or_path: str | Path) -> Path:
-    """`embedded` and `embedded-draft` mean the shipped pair; anything else is a folder."""
-    folder = _folder(name_or_path)
+def resolve_model(name_or_path: str | Path, *, pickles: bool = False) -> Path:
+    """The folder of a model: `embedded` and `embedded-draft` mean the shipped pair, `owner/name` or
+    `owner/name@revision` one on the hub where there is no such folder.
+
+    `pickles` fetches those too, of models that are published so alone.
+    """
+    folder = _folder(name_or_path, pickles)
     if not folder.is_dir():
         raise UserError(
             "no such model folder",
             where=folder,
-            hint="give a folder with config.json and .safetensors files, or `embedded`",
+            hint="give a folder with config.json and .safetensors files, a hub id, or `embedded`",
         )
     return folder
 
 
-def _folder(name_or_path: str | Path) -> Path:
-    if str(name_or_path) in NAMES:
-        return unpack(NAMES[str(name_or_path)])
-    return Path(name_or_path).expanduser()
+def pinned(name: str) -> str:
+    """`name`, with the commit that it means now where it is on the hub."""
+    return source(_folder(name)) or name if is_hub_id(name) else name
+
+
+def _folder(name_or_path: str | Path, pickles: bool = False) -> Path:
+    text = str(name_or_path)
+    if text in NAMES:
+        return unpack(NAMES[text])
+    if is_hub_id(text):
+        return fetch(text, pickles=pickles)
+    folder = Path(text).expanduser()
+    if not folder.exists() and (recorded := source(folder)):  # the hub's cache was emptied
+        return fetch(recorded, pickles=pickles)
+    return folder

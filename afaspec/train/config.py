@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from afaspec.config import TargetAdapter
-from bench.records.settings import EvalFraction, Settings
+from bench.records.settings import EvalFraction, ModelName, OptionalModelName, Settings
 from drafts.tensors import has_bf16
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ class RunPlace(Settings):
     GROUP: ClassVar[str] = "Models"
 
     store: Path = Field(description="feature store that `afaspec capture` wrote")
-    draft: Path = Field(description="base draft to adapt: a folder, or embedded-draft")
+    draft: ModelName = Field(
+        description="base draft to adapt: a folder, a hub id, or embedded-draft"
+    )
     out: Path = Field(description="folder of the run")
-    target: Path | None = Field(None, description="target model (default: the store's)")
+    target: OptionalModelName = Field(None, description="target model (default: the store's)")
     target_adapter: TargetAdapter = None
 
 

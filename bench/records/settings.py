@@ -51,6 +51,10 @@ EvalFraction = Annotated[
         gt=0, lt=1, description="share of the eval side: of all prompts, by where each one begins"
     ),
 ]
+_TEXT = BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+# A folder, a name of ours, or a hub id: no Path, which would make owner/name of ./owner/name.
+ModelName = Annotated[str, _TEXT]
+OptionalModelName = Annotated[str | None, _TEXT]
 SuiteFolder = Annotated[
     Path | None,
     Field(description="folder with the files of suites (default: AFASPEC_DATA; else fetched)"),

@@ -15,6 +15,7 @@ from drafts.checkpoint.load import vocabulary_map
 from drafts.checkpoint.shared import from_target, shared_tensor
 from drafts.errors import UserError
 from drafts.files import read_json
+from drafts.hub import source
 from drafts.target import SHARED, TargetInfo
 from drafts.tensors import open_tensors
 
@@ -131,9 +132,11 @@ def verifier(info: DraftInfo, target: TargetInfo, replaced: Iterable[str]) -> di
     same = all(
         equal(stored.load(own[name]), from_target(name, target)) for name in replaced if name in own
     )
+    on_hub = source(target.folder)
+    name = on_hub.partition("@")[0] if on_hub else str(target.folder)
     return {
         "architectures": read_json(target.folder / "config.json").get("architectures", []),
-        "name_or_path": str(target.folder) if same else None,
+        "name_or_path": name if same else None,
     }
 
 

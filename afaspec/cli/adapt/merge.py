@@ -8,7 +8,7 @@ from pydantic import Field
 
 from afaspec.cli.flags import configured
 from afaspec.config import TargetAdapter
-from bench.records.settings import Settings
+from bench.records.settings import OptionalModelName, Settings
 
 
 class MergeConfig(Settings):
@@ -16,8 +16,10 @@ class MergeConfig(Settings):
 
     trained: Path = Field(description="run folder of `afaspec train`, or an adapter")
     out: Path = Field(description="folder for the merged draft")
-    draft: Path | None = Field(None, description="base draft (default: the one the run names)")
-    target: Path | None = Field(
+    draft: OptionalModelName = Field(
+        None, description="base draft (default: the one the run names)"
+    )
+    target: OptionalModelName = Field(
         None, description="target, for drafts that share its embedding (default: the run's)"
     )
     target_adapter: TargetAdapter = None

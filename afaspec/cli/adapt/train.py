@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from afaspec.cli.console import console, note, progress
@@ -10,7 +9,7 @@ from afaspec.cli.flags import configured
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from drafts.checkpoint.info import DraftInfo
-from drafts.target import TargetInfo, read_target
+from drafts.target import TargetInfo
 
 
 @configured(TrainConfig)
@@ -32,10 +31,14 @@ def train(config: TrainConfig) -> None:
     """
     from torch import distributed
 
+    from afaspec.embedded.names import pinned
     from afaspec.train.held_out import WORDS
     from afaspec.train.run import train as run
     from drafts.files import disk_errors
 
+    # A run goes on with the draft and target that it began with, whatever the hub has by then.
+    named = {"draft": pinned(config.draft), "target": config.target and pinned(config.target)}
+    config = config.model_copy(update=named)
     with progress() as bar, disk_errors(config.out):
         task = bar.add_task(config.arm, total=config.steps, unit="step")
 
@@ -72,10 +75,10 @@ def train(config: TrainConfig) -> None:
 
 def open_inputs(config: TrainConfig) -> tuple[FeatureStore, DraftInfo, TargetInfo]:
     """What `config` names: the store, the base draft, and the target, by default the store's."""
-    from afaspec.capture.adapted_target import open_target_if_given
+    from afaspec.capture.adapted_target import open_target, open_target_if_given
     from afaspec.embedded.names import open_draft
 
     store = FeatureStore.open(config.store)
     given = open_target_if_given(config.target, config.target_adapter, note)
-    target = given or read_target(Path(store.manifest.target["path"]))
+    target = given or open_target(store.manifest.target["path"])
     return store, open_draft(config.draft), target

@@ -14,7 +14,7 @@ from drafts.errors import UserError
 class ConvertConfig(Settings):
     """Which draft, and how it is to lie."""
 
-    draft: str = Field(description="the draft's folder, or `embedded-draft`")
+    draft: str = Field(description="the draft's folder or hub id, or `embedded-draft`")
     to: str | None = Field(
         None,
         description="layout: eagle, dflash or speculators; medusa or medusa-heads (default: as it "
@@ -53,7 +53,7 @@ def convert(config: ConvertConfig) -> None:
     from drafts.pickles import find_pickles
     from drafts.registry import read_draft
 
-    folder, out = resolve_model(config.draft), config.out
+    folder, out = resolve_model(config.draft, pickles=True), config.out
     target = open_target(config.target) if config.target else None
     if find_pickles(folder):
         made = convert_pickles(folder, config.to, out, target)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class InspectConfig(Settings):
     """What is looked at."""
 
-    draft: str = Field(description="the draft's folder, or `embedded-draft`")
+    draft: str = Field(description="the draft's folder or hub id, or `embedded-draft`")
     target: str | None = Field(
         None, description="a target that the draft should fit, or `embedded`"
     )

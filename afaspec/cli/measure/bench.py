@@ -33,7 +33,7 @@ class BenchCommand(GateSettings, ServerFlags, PromptSource, ModelNames):
     GROUP: ClassVar[str] = "Measuring"
 
     target: str | None = Field(
-        None, description="folder of the target model, or `embedded`; with --url optional"
+        None, description="folder or hub id of the target model, or `embedded`; with --url optional"
     )
     none: bool = Field(True, description="measure without speculation too, for the speedup")
     concurrency: Listed | None = Field(

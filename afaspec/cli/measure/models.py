@@ -20,7 +20,7 @@ class ModelNames(Settings):
 
     target_adapter: TargetAdapter = None
     draft: list[str] = Field(
-        [], description="NAME=FOLDER of a draft (or NAME=embedded-draft); repeatable"
+        [], description="NAME=FOLDER of a draft, a hub id or embedded-draft for FOLDER; repeatable"
     )
     ngram: bool = Field(False, description="also measure prompt lookup")
 
@@ -31,11 +31,18 @@ class ModelNames(Settings):
         return choose_arms(self.open_drafts(), none=none, ngram=self.ngram)
 
     def open_drafts(self) -> list[str]:
-        """NAME=FOLDER of every draft, with the shipped one's folder in place of its name."""
-        from afaspec.embedded.names import resolve_model
+        """NAME=FOLDER of every draft, with the folder in place of a shipped one or a hub id.
 
-        parts = [text.partition("=") for text in self.draft]
-        return [
-            f"{name}={resolve_model(folder)}" if folder == "embedded-draft" else text
-            for text, (name, _, folder) in zip(self.draft, parts, strict=True)
-        ]
+        A hub id alone is named after its repository.
+        """
+        from afaspec.embedded.names import NAMES, resolve_model
+        from drafts.hub import is_hub_id
+
+        opened = []
+        for text in self.draft:
+            name, _, folder = text.partition("=") if "=" in text else ("", "", text)
+            if folder in NAMES or is_hub_id(folder):
+                name = name or folder.partition("@")[0].rpartition("/")[2]
+                text = f"{name}={resolve_model(folder)}"
+            opened.append(text)
+        return opened
