@@ -17,7 +17,15 @@ from drafts.checkpoint.family import Family
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.speculators import SPECULATORS, lacking, tensor_to_add, verifier
 from drafts.errors import UserError
-from drafts.files import atomic_folder, make_folder, read_json, require_empty, write_json
+from drafts.files import (
+    INDEX,
+    atomic_folder,
+    make_folder,
+    read_json,
+    require_empty,
+    weight_files,
+    write_json,
+)
 from drafts.pickles import unpickle
 from drafts.registry import FAMILIES, module_names, read_draft
 from drafts.rewrite import Place, hash_tensor, rewrite
@@ -29,7 +37,6 @@ if TYPE_CHECKING:
 
 KEEP = "keep it in its layout, which vLLM serves"
 RECORD = "afaspec-convert.json"
-INDEX = "model.safetensors.index.json"
 WRITTEN_ANEW = ("config.json", RECORD)
 WEIGHTS = (".safetensors", *PICKLES)
 IDENTITY = ("folder", "format", "config", "shared")
@@ -219,7 +226,7 @@ def copy_files(
 
     Added tensors go to the last file of tensors.
     """
-    files = sorted(draft.glob("*.safetensors"))
+    files = weight_files(draft)
     for path in files:
         rewrite(path, folder / path.name, places, added if path == files[-1] else {})
     for path in sorted(draft.iterdir()):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from drafts.errors import UserError
-from drafts.files import atomic_file, cache_folder
+from drafts.files import atomic_file, cache_folder, weight_files
 
 LARGE = 1 << 20  # bytes; a smaller file is read as fast as its kept hash
 SETTLED = 2.0  # seconds: a file changed later might change again within one tick of its clock
@@ -21,7 +21,7 @@ SETTLED = 2.0  # seconds: a file changed later might change again within one tic
 def hash_model(folder: Path) -> str:
     """SHA-256 over a model folder's config and weights: what makes it *this* model."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([folder / "config.json", *weight_files(folder)]):
         digest.update(f"{path.name}\0{hash_file(path)}\0".encode())
     return digest.hexdigest()
 

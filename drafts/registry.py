@@ -21,7 +21,7 @@ from drafts.families.eagle3.layouts import Eagle3
 from drafts.families.lm.layouts import DraftModel
 from drafts.families.medusa.layouts import Medusa
 from drafts.families.peagle.layouts import PEagle
-from drafts.files import PAPERS, TEXTS, read_json, write_json
+from drafts.files import PAPERS, TEXTS, read_json, weight_files, write_json
 from drafts.target import TargetInfo
 from drafts.tensors import open_tensors
 
@@ -102,7 +102,7 @@ def write_like(base: DraftInfo, folder: Path, changed: dict[str, Tensor]) -> Non
     from safetensors.torch import save_file
 
     names, left = module_names(base), dict(changed)
-    for path in sorted(base.folder.glob("*.safetensors")):
+    for path in weight_files(base.folder):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

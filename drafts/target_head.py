@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +96,30 @@ def logit_scale(target: TargetInfo) -> float:
     return scale_and_cap(own_class(target).config)[0]
 
 
+def not_drafted(target: TargetInfo) -> list[str]:
+    """What the target does to its logits beside scaling them, in words.
+
+    Drafts in vLLM have a head and a factor of their own (`logit_scale`), but neither bias nor cap.
+    """
+    own = own_class(target)
+    cap = scale_and_cap(own.config)[1]
+    capped = [] if cap is None else [f"caps its logits at {cap:g}"]
+    return capped + (["adds a bias to its logits"] if own.has_bias else [])
+
+
+def model_class(folder: Path) -> tuple[Any, Any]:
+    """transformers' config of a model, and what loads it: a causal LM, or one that sees images too.
+
+    Raises what transformers raises for configs that it cannot read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    alone = type(config) in AutoModelForCausalLM._model_mapping
+    return config, AutoModelForImageTextToText if sees and not alone else AutoModelForCausalLM
+
+
 @dataclass(frozen=True)
 class OwnClass:
     """transformers' class of a target, its tensors without values."""
@@ -108,14 +133,10 @@ class OwnClass:
 
 def own_class(target: TargetInfo) -> OwnClass:
     """Build transformers' class of the target on no device. `UserError` where there is none."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     try:
-        config = AutoConfig.from_pretrained(
-            target.folder, local_files_only=True, trust_remote_code=False
-        )
+        config, of = model_class(target.folder)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = of.from_config(config, trust_remote_code=False)
     except Exception as error:  # a library boundary: every kind of foreign or damaged config
         raise UserError(
             f"transformers cannot build this target ({type(error).__name__}: {first_line(error)})",

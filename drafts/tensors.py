@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from drafts.errors import UserError
+from drafts.files import INDEX, read_index, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor, device, dtype
@@ -66,8 +67,11 @@ class TensorFile:
 
 
 def open_tensors(folder: Path) -> TensorFile:
-    """Read and check every safetensors header of `folder`. Raises `UserError` when damaged."""
-    paths = sorted(Path(folder).glob("*.safetensors"))
+    """Read and check the safetensors headers of `folder`. Raises `UserError` when damaged.
+
+    Each tensor stands in one file, the one that an index names for it.
+    """
+    paths = weight_files(folder)
     if not paths:
         pickled = sorted(p.name for p in Path(folder).glob("*") if p.suffix in PICKLES)
         raise UserError(
@@ -79,7 +83,22 @@ def open_tensors(folder: Path) -> TensorFile:
         )
     headers: dict[str, Header] = {}
     for path in paths:
-        headers |= read_header(path)
+        found = read_header(path)
+        if twice := sorted(headers.keys() & found.keys()):
+            raise UserError(
+                f"{twice[0]} stands in {headers[twice[0]].file.name} and in {path.name}",
+                where=folder,
+                hint="remove the file that is no part of the model",
+            )
+        headers |= found
+    index = Path(folder) / INDEX
+    for name, file in read_index(index).items() if index.exists() else ():
+        if name not in headers or headers[name].file.name != file:
+            raise UserError(
+                f"names the tensor {name} in {file}, which has it not",
+                where=index,
+                hint="copy or download the model's files again: they are not of one model",
+            )
     return TensorFile(Path(folder), headers)
 
 

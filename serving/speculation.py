@@ -12,6 +12,9 @@ from drafts.target import TargetInfo
 # The n-gram drafter looks for the last 2 to 4 tokens earlier in the text.
 NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 
+# Kinds of layers whose caches vLLM can treat as one kind.
+ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+
 
 def speculative_config(
     draft: DraftInfo | Literal["ngram"] | None,
@@ -53,19 +56,24 @@ def engine_options(
 
     vLLM drafts with one group of caches only. It gives each kind of attention (full, sliding) of
     target and draft a group of its own and spreads a draft's layers over them, unless its hybrid
-    cache manager is off.
+    cache manager is off. A model with recurrent layers (linear attention, Mamba, convolutions)
+    needs that manager: vLLM does not start without.
     """
     if draft is None or draft == "ngram":
         return {}
     several = draft.config.get("num_hidden_layers", 1) > 1 and draft.family != "medusa"
-    own = draft.family == "draft_model" and mixes_attention(draft.folder)
-    mixed = several and (own or mixes_attention(target.folder))
-    return {"disable_hybrid_kv_cache_manager": True} if mixed else {}
+    if not several:
+        return {}
+    folders = [target.folder, *([draft.folder] if draft.family == "draft_model" else [])]
+    kinds = [layer_kinds(folder) for folder in folders]
+    mixed = any(len(found & ATTENTION) > 1 for found in kinds)
+    hybrid = any(found - ATTENTION for found in kinds)
+    return {"disable_hybrid_kv_cache_manager": True} if mixed and not hybrid else {}
 
 
-def mixes_attention(model: Path) -> bool:
-    """Has this transformers model layers of full and of sliding attention?"""
+def layer_kinds(model: Path) -> set[str]:
+    """What mixes tokens in the layers of this transformers model, by transformers' names."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-    return len(set(getattr(config.get_text_config(), "layer_types", None) or [])) > 1
+    return set(getattr(config.get_text_config(), "layer_types", None) or [])

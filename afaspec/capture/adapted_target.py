@@ -28,6 +28,7 @@ UNMERGEABLE = {  # of LoRA's settings: each makes a model that no plain weights 
     "alora_invocation_tokens": "acts on a part of the tokens only (aLoRA)",
     "layer_replication": "repeats layers of the target",
 }
+VOCABULARY = ("embed_tokens", "lm_head")  # layers with a row for each token
 TRAINED_FOR = "give the base model that the adapter was trained on"
 
 
@@ -142,7 +143,9 @@ def check_sizes(adapter: Path, target: TargetInfo) -> None:
         if ".experts" in module:  # transformers joins their tensors on loading: PEFT checks them
             continue
         ends = module.removesuffix(".weight").rpartition(".")[2]
-        if ends in ("lm_head", "embed_tokens") and "lm_head.weight" not in own:
+        if ends in VOCABULARY and (count := tokens(plain.removeprefix(module), header)):
+            check_vocabulary(count, ends, adapter, target)
+        if ends in VOCABULARY and "lm_head.weight" not in own:
             raise UserError(
                 f"cannot be merged: it changes {ends}, which the target uses as embedding and as "
                 "output layer",
@@ -157,6 +160,32 @@ def check_sizes(adapter: Path, target: TargetInfo) -> None:
                 where=adapter / WEIGHTS,
                 hint=TRAINED_FOR,
             )
+
+
+def tokens(part: str, header: Header) -> int:
+    """How many tokens a tensor of the adapter is of, where it is of an embedding or output layer;
+    0 where it does not say."""
+    if part == ".lora_embedding_A":
+        return header.shape[-1]
+    whole = part in ("", ".weight", ".lora_B.weight")
+    return header.shape[0] if whole and len(header.shape) == 2 else 0
+
+
+def check_vocabulary(count: int, layer: str, adapter: Path, target: TargetInfo) -> None:
+    """Raise `UserError` for an adapter of a target whose vocabulary was resized before training."""
+    if count == target.vocab_size:
+        return
+    more = count > target.vocab_size
+    raise UserError(
+        f"{'adds' if more else 'drops'} {abs(count - target.vocab_size):,} tokens: its {layer} has "
+        f"{count:,}, the target {target.vocab_size:,}, so that it cannot be merged into the target "
+        "as it is",
+        where=adapter / WEIGHTS,
+        hint="make one model of the two: load the target in transformers, call its "
+        f"resize_token_embeddings({count}), load the adapter with PEFT, merge_and_unload() and "
+        "save_pretrained() it with the adapter's tokenizer; give that folder as the target, and a "
+        f"draft of {count:,} tokens (afaspec init)",
+    )
 
 
 def fits(part: str, header: Header, weight: Header) -> bool:

@@ -20,6 +20,9 @@ class InitConfig(Settings):
     target: ModelName = Field(description="the target's folder or hub id, or `embedded`")
     out: Path = Field(description="new folder for the draft")
     layers: int | None = Field(None, ge=1, description="decoder layers (Medusa: per head)")
+    intermediate_size: int | None = Field(
+        None, ge=1, description="width of the layers' MLP (default: the target's dense one)"
+    )
     layer_ids: Listed | None = Field(
         None, description="the target's hidden states to read, such as 2,6,9"
     )

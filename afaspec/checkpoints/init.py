@@ -36,15 +36,27 @@ def init_checkpoint(
     """Write the draft to the new folder `config.out`. Raises `UserError` for unfit settings."""
     import torch
 
+    from drafts.target_head import not_drafted
+
     require_empty(config.out)
     if store is not None:
         check_store(store, target)
     kept = None if config.vocab is None else frequent_tokens(config, target, store, note)
     layer_ids = choose_layer_ids(config, store)
-    options = InitOptions(config.layers, layer_ids, kept, seed=config.seed)
+    options = InitOptions(
+        config.layers,
+        layer_ids,
+        kept,
+        intermediate_size=config.intermediate_size,
+        seed=config.seed,
+    )
     if config.heads is not None:
         options = replace(options, max_k=config.heads)
     draft = init_draft(config.family, target, options)
+    if config.intermediate_size is not None and config.family == "medusa":
+        raise UserError(
+            "a draft of the family medusa has no MLP", hint="leave --intermediate-size out"
+        )
     if config.layer_ids is not None and draft.reads != "layers":
         raise UserError(
             f"a draft of the family {config.family} reads no hidden states of inner layers",
@@ -62,6 +74,8 @@ def init_checkpoint(
                 f"a draft of the family {config.family} drafts any number of tokens",
                 hint="leave --heads out",
             )
+    for text in not_drafted(target):
+        note(f"The target {text}, which the draft does not: training has to make up for it.")
     return read_draft(config.out)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.load import vocabulary_map
 from drafts.errors import UserError
-from drafts.files import read_json
+from drafts.files import read_json, weight_files
 from drafts.registry import FAMILIES, module_names, wanted_layer_ids
 from drafts.target import TargetInfo
 from drafts.tensors import open_tensors
@@ -90,7 +90,7 @@ def inspect_draft(info: DraftInfo, target: TargetInfo | None = None) -> Inspecti
             for name, header in tensors.headers.items()
             if names[name] not in MAPS
         ),
-        bytes=sum(path.stat().st_size for path in info.folder.glob("*.safetensors")),
+        bytes=sum(path.stat().st_size for path in weight_files(info.folder)),
         largest_k=info.max_k,
         speculative_config=config,
         sha256=info.sha256,

@@ -29,6 +29,7 @@ class InitOptions:
     layer_ids: tuple[int, ...] | None = None
     kept: Tensor | None = None
     max_k: int = 4
+    intermediate_size: int | None = None
     seed: int = 0
 
     def draft_vocab_size(self, target: TargetInfo) -> int:

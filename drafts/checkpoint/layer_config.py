@@ -8,7 +8,7 @@ from typing import Any, Literal
 from drafts.checkpoint.fields import DEFAULTS
 from drafts.checkpoint.rope import read_rope
 from drafts.errors import UserError
-from drafts.target import TargetInfo, rope_of
+from drafts.target import TargetInfo
 from drafts.tensors import dtype_name
 
 # What a config.json may leave to its reader.
@@ -23,6 +23,7 @@ UNSTATED = (
     "attention_bias",
 )
 Layers = Literal["llama", "qwen3", "eagle", "dflash"]  # the modules that vLLM has for drafts
+HEADS = "num_attention_heads"
 SLIDING, FULL = "sliding_attention", "full_attention"
 GATED = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")  # their window counts with use_sliding_window
 # Targets whose layers all have the one window where their config names no layer_types.
@@ -170,31 +171,62 @@ def target_window(target: TargetInfo | None) -> int | None:
     return window or None if slides else None
 
 
-def layer_sizes(target: TargetInfo, num_layers: int) -> dict[str, Any]:
+def layer_sizes(
+    target: TargetInfo, num_layers: int, intermediate_size: int | None
+) -> dict[str, Any]:
     """The arguments of `LayerConfig` for a fresh draft: layers of the target's own sizes.
 
-    A rope that drafts cannot have becomes the plain one of the same theta.
+    `intermediate_size` takes the place of the target's. Raises `UserError` for a target that has
+    none (mixtures of experts may know the experts' width only), or no attention heads.
     """
     config = {**DEFAULTS.get(target.model_type, {}), **target.config}
-    heads = config["num_attention_heads"]
-    rope, positions = rope_of(config), config.get("max_position_embeddings") or 2048
-    try:
-        whole = {"rope_parameters": rope, "max_position_embeddings": positions}
-        rope = read_rope(whole, target.folder, theta=None)
-    except UserError:
-        rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    width, heads = intermediate_size or config.get("intermediate_size"), config.get(HEADS)
+    if not isinstance(width, int):
+        named = ", ".join(sorted(key for key in config if "intermediate" in key)) or "none"
+        raise UserError(
+            "names no intermediate_size (one number, the width of a dense MLP) for the draft to "
+            f"take; it has {named}",
+            where=target.folder / "config.json",
+            hint=f"give --intermediate-size: {3 * target.hidden_size} would be 3 times its "
+            "hidden size, which is usual",
+        )
+    if not isinstance(heads, int):
+        raise UserError(
+            f"names no {HEADS} for the draft to take",
+            where=target.folder / "config.json",
+            hint="use a target with attention layers",
+        )
+    positions = config.get("max_position_embeddings") or 2048
     return {
         "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
+        "intermediate_size": width,
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
         "max_positions": positions,
         "num_layers": num_layers,
-        "rope": rope,
+        "rope": fresh_rope(target.rope, positions, target.folder),
         "rms_norm_eps": 1e-6,
         "target_window": target_window(target),
     }
+
+
+def fresh_rope(rope: dict[str, Any], positions: int, path: Path) -> dict[str, Any]:
+    """A target's rope for a draft that rotates whole heads, by positions in the text alone.
+
+    So the target's sections for images (M-RoPE) go, and so do factors made for a part of a head.
+    A rope that drafts cannot have becomes the plain one of the same theta.
+    """
+    plain = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and "short_factor" in rope:
+        return plain
+    gone = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
+    kept = {key: value for key, value in rope.items() if key not in gone}
+    try:
+        whole = {"rope_parameters": kept, "max_position_embeddings": positions}
+        return read_rope(whole, path, theta=None)
+    except UserError:
+        return plain
 
 
 def layer_config(config: Any, dtype: Any) -> dict[str, Any]:

@@ -69,13 +69,14 @@ def load_causal_lm(folder: Path, dtype: dtype, kind: str) -> tuple[Any, list[str
 
     Raises `UserError` for damaged or foreign models; `kind` says what such a model should be.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from drafts.target_head import model_class
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = model_class(folder)[1].from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,

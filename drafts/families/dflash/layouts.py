@@ -130,7 +130,9 @@ class DFlash(Family):
 
         draft = DFlashDraft(
             DFlashConfig(
-                **layer_sizes(target, options.num_layers or USUAL_LAYERS),
+                **layer_sizes(
+                    target, options.num_layers or USUAL_LAYERS, options.intermediate_size
+                ),
                 target_hidden_size=target.hidden_size,
                 vocab_size=target.vocab_size,
                 draft_vocab_size=options.draft_vocab_size(target),

@@ -107,7 +107,7 @@ class Eagle(Family):
                 "vLLM has no vocabulary map for EAGLE drafts, so that none can be reduced",
                 hint="leave the vocabulary full, or choose the family eagle3",
             )
-        sizes = layer_sizes(target, options.num_layers or 1)
+        sizes = layer_sizes(target, options.num_layers or 1, options.intermediate_size)
         scale = logit_scale(target)  # vLLM takes the head from the target, the scale from the draft
         draft = EagleDraft(EagleConfig(**sizes, vocab_size=target.vocab_size, logit_scale=scale))
         init_linears(draft)

@@ -121,7 +121,7 @@ class Eagle3(Family):
 
         draft = Eagle3Draft(
             Eagle3Config(
-                **layer_sizes(target, options.num_layers or 1),
+                **layer_sizes(target, options.num_layers or 1, options.intermediate_size),
                 target_hidden_size=target.hidden_size,
                 vocab_size=target.vocab_size,
                 draft_vocab_size=options.draft_vocab_size(target),

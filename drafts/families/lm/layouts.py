@@ -113,7 +113,7 @@ class DraftModel(Family):
                 "a draft model has the target's whole vocabulary",
                 hint="leave the draft vocabulary out",
             )
-        sizes = layer_sizes(target, options.num_layers or 2)
+        sizes = layer_sizes(target, options.num_layers or 2, options.intermediate_size)
         del sizes["target_window"]
         lm = LlamaForCausalLM(
             LlamaConfig(

@@ -302,6 +302,31 @@ def a_target_of_fewer_layers(target: Path, adapter: Path) -> tuple[Path, Path]:
     return write_target(adapter / "low", layers=3), adapter
 
 
+@case("adds 2 tokens: its embed_tokens has 514, the target 512")
+def added_tokens(target: Path, adapter: Path) -> tuple[Path, Path]:
+    """Saved by PEFT after `resize_token_embeddings`: both layers whole, beside the LoRA."""
+    path = adapter / "adapter_model.safetensors"
+    whole = torch.zeros(514, 128)
+    names = ("base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight")
+    save_file(load_file(path) | {name: whole.clone() for name in names}, path)
+    return target, edited(adapter, base_model_name_or_path="someone/some-model")
+
+
+@case("drops 12 tokens: its lm_head has 500, the target 512")
+def dropped_tokens(target: Path, adapter: Path) -> tuple[Path, Path]:
+    """A LoRA on the output layer, of a tied target whose padding rows were cut off."""
+    config = json.loads((target / "config.json").read_text())
+    tied = Path(shutil.copytree(target, adapter / "tied"))
+    (tied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    tensors = load_file(tied / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, tied / "model.safetensors", metadata={"format": "pt"})
+    path, name = adapter / "adapter_model.safetensors", "base_model.model.lm_head.lora_"
+    lora = {f"{name}A.weight": torch.zeros(4, 128), f"{name}B.weight": torch.zeros(500, 4)}
+    save_file(load_file(path) | lora, path)
+    return tied, edited(adapter, base_model_name_or_path="someone/some-model")
+
+
 @case("adapts another model:")
 def a_target_of_other_weights(target: Path, adapter: Path) -> tuple[Path, Path]:
     """Sizes fit, but the adapter names the folder that it was trained on."""
