@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors.torch import save_file
 
@@ -37,7 +36,7 @@ from afaspec.train.losses import compiled_loss
 from afaspec.train.metrics import Metrics, Report
 from afaspec.train.record import MANIFEST, Record, Split, Trained, read_trained, result_folder
 from afaspec.train.state import Progress, load_state, random_states, save_state, trainable_state
-from afaspec.train.step import training_step
+from afaspec.train.step import join_processes, training_step
 from afaspec.versions import versions
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import NotFiniteError, UserError
@@ -72,7 +71,7 @@ def train(
     if record.finished():
         return read_trained(config, store)
 
-    accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
+    accelerator = join_processes()
     check_processes(config.batch_size, accelerator.num_processes)
     setup = set_up(config, base, target, accelerator.device)
     check_stored(setup.draft, base, lm_head=config.lm_head)
