@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors.torch import save_file
 
@@ -37,7 +36,7 @@ from afaspec.train.losses import compiled_loss
 from afaspec.train.metrics import Metrics, Report
 from afaspec.train.record import MANIFEST, Record, Split, Trained, read_trained, result_folder
 from afaspec.train.state import Progress, load_state, random_states, save_state, trainable_state
-from afaspec.train.step import training_step
+from afaspec.train.step import join_processes, training_step
 from afaspec.versions import versions
 from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo
@@ -65,7 +64,7 @@ def train(
     from there on, and beta too once that has come down to it. All processes call this alike.
     Raises `UserError`, for the first loss or gradient that is not finite too.
     """
-    accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
+    accelerator = join_processes()
     config = config.on(accelerator.device)
     check_fit(store.manifest, store.folder, base, target)
     check_steps(base, config.draft_steps)

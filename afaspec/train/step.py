@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,7 +12,35 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from drafts.errors import NotFiniteError
+from drafts.errors import NotFiniteError, UserError
+
+
+def join_processes() -> Accelerator:
+    """This process's device, and its place among those that `torchrun` started.
+
+    Precision is ours: accelerate's is one for the whole process. Raises `UserError` where each
+    process would train alone.
+    """
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started > 1 and not distributed_device():
+        accelerator = Accelerator(cpu=True)  # with gloo, which it takes when asked alone
+    else:
+        accelerator = Accelerator()
+    if accelerator.num_processes != started:
+        raise UserError(
+            f"WORLD_SIZE says {started} processes, but {accelerator.num_processes} can train "
+            f"together on {accelerator.device}",
+            hint="start it with torchrun, or alone and without WORLD_SIZE",
+        )
+    return accelerator
+
+
+def distributed_device() -> bool:
+    """Is there a device here that several processes can train on together?"""
+    if not torch.accelerator.is_available():
+        return False
+    device = torch.accelerator.current_accelerator()
+    return device is not None and device.type != "mps"
 
 
 def autocast(device: torch.device, *, bf16: bool) -> torch.autocast:
