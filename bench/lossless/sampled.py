@@ -38,7 +38,8 @@ class DistributionTest:
 
     `samples` requests of `prompts` prompts gave `tokens` tested tokens, at the positions 1 to
     `positions` after the first. `passed`: the p-value is at least `alpha`; None where the engine
-    without a draft fails too (`control_p_value`). `power`: how likely a bias of 0.05 is found at
+    without a draft fails too (`control_p_value`), or where there was too little data to find even
+    the largest bias (`detects` is None). `power`: how likely a bias of 0.05 is found at
     least, and `detects`: the bias that is found in 9 of 10 cases (None: not even the largest), both
     in total variation towards the most probable token.
     """
@@ -57,6 +58,12 @@ class DistributionTest:
     @property
     def words(self) -> str:
         """The finding and its power, in a sentence or two."""
+        if self.passed is None and self.control_p_value >= self.alpha:
+            return (
+                "Whether the sampled output follows the target's distribution cannot be told: "
+                f"{self.tokens:,} tokens from {self.samples:,} samples are not enough data to find "
+                "even a large bias. More --samples may."
+            )
         if self.passed is None:
             return (
                 "Whether the sampled output follows the target's distribution could not be judged: "
@@ -65,11 +72,10 @@ class DistributionTest:
         data = f"{self.tokens:,} tokens from {self.samples:,} samples (p = {self.p_value:.2g})"
         if not self.passed:
             return f"The sampled output does not follow the target's distribution: {data}."
-        found = f"The sampled output follows the target's distribution: {data}."
-        if self.detects is None:
-            return f"{found} The test had too little to go by to find any bias reliably."
+        assert self.detects is not None  # else it has not passed
         return (
-            f"{found} A bias of {self.detects:.2f} in total variation towards likely tokens would "
+            f"The sampled output follows the target's distribution: {data}. "
+            f"A bias of {self.detects:.2f} in total variation towards likely tokens would "
             "have been found in 9 of 10 cases."
         )
 
@@ -173,12 +179,16 @@ def _judge(
 ) -> DistributionTest:
     tests = chi_squares(draws)
     p_value = chance(tests)
+    detects = smallest_found(tests, draws, ALPHA)
+    passed: bool | None = p_value >= ALPHA
+    if control_p < ALPHA or (passed and detects is None):
+        passed = None
     return DistributionTest(
         p_value=p_value,
         control_p_value=control_p,
-        passed=None if control_p < ALPHA else p_value >= ALPHA,
+        passed=passed,
         power=power(tests, draws, STATED_BIAS, ALPHA),
-        detects=smallest_found(tests, draws, ALPHA),
+        detects=detects,
         samples=samples,
         tokens=int(draws.counts.sum()),
         prompts=prompts,

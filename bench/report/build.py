@@ -58,6 +58,7 @@ def build_report(
     accepted = {run.arm.name: run.acceptance(k) for run in runs}
     base = accepted.get("base")
     speeds, plain = speed_samples(runs, seed)
+    timed = len(runs[0].seconds[0])
     by_category = categories_json(runs, categories, k, seed)
     arms = []
     for run in runs:
@@ -67,8 +68,8 @@ def build_report(
         arm |= acceptance_json(acceptance, counts)
         arm["accepted_lengths"] = accepted_lengths(acceptance)
         arm["offline_acceptance_length"] = offline_json(offline.get(name), seed)
-        arm["tokens_per_second"] = figure_json(speeds[name])
-        arm["speedup"] = None if plain is None else figure_json(ratio(speeds[name], plain))
+        arm["tokens_per_second"] = figure_json(speeds[name], timed)
+        arm["speedup"] = None if plain is None else figure_json(ratio(speeds[name], plain), timed)
         arm["prefill_ms"] = mean_prefill_ms(run, seed)
         arm["latency"] = latency_json(run, common["concurrency"])
         arm["categories"] = by_category[name]
@@ -85,7 +86,9 @@ def build_report(
             arm["warnings"].append(f"{run.arm.label}: {beyond.words}")
         if base and acceptance and name != "base":  # paired by prompt
             lengths = [resample_acceptance(one, counts).length for one in (acceptance, base)]
-            arm["acceptance_length_gain_over_base"] = figure_json(lengths[0] - lengths[1])
+            arm["acceptance_length_gain_over_base"] = figure_json(
+                lengths[0] - lengths[1], len(prompts)
+            )
         arms.append(arm)
     found = comparisons(runs, int(common.get("block", 1)), conversations)
     return Report(

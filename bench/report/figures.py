@@ -17,8 +17,11 @@ Json = dict[str, Any]
 WITHOUT_CATEGORY = "other"
 
 
-def figure_json(samples: Samples, units: int = 2) -> Json:
-    """`{"value", "low", "high"}`; from fewer than two units there is no interval, so null."""
+def figure_json(samples: Samples, units: int) -> Json:
+    """`{"value", "low", "high"}`; from fewer than two units there is no interval, so null.
+
+    Units are what the samples were drawn over: prompts, or blocks where only those are known.
+    """
     found = dict(figure(samples).as_json())
     return found if units > 1 else {**found, "low": None, "high": None}
 
@@ -29,12 +32,12 @@ def acceptance_json(acceptance: Acceptance | None, resampler: Resampler) -> Json
         return dict.fromkeys(
             ("acceptance_length", "acceptance_rate", "per_position", "conditional"), None
         )
-    samples = resample_acceptance(acceptance, resampler)
+    samples, units = resample_acceptance(acceptance, resampler), len(acceptance.drafts_per_prompt)
     return {
-        "acceptance_length": figure_json(samples.length),
-        "acceptance_rate": figure_json(samples.rate),
-        "per_position": [figure_json(position) for position in samples.per_position],
-        "conditional": [figure_json(position) for position in samples.conditional],
+        "acceptance_length": figure_json(samples.length, units),
+        "acceptance_rate": figure_json(samples.rate, units),
+        "per_position": [figure_json(position, units) for position in samples.per_position],
+        "conditional": [figure_json(position, units) for position in samples.conditional],
     }
 
 
@@ -42,8 +45,8 @@ def offline_json(acceptance: Acceptance | None, seed: int) -> Json | None:
     """The offline acceptance length with its interval over the store's blocks."""
     if acceptance is None:
         return None
-    resampler = Resampler(len(acceptance.drafts_per_prompt), seed=seed)
-    return figure_json(resample_acceptance(acceptance, resampler).length)
+    units = len(acceptance.drafts_per_prompt)
+    return figure_json(resample_acceptance(acceptance, Resampler(units, seed=seed)).length, units)
 
 
 def accepted_lengths(acceptance: Acceptance | None) -> Json | None:
@@ -88,7 +91,8 @@ def mean_prefill_ms(run: ArmRun, seed: int) -> Json:
     """Mean prefill time in ms, with its interval over prompts and rounds."""
     seconds = np.array(run.prefill_seconds)
     resampler = Resampler(*seconds.shape[::-1], seed=seed)
-    return figure_json(1000 * ratio(resampler.sums(seconds), resampler.sums(np.ones_like(seconds))))
+    means = ratio(resampler.sums(seconds), resampler.sums(np.ones_like(seconds)))
+    return figure_json(1000 * means, seconds.shape[1])
 
 
 def lossless_json(
@@ -106,6 +110,8 @@ def lossless_json(
         return None
     found = differences.get(name, [])
     compared = prompts - not_comparable
+    if not compared:
+        return None
     return {
         "matching": compared - len(found),
         "prompts": compared,

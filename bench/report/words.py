@@ -11,6 +11,11 @@ Json = Mapping[str, Any]
 
 COLUMNS = ("Arm", "Acceptance length", "Acceptance rate", "Tokens/s", "Speedup", "Same output")
 NOTHING = "–"
+DISTRIBUTIONS = {
+    True: "same distribution",
+    False: "another distribution",
+    None: "cannot be told",
+}
 MARKS = {"higher": "▲", "lower": "▼"}  # of verdicts; the others have "="
 
 
@@ -132,8 +137,8 @@ def _asked(provenance: Json) -> str:
 
 def _lossless_cell(arm: Json) -> TableCell:
     lossless, sampled = arm["lossless"], arm.get("distribution")
-    if sampled and sampled["passed"] is not None:
-        return TableCell("same distribution" if sampled["passed"] else "another distribution")
+    if sampled:
+        return TableCell(DISTRIBUTIONS[sampled["passed"]])
     if not lossless or is_plain(arm):
         return TableCell(NOTHING)
     matching, prompts = lossless["matching"], lossless["prompts"]
@@ -177,7 +182,9 @@ def _distribution_sentence(drafted: Sequence[Json]) -> str:
     failed = [label for label, passed in found.items() if passed is False]
     if failed:
         return f"The sampled output of {' and '.join(failed)} is not distributed as the target's."
-    if found and all(found.values()):
+    if None in found.values():
+        return "Whether sampled output is distributed as the target's cannot be told."
+    if found:
         return "Sampled output is distributed as the target's, as far as the test can tell."
     return ""
 

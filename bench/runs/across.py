@@ -101,8 +101,13 @@ def estimate(report: Report, name: str, metric: str) -> Estimate | None:
 
 
 def source_of(figure: Json, prompts: int) -> Source | None:
-    """The chance in a reported figure, read off its 95% interval; None without one."""
+    """The chance in a reported figure, read off its 95% interval; None without one.
+
+    An interval of no width is none: older reports have such from a single prompt.
+    """
     if figure["low"] is None or figure["high"] is None or prompts < 2:
+        return None
+    if figure["low"] == figure["high"]:
         return None
     error = (figure["high"] - figure["low"]) / (2 * NORMAL_95)
     return Source(error**2, prompts - 1)

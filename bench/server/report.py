@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bench.lossless.greedy import Difference, Noise, first_difference
 from bench.records.acceptance import Acceptance
 from bench.records.arms import Arm
-from bench.records.run import ArmRun
+from bench.records.run import Answer, ArmRun
 from bench.report.build import build_report
 from bench.report.cautions import past_positions
 from bench.report.figures import acceptance_json, accepted_lengths, figure_json
@@ -62,6 +62,7 @@ def build_server_report(
             k=max(1, max(run.server.k for run in runs)),
             differences=differences if alone else None,
             noise=noise if alone else None,
+            not_comparable=count_failed(runs) if alone else {},
             categories=categories[:used] if categories else None,
             past={
                 run.name: past_positions(arms[run.name], _lengths(run, prompt_tokens))
@@ -134,7 +135,7 @@ def _decoding(run: LoadRun) -> tuple[Table, Table]:
 def _speed(work: tuple[Table, Table], seed: int) -> Json:
     rounds, prompts = work[0].shape
     resampler = Resampler(prompts, rounds, seed=seed)
-    return figure_json(ratio(resampler.sums(work[0]), resampler.sums(work[1])))
+    return figure_json(ratio(resampler.sums(work[0]), resampler.sums(work[1])), prompts)
 
 
 def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
@@ -158,7 +159,13 @@ def _complete(arm: Json, run: LoadRun, seed: int) -> None:
     arm["tokens_per_second_per_request"] = _speed(_decoding(run), seed)
     arm["requests_per_second"] = len(run.good) / sum(block.wall_seconds for block in run.blocks)
     if any(answer.token_ids is None for answer in run.good):
-        arm["lossless"], arm["repeatable"] = None, None
+        arm["lossless"] = None
+    if any(answer.token_ids is None for answer in run.answers):
+        arm["repeatable"] = None
+    if len(run.blocks) == 1:  # shared out over its requests, which says nothing of other blocks
+        for key in ("tokens_per_second", "speedup"):
+            if arm[key]:
+                arm[key] |= {"low": None, "high": None}
     if run.server.k and not counts_by_request(run):
         _acceptance_by_block(arm, run, seed)
     if run.server.k and arm["per_position"]:
@@ -177,9 +184,6 @@ def _acceptance_by_block(arm: Json, run: LoadRun, seed: int) -> None:
     arm |= acceptance_json(acceptance, Resampler(len(run.spent), seed=seed))
     spread = accepted_lengths(acceptance)
     arm["accepted_lengths"] = {**spread, "per_request": []} if spread else None
-    if len(run.spent) == 1:
-        for figure in (arm["acceptance_length"], arm["acceptance_rate"]):
-            figure |= {"low": None, "high": None}
 
 
 def _total(run: LoadRun) -> Json:
@@ -195,24 +199,42 @@ def _total(run: LoadRun) -> Json:
 def first_differences(
     runs: Sequence[LoadRun], prompts: Sequence[str]
 ) -> dict[str, list[Difference]] | None:
-    """By arm, where outputs part from those without speculation; None without token ids."""
+    """By arm, where outputs part from those without speculation; None without token ids.
+
+    Only where both arms answered: half an answer is not another output.
+    """
     plain = next((run for run in runs if run.server.k == 0), None)
     if plain is None or len(runs) == 1:
         return None
-    outputs = {run.name: [a.token_ids for a in run.answers[: run.prompts]] for run in runs}
-    if any(ids is None for rows in outputs.values() for ids in rows):
+    if any(answer.token_ids is None for run in runs for answer in _firsts(run) if not answer.error):
         return None
     return {
         run.name: [
             found
-            for prompt, none, ids in zip(
-                prompts, outputs[plain.name], outputs[run.name], strict=False
-            )
-            if (found := first_difference(prompt, none or [], ids or []))
+            for prompt, none, answer in zip(prompts, _firsts(plain), _firsts(run), strict=False)
+            if not none.error and not answer.error
+            if (found := first_difference(prompt, none.token_ids or [], answer.token_ids or []))
         ]
         for run in runs
         if run is not plain
     }
+
+
+def count_failed(runs: Sequence[LoadRun]) -> dict[str, int]:
+    """By arm, the prompts whose outputs cannot be compared: it or the plain arm did not answer."""
+    plain = next((run for run in runs if run.server.k == 0), runs[0])
+    return {
+        run.name: sum(
+            bool(none.error or answer.error)
+            for none, answer in zip(_firsts(plain), _firsts(run), strict=True)
+        )
+        for run in runs
+    }
+
+
+def _firsts(run: LoadRun) -> list[Answer]:
+    """The first answer to each prompt."""
+    return run.answers[: run.prompts]
 
 
 def _lengths(run: LoadRun, known: Sequence[int | None] | None) -> list[tuple[int, int]]:

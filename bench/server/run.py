@@ -153,17 +153,19 @@ def explain_differences(
     if alone is None or plain is None or config.temperature > 0:
         return None, None
     found = first_differences(alone, [request.id for request in requests])
-    ids = {request.id: request.prompt for request in requests[: alone[0].prompts]}
     if found is None or not any(found.values()):
         return found, None
+    none = next(run for run in alone if run.server.k == 0)
+    answered = [
+        (request, answer)
+        for request, answer in zip(requests, none.answers[: none.prompts], strict=False)
+        if not answer.error
+    ]
+    ids = {request.id: request.prompt for request, _ in answered}
     tokens = {name: prompt for name, prompt in ids.items() if isinstance(prompt, list)}
     if len(tokens) < len(ids):  # text or chat: its token ids are the server's secret
         return found, None
-    none = next(run for run in alone if run.server.k == 0)
-    outputs = {
-        request.id: answer.token_ids or []
-        for request, answer in zip(requests, none.answers, strict=False)
-    }
+    outputs = {request.id: answer.token_ids or [] for request, answer in answered}
     differences, noise = explain(
         ServerEngine(plain),
         tokens,

@@ -111,8 +111,10 @@ def paired_accounts(influence: Floats, metric: str, unit: np.ndarray, per_block:
     by_prompt, by_block = clustered(influence, unit), clustered(influence, block)
     if by_prompt is None:
         return []
-    if by_block is None or metric == ACCEPTANCE:  # which knows no clock
+    if metric == ACCEPTANCE:  # which knows no clock
         return [[by_prompt]]
+    if by_block is None:  # whatever the machine did meanwhile is the difference, or none of it
+        return []
     both = [by_prompt, *beyond(by_block, float((influence**2).sum()))]
     return [both, [by_block]]  # there may be fewer blocks than prompts
 
@@ -185,7 +187,7 @@ def _span(found: Comparison, sign: float) -> str:
     figure = found.difference if found.metric == ACCEPTANCE else found.relative
     ends = sorted((sign * figure.low, sign * figure.high))
     if np.isnan(ends).any():
-        return "too few prompts for an interval"
+        return "too few prompts or blocks for an interval"
     if found.metric == ACCEPTANCE:
         return _between(ends, 0.0, 2)
     if found.metric == SPEEDUP:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 Answer = Callable[["Stream", dict[str, Any]], Awaitable[None]]
+Page = Callable[["Stream"], Awaitable[None]]
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -16,8 +17,9 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 class Stream:
     """One connection's answer."""
 
-    def __init__(self, writer: asyncio.StreamWriter, server: SseServer):
-        self.writer, self.server = writer, server
+    def __init__(self, writer: asyncio.StreamWriter, server: SseServer, path: str = ""):
+        self.writer, self.server, self.path = writer, server, path
+        self.begun = False
 
     async def raw(self, data: bytes) -> None:
         self.writer.write(data)
@@ -25,10 +27,21 @@ class Stream:
 
     async def send(self, data: bytes) -> None:
         """A piece of the body."""
+        if not self.begun:
+            self.begun = True
+            await self.raw(HEAD)
         await self.raw(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     async def event(self, **content: Any) -> None:
         await self.send(b"data: " + json.dumps(content).encode() + b"\n\n")
+
+    async def whole(
+        self, body: str | bytes, kind: str = "application/json", status: int = 200
+    ) -> None:
+        """An answer that is no stream."""
+        data = body.encode() if isinstance(body, str) else body
+        head = f"HTTP/1.1 {status} Some\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}"
+        await self.raw(head.encode() + b"\r\n\r\n" + data)
 
     async def finish(self, tokens: int) -> None:
         await self.event(choices=[], usage={"completion_tokens": tokens})
@@ -36,10 +49,13 @@ class Stream:
 
 
 class SseServer:
-    """Runs in a thread; `answer` writes the events of each request. Use as a context manager."""
+    """Runs in a thread; `answer` writes the events of each request. Use as a context manager.
 
-    def __init__(self, answer: Answer):
-        self.answer = answer
+    `page` answers what is only looked at (GET); without it that is always empty.
+    """
+
+    def __init__(self, answer: Answer, page: Page | None = None):
+        self.answer, self.page = answer, page
         self.running = self.most = 0
         self.release = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -73,15 +89,16 @@ class SseServer:
                     if line.lower().startswith("content-length:"):
                         length = int(line.partition(":")[2])
                 body = await reader.readexactly(length)
-                if head.startswith(b"GET"):
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                method, path, _ = head.decode().split(" ", 2)
+                stream = Stream(writer, self, path)
+                if method == "GET":
+                    await (self.page(stream) if self.page else stream.whole(""))
                     continue
                 self.running += 1
                 self.most = max(self.most, self.running)
-                stream = Stream(writer, self)
-                await stream.raw(HEAD)
                 await self.answer(stream, json.loads(body))
-                await stream.raw(b"0\r\n\r\n")
+                if stream.begun:
+                    await stream.raw(b"0\r\n\r\n")
                 self.running -= 1
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass

@@ -130,8 +130,17 @@ def test_the_same_counts_are_no_difference() -> None:
 def test_one_prompt_gives_no_interval() -> None:
     found = compare("a", "b", SPEED, quotient([[5]], [[1]]), quotient([[4]], [[1]]))
     assert found.verdict == NO_DIFFERENCE
-    assert found.words.endswith("(too few prompts for an interval)")
+    assert found.words.endswith("(too few prompts or blocks for an interval)")
     assert found.as_json()["relative"]["low"] is None
+
+
+def test_one_block_gives_no_verdict_on_speed() -> None:
+    """Each arm ran once: what the machine did meanwhile may be all of the difference."""
+    fast, slow = quotient([[9, 9, 9, 9]], [[1, 1, 1, 1]]), quotient([[5, 5, 4, 5]], [[1, 1, 1, 1]])
+    found = compare("a", "b", SPEED, fast, slow, per_block=4)
+    assert found.verdict == NO_DIFFERENCE
+    assert np.isnan(found.relative.low)
+    assert compare("a", "b", SPEED, fast, slow, per_block=1).verdict == "higher"
 
 
 def comparison(arm: str, against: str, metric: str, p_value: float, *ends: float) -> Comparison:
