@@ -105,7 +105,7 @@ def _options(
 def main() -> None:
     """Entry point: a `UserError` becomes one message and exit code 2, without a traceback."""
     try:
-        with one_message((UserError, UsageError)):
+        with one_message((UserError, UsageError), speak):
             code = app(prog_name="afaspec", standalone_mode=False)
     except UserError as error:
         if _debug:
@@ -121,6 +121,13 @@ def main() -> None:
 
         console.print("Stopped. Run the same command again to go on from here.")
     sys.exit(code)
+
+
+def speak() -> None:
+    """Let this process write to the console, whichever of several it is."""
+    from afaspec.cli.console import console
+
+    console.quiet = False
 
 
 def refuse(error: UserError) -> int:
