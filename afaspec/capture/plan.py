@@ -106,6 +106,8 @@ class CapturePlan:
             dtype=self.dtype,
             settings={
                 "prompts": self.config.prompts,
+                "field": self.config.field,
+                "skip_bad_rows": self.config.skip_bad_rows,
                 "prompts_sha256": self.prompts_sha256,
                 "prompts_count": len(self.prompts),
                 **self.config.fixed_settings(),

@@ -26,7 +26,8 @@ from drafts.errors import UserError
 from drafts.target import TargetInfo
 
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
-NOT_COMPARED = ("prompts",)  # where they lie; `prompts_sha256` says whether they are the same
+# Where prompts lie and how they are read: `prompts_sha256` says whether they are the same.
+NOT_COMPARED = ("prompts", "field", "skip_bad_rows")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from bench.prompts.formats.collect import parse_rows
@@ -10,7 +11,7 @@ from bench.prompts.formats.files import ROW_SUFFIXES, holds_rows, read_rows
 from bench.prompts.hub import HUB_ID, dataset_rows, is_dataset_folder
 from bench.prompts.rows import Prompt
 from bench.prompts.select import drawn, one_side
-from bench.prompts.source_files import SUFFIXES, source_prompts
+from bench.prompts.source_files import SUFFIXES, source_paths, source_prompts
 from bench.prompts.suites import is_suite, read_suite
 from bench.records.settings import PromptSettings
 from drafts.errors import UserError
@@ -63,6 +64,8 @@ def _all_prompts(
         rows = dataset_rows(source)
     elif path.is_file() and holds_rows(path):
         rows = read_rows(path)
+    elif path.is_dir() and (files := _files_of_rows(path, suffixes, note)):
+        rows = chain.from_iterable(map(read_rows, files))
     elif path.exists():
         return list(source_prompts(path, settings.prompt_tokens, seed, suffixes, note))
     elif HUB_ID.match(source) and not source.endswith((*ROW_SUFFIXES, *SUFFIXES, ".parquet")):
@@ -80,3 +83,16 @@ def _all_prompts(
             "holds no prompts", where=source, hint="give a file with one JSON object on each line"
         )
     return prompts
+
+
+def _files_of_rows(
+    folder: Path, suffixes: tuple[str, ...] | None, note: Callable[[str], None]
+) -> list[Path]:
+    """The folder's own files of rows, none if it has source files: then it is a folder of those."""
+    packed = ("", ".gz", ".zst", ".zstd")
+    ends = tuple(kind + how for kind in (".jsonl", ".ndjson") for how in packed)
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ends))
+    if files and source_paths(folder, suffixes or SUFFIXES):
+        note(f"{folder}: {len(files)} files of rows passed over; give them themselves to read them")
+        return []
+    return files

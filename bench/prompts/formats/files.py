@@ -23,22 +23,20 @@ LONE_SURROGATE = re.compile(
     "[\ud800-\udfff]"
 )  # JSON may escape half of a character; UTF-8 has none
 REPLACED = "lone surrogates (halves of a character) replaced by U+FFFD"
+FIRST_LINES = 5  # looked at: a log may begin with something else
 BLANK = re.compile(r"\s*")
 
 
 def holds_rows(path: Path) -> bool:
-    """Whether the file's name, or else its first line that is not blank, is that of rows."""
+    """Whether the file's name, or else one of its first lines, is that of rows."""
     if path.name.endswith(ROW_SUFFIXES):
         return True
     with path.open("rb") as file:
         head = file.read(1 << 16)
     if head.startswith((GZIP, ZSTD)):
         return True
-    first = next((line for line in head.splitlines() if line.strip()), b"")
-    try:
-        return isinstance(json.loads(first.decode("utf-8-sig")), dict)
-    except ValueError:
-        return False
+    filled = [line for line in head.splitlines() if line.strip()]
+    return any(map(_is_object, filled[:FIRST_LINES]))
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -93,6 +91,13 @@ def whole_characters(value: Any, seen: Counter[str]) -> Any:
     if isinstance(value, dict):
         return {whole_characters(k, seen): whole_characters(v, seen) for k, v in value.items()}
     return value
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(path: Path) -> list[bytes]:

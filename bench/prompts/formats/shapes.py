@@ -59,7 +59,7 @@ def _plain(row: dict[str, Any], where: str) -> Prompt | None:
         kinds = kind_of(text[0]) if text else "nothing"
         raise wrong(f'"prompt" is a list of {kinds}', "text or messages", where)
     text = text_of(text, '"prompt"', where)
-    if _system(row) or row.get("tools"):
+    if _system(row) or _tools(row, where):
         return None
     response = _response(row, where)
     if isinstance(response, list):
@@ -96,12 +96,16 @@ def _conversation(row: dict[str, Any], where: str, seen: Counter[str]) -> Prompt
     return Prompt(
         where,
         messages=messages,
-        tools=read_tools(row.get("tools") or row.get("functions"), where),
+        tools=_tools(row, where),
         answer=answer,
         split_key=root_of(messages),
         turns=later,
         template_kwargs=template_kwargs(row, where),
     )
+
+
+def _tools(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    return read_tools(row.get("tools") or row.get("functions"), where)
 
 
 def _question(row: dict[str, Any], name: str, where: str) -> str:

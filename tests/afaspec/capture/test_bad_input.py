@@ -100,6 +100,7 @@ prompts_case("blank_text", '"text" is empty', {"text": " \n "})
 prompts_case("prompt_is_null", '"prompt" is null', {"prompt": None})
 prompts_case("no_turns", '"turns" is empty: a list', {"turns": []})
 prompts_case("response_not_text", '"response" is a list', {"prompt": "q", "response": ["a"]})
+prompts_case("bad_rows_together", "2 of its 3 rows cannot be used", OK, {"prompt": ""}, "{half")
 prompts_case("longer_than_the_model", "rows.jsonl:2: the prompt has", OK, {"prompt": "a b " * 900})
 
 flags_case("longer_than_allowed", "expected at most 2 (as --max-prompt-tokens says)",
@@ -116,6 +117,7 @@ flags_case("limit_zero", "limit is 0", *LAYERS, "--limit", "0")
 flags_case("unknown_split", "split is 'test'", *LAYERS, "--split", "test")
 flags_case("unknown_dtype", "dtype is 'int4'", *LAYERS, "--dtype", "int4")
 flags_case("no_such_draft", "no such folder", "--draft", "/nowhere/draft")
+flags_case("field_without_a_path", "expected NAME=PATH", *LAYERS, "--field", "messages")
 flags_case("no_response_to_take", "rows.jsonl:1: has no response to take",
            *LAYERS, "--use-responses")  # fmt: skip
 

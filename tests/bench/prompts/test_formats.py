@@ -240,6 +240,16 @@ def test_files_of_every_kind(form: str, tmp_path: Path) -> None:
     assert len({prompt.id for prompt in prompts}) == 2
 
 
+def test_a_folder_of_logs_is_read_unless_it_is_one_of_sources(tmp_path: Path) -> None:
+    for number, row in enumerate(MANY):
+        write_rows(tmp_path / f"day{number}.jsonl", [row])
+    assert [prompt.messages for prompt in read_prompts(tmp_path)] == [r["messages"] for r in MANY]
+    (tmp_path / "notes.md").write_text("# Notes\n" + "What was asked. " * 100)
+    notes: list[str] = []
+    assert all(prompt.text for prompt in read_prompts(tmp_path, note=notes.append))
+    assert "2 files of rows passed over" in notes[0]
+
+
 def test_rows_of_an_array_have_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[\n{"prompt": "a"},\n\n{"prompt": "b"}, {"prompt": "c"}\n]\n')
