@@ -258,6 +258,16 @@ def test_gate_refuses_other_settings(baseline: SavedRun, setting: str, value: ob
         check(baseline, run("other", set_otherwise={setting: value}))
 
 
+def test_gate_says_why_the_prompts_differ(baseline: SavedRun) -> None:
+    """Another day, in a template with a clock; of no matter where the prompts are the same."""
+    days = [{"chat_date": f"2026-01-{day}", "chat_template_kwargs": {}} for day in (30, 31)]
+    old, new = (run(day["chat_date"], set_otherwise=day) for day in days)
+    check(old, new)
+    other = run("other", set_otherwise={**days[1], "prompts_sha256": "3" * 64})
+    with pytest.raises(UserError, match="chat_date is 2026-01-31, there it is 2026-01-30"):
+        check(old, other)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     root = tmp_path_factory.mktemp("runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from drafts.target import read_target
 from tests.bench.sweep.made_cells import Truth, make_cell
 from tests.command import run_command
 from tests.opened import arm, init_checkpoint, no_draft_at, no_target_at
+from tests.tiny.templates import CLOCK
 
 ROOT = Path(__file__).parents[3]
 TARGET = no_target_at(Path("target"))
@@ -283,3 +285,32 @@ def test_another_draft_of_the_same_name_is_refused(
     write_cell(path, make_cell(1, 1))  # its draft has another hash
     with pytest.raises(UserError, match="another draft of the name 'base'"):
         run_sweep(config, tmp_path, prompts=[[1, 2, 3]] * 4)
+
+
+def test_a_sweep_keeps_the_day_it_was_begun(
+    tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a template with a clock; another day that is given is refused by its name."""
+    target = shutil.copytree(tiny_target, tmp_path / "target")
+    (target / "chat_template.jinja").write_text(CLOCK)
+    rows = [{"messages": [{"role": "user", "content": f"Say {i}."}]} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = InitConfig(family="medusa", target=target, out=tmp_path / "medusa", heads=2)
+    init_checkpoint(options, lambda text: None)
+    config = grid(
+        ks=(3,),  # more than the heads: no engine starts
+        concurrencies=(1,),
+        target=read_target(target),
+        arms=(arm("heads", tmp_path / "medusa"),),
+        prompts=str(tmp_path / "rows.jsonl"),
+    )
+    out = tmp_path / "out"
+    monkeypatch.setattr("bench.prompts.load.today", lambda: "2026-01-31")
+    run_sweep(config, out)
+    (out / "cells").mkdir(exist_ok=True)
+    (out / "cells" / "of-another-grid.json").write_text("{}")
+    monkeypatch.setattr("bench.prompts.load.today", lambda: "2026-02-01")
+    run_sweep(config, out)
+    assert json.loads((out / "settings.json").read_text())["chat_date"] == "2026-01-31"
+    with pytest.raises(UserError, match="chat_date 2026-01-31 there, 2026-02-01 now"):
+        run_sweep(config.model_copy(update={"chat_date": "2026-02-01"}), out)
