@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.records.run import ArmRun
 from bench.report.build import build_report
-from bench.report.cautions import foreseen, past_positions
+from bench.report.cautions import Note, foreseen, past_positions, tell
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
 from bench.report.schema import Report
 from drafts.checkpoint.info import DraftInfo
@@ -35,7 +35,7 @@ def run_bench(
     offline: Mapping[str, Acceptance] | None = None,
     training: Mapping[str, Any] | None = None,
     log_folder: Path | None = None,
-    note: Callable[[str], object] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> Report:
     """Measure every arm and return the report; nothing is written but the engines' logs.
 
@@ -59,8 +59,7 @@ def run_bench(
     known = {
         arm.name: foreseen(arm, config.target, longest, config.max_tokens) for arm in config.arms
     }
-    for warning in dict.fromkeys(sentence for found in known.values() for sentence in found):
-        note(f"Warning: {warning}.")
+    tell(note, known)
     with ExitStack() as stack:
         engines = _start(config, longest, logs, stack, progress)
         runs = measure(config, engines, inputs, progress, turns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from bench.records.arms import Arm
 from drafts.checkpoint.info import DraftInfo
 from drafts.target import TargetInfo
 from serving.sampling import defaults_words
+
+Note = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ def foreseen(arm: Arm, target: TargetInfo | None, longest: int, max_tokens: int)
             "not say otherwise; here all do, and sampling is neutral but for the temperature"
         )
     return found
+
+
+def tell(note: Note, found: Mapping[str, Iterable[str]]) -> None:
+    """Tell `note` what is known of the arms by name, each sentence once."""
+    for sentence in dict.fromkeys(sentence for of_arm in found.values() for sentence in of_arm):
+        note(f"Warning: {sentence}.")
 
 
 def past_positions(arm: Arm, lengths: Iterable[tuple[int, int]]) -> PastPositions | None:

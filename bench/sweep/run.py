@@ -19,6 +19,7 @@ from bench.records.arms import Arm
 from bench.records.config import BenchConfig, Condition
 from bench.records.progress import Progress
 from bench.records.settings import PromptSettings
+from bench.report.cautions import Note, foreseen, tell
 from bench.report.provenance import common_provenance, machine, versions
 from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
 from bench.sweep.grid import Cell, Drafting, SweepConfig, groups_of, require_waves
@@ -39,12 +40,13 @@ def run_sweep(
     progress: Progress = lambda stage, done, total: None,
     *,
     prompts: Sequence[list[int]] | None = None,
+    note: Note = lambda text: None,
 ) -> list[CellResult]:
     """Measure the cells that `out` lacks; returns all cells of the grid, in its order.
 
     Conversations are measured on their first turn. `prompts` (token ids) replaces reading
-    `config.prompts`. A cell whose engine fails comes back with the reason in `refused` and is
-    tried again by the next run. Raises `UserError` before any engine starts for a draft that does
+    `config.prompts`; `note` is told what is known before the run and should be. A cell whose engine
+    fails comes back with the reason in `refused` and is tried again by the next run. Raises `UserError` before any engine starts for a draft that does
     not fit, for too few prompts, and where `out` holds cells of other settings.
     """
     for arm in config.arms:
@@ -52,6 +54,8 @@ def run_sweep(
             require_compatible(config.target, arm.draft)
     inputs = list(prompts) if prompts is not None else _load(config)
     require_waves(config, len(inputs))
+    longest, most = max(map(len, inputs)), max(config.max_tokens)
+    tell(note, {arm.name: foreseen(arm, config.target, longest, most) for arm in config.arms})
     _write_or_check_settings(config, inputs, out)
     drafts = {arm: describe_draft(arm) for arm in config.arms}
     results = {cell: _finished(cell, drafts[cell.drafting.arm], out) for cell in config.cells}

@@ -59,7 +59,7 @@ def sweep(config: SweepCommand) -> None:
         arms=config.open_arms(none=False),
     )
     with progress() as bars:
-        results = run_sweep(settings, out, stage_bars(bars))
+        results = run_sweep(settings, out, stage_bars(bars), note=note)
     result = build_sweep(results, sweep_provenance(settings, out))
     page = write_sweep(result, out)
     note(headline(result))
