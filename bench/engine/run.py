@@ -20,7 +20,7 @@ from bench.records.config import BenchConfig
 from bench.records.progress import Note, Progress
 from bench.records.run import ArmRun
 from bench.report.build import build_report
-from bench.report.cautions import foreseen, past_positions
+from bench.report.cautions import foreseen, past_positions, tell
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
 from bench.report.schema import Report, warn
 from drafts.checkpoint.info import DraftInfo
@@ -60,8 +60,7 @@ def run_bench(
     known = {
         arm.name: foreseen(arm, config.target, longest, config.max_tokens) for arm in config.arms
     }
-    for warning in dict.fromkeys(sentence for found in known.values() for sentence in found):
-        note(f"Warning: {warning}.")
+    tell(note, known)
     with ExitStack() as stack:
         engines = _start(config, longest, logs, stack, progress)
         runs = measure(config, engines, inputs, progress, turns)

@@ -149,7 +149,7 @@ def compare_distributions(
     control = gather(drawn.pop(None), chances)
     control_p = chance(chi_squares(control))
     return {
-        name: _judge(gather(drawn[name], chances), control_p, samples, len(chosen), positions)
+        name: judge(gather(drawn[name], chances), control_p, samples, len(chosen), positions)
         for name in drafted
     }
 
@@ -174,9 +174,10 @@ def gather(pairs: Iterable[tuple[Prefix, int]], chances: Mapping[Prefix, Row]) -
     return Draws(counts[used], table[used])
 
 
-def _judge(
+def judge(
     draws: Draws, control_p: float, samples: int, prompts: int, positions: int
 ) -> DistributionTest:
+    """What `draws` of one arm show, beside the p-value of the engine without a draft."""
     tests = chi_squares(draws)
     p_value = chance(tests)
     detects = smallest_found(tests, draws, ALPHA)

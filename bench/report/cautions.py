@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.records.arms import Arm
+from bench.records.progress import Note
 from drafts.checkpoint.info import DraftInfo
 from drafts.target import TargetInfo
 from serving.sampling import defaults_words
@@ -56,6 +57,12 @@ def foreseen(arm: Arm, target: TargetInfo | None, longest: int, max_tokens: int)
             "not say otherwise; here all do, and sampling is neutral but for the temperature"
         )
     return found
+
+
+def tell(note: Note, found: Mapping[str, Iterable[str]]) -> None:
+    """Tell `note` what is known of the arms by name, each sentence once."""
+    for sentence in dict.fromkeys(sentence for of_arm in found.values() for sentence in of_arm):
+        note(f"Warning: {sentence}.")
 
 
 def past_positions(arm: Arm, lengths: Iterable[tuple[int, int]]) -> PastPositions | None:

@@ -10,7 +10,7 @@ from bench.prompts.load import template_record
 from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
 from bench.records.progress import Note, Progress
-from bench.report.cautions import foreseen
+from bench.report.cautions import foreseen, tell
 from bench.report.provenance import (
     arm_provenance,
     circumstances,
@@ -47,8 +47,7 @@ def run_server_bench(
     """
     servers = connect_all(config, urls)
     requests = prepare(config, list(servers.values()), note)
-    for warning in warnings_before(config, servers, requests, drafts or {}):
-        note(f"Warning: {warning}.")
+    tell(note, known_before(config, servers, requests, drafts or {}))
     results = measure_servers(config, servers, requests, progress)
     plain = next((server for server in servers.values() if server.k == 0), None)
     explained = explain_differences(config, results, requests, plain, progress)
@@ -83,17 +82,6 @@ def prepare(
     return requests
 
 
-def warnings_before(
-    config: ServerConfig,
-    servers: Mapping[str, RemoteServer],
-    requests: Sequence[Request],
-    drafts: Mapping[str, Arm],
-) -> list[str]:
-    """What is known of all arms before any load, each once."""
-    known = _foreseen(config, arms_of(servers, drafts), servers, requests)
-    return list(dict.fromkeys(sentence for found in known.values() for sentence in found))
-
-
 def arms_of(servers: Mapping[str, RemoteServer], drafts: Mapping[str, Arm]) -> dict[str, Arm]:
     """The arms by name; what a server drafts with is unknown but where `drafts` says."""
     return {
@@ -102,17 +90,18 @@ def arms_of(servers: Mapping[str, RemoteServer], drafts: Mapping[str, Arm]) -> d
     }
 
 
-def _foreseen(
+def known_before(
     config: ServerConfig,
-    arms: Mapping[str, Arm],
     servers: Mapping[str, RemoteServer],
     requests: Sequence[Request],
+    drafts: Mapping[str, Arm],
 ) -> dict[str, list[str]]:
+    """What is known of each arm before any load, and a reader should know."""
     longest = max((len(r.prompt) for r in requests if isinstance(r.prompt, list)), default=0)
     every = [*_roots(servers), *_left_out(config)]
     return {
         name: [*foreseen(arm, config.target, longest, config.max_tokens), *every]
-        for name, arm in arms.items()
+        for name, arm in arms_of(servers, drafts).items()
     }
 
 
@@ -201,7 +190,7 @@ def finish(
             len(request.prompt) if isinstance(request.prompt, list) else None
             for request in requests
         ],
-        warnings=_foreseen(config, arms, servers, requests),
+        warnings=known_before(config, servers, requests, drafts),
         differences=explained[0],
         noise=explained[1],
         seed=config.seed,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from bench.records.arms import Arm
 from bench.records.progress import Note, Progress
+from bench.report.cautions import tell
 from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
@@ -20,8 +21,8 @@ from bench.server.run import (
     connect_all,
     explain_differences,
     finish,
+    known_before,
     run_server_bench,
-    warnings_before,
 )
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -97,8 +98,7 @@ def run_served_bench(
         with _started({arm.name: settings[arm.name]}, progress) as urls:
             found = connect_all(config, urls)
             servers |= found
-            for warning in warnings_before(config, found, requests, drafts):
-                note(f"Warning: {warning}.")
+            tell(note, known_before(config, found, requests, drafts))
             for runs, more in zip(
                 results, measure_servers(config, found, requests, progress), strict=True
             ):

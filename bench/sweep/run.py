@@ -21,6 +21,7 @@ from bench.records.arms import Arm
 from bench.records.config import BenchConfig, Condition
 from bench.records.progress import Note, Progress
 from bench.records.settings import PromptSettings
+from bench.report.cautions import foreseen, tell
 from bench.report.provenance import common_provenance, machine, versions
 from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
 from bench.sweep.grid import Cell, Drafting, SweepConfig, groups_of, require_waves
@@ -42,13 +43,13 @@ def run_sweep(
     progress: Progress = lambda stage, done, total: None,
     *,
     prompts: Sequence[list[int]] | None = None,
-    note: Note | None = None,
+    note: Note = lambda text: None,
 ) -> list[CellResult]:
     """Measure the cells that `out` lacks; returns all cells of the grid, in its order.
 
     Conversations are measured on their first turn. `prompts` (token ids) replaces reading
-    `config.prompts`. A cell whose engine fails comes back with the reason in `refused` and is
-    tried again by the next run. Raises `UserError` before any engine starts for a draft that does
+    `config.prompts`; `note` is told what is known before the run and should be. A cell whose engine
+    fails comes back with the reason in `refused` and is tried again by the next run. Raises `UserError` before any engine starts for a draft that does
     not fit, for too few prompts, and where `out` holds cells of other settings.
     """
     for arm in config.arms:
@@ -58,6 +59,8 @@ def run_sweep(
     encoded = [] if prompts is not None else _load(config, note)
     inputs = list(prompts) if prompts is not None else [prompt.input_ids for prompt in encoded]
     require_waves(config, len(inputs))
+    longest, most = max(map(len, inputs)), max(config.max_tokens)
+    tell(note, {arm.name: foreseen(arm, config.target, longest, most) for arm in config.arms})
     _write_or_check_settings(config, inputs, out)
     warned = trained_on_warnings(config.arms, [prompt.root for prompt in encoded])
     write_json(out / WARNINGS, list(warned.values()))
@@ -203,7 +206,7 @@ def _await(
     return started, failed
 
 
-def _load(config: SweepConfig, note: Note | None) -> list[EncodedPrompt]:
+def _load(config: SweepConfig, note: Note) -> list[EncodedPrompt]:
     return load_prompts(
         BenchConfig(
             **config.shared_with(PromptSettings),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from serving.metrics import (
     ServerCounters,
     SpecCounters,
@@ -10,6 +12,7 @@ from serving.metrics import (
     server_counters,
 )
 
+NOTHING = SpecCounters(0, 0, 0, ())
 PAGE = """\
 # HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 # TYPE vllm:spec_decode_num_drafts_total counter
@@ -50,6 +53,24 @@ vllm:request_success_created{engine="0",finished_reason="stop",model_name="a"} 1
 vllm:generation_tokens_total{engine="0",model_name="a"} 1.2e+03
 vllm:generation_tokens_total{engine="1",model_name="a"} 34.0
 """
+
+
+def test_models_of_one_page_are_told_apart() -> None:
+    other = TRAFFIC.replace('model_name="a"', 'model_name="b"')
+    assert server_counters(TRAFFIC + other) == ServerCounters(16, 2468, NOTHING)
+    for names in (("b",), ("x", "b")):
+        assert server_counters(TRAFFIC + other, names) == ServerCounters(8, 1234, NOTHING)
+    assert server_counters(TRAFFIC, ("b",)) is None
+    unnamed = TRAFFIC.replace(',model_name="a"', "")
+    assert server_counters(unnamed, ("b",)) == ServerCounters(8, 1234, NOTHING)
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["<!DOCTYPE html>", "<html a='b'>\n{x} 1", "{", 'a{b="c', "not found", '{"error": 1}', ""],
+)
+def test_pages_of_other_kinds_have_no_counters(page: str) -> None:
+    assert server_counters(page, ("a",)) is None
 
 
 def test_requests_and_tokens_are_summed_too() -> None:

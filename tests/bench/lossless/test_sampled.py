@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.lossless.sampled import ALPHA, DistributionTest, compare_distributions, gather
+from bench.lossless.sampled import ALPHA, DistributionTest, compare_distributions, gather, judge
 from bench.lossless.token_test import Draws, chance, chi_squares, power, smallest_found
 from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
@@ -160,6 +160,22 @@ def test_certain_tokens_leave_nothing_to_test() -> None:
     assert chi_squares(draws) == []
     assert chance([]) == 1.0
     assert smallest_found([], draws, ALPHA) is None
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_too_little_data_is_no_verdict(draws: int) -> None:
+    """`--samples 1`: nothing could have been found, so that nothing was is no news."""
+    chances = made(np.random.default_rng(3)).chances[:draws]
+    few = Draws(np.eye(draws, chances.shape[1]), chances)  # one draw after each prefix
+    found = judge(few, 0.5, samples=draws, prompts=1, positions=1)
+    assert (found.passed, found.detects) == (None, None)
+    assert "cannot be told" in found.words
+    assert "not enough data" in found.words
+    many = judge(made(np.random.default_rng(3)), 0.5, samples=600, prompts=1, positions=1)
+    assert many.passed is True
+    failed = judge(made(np.random.default_rng(3)), ALPHA / 2, samples=600, prompts=1, positions=1)
+    assert failed.passed is None
+    assert "fails the test too" in failed.words
 
 
 def test_draws_are_grouped_by_prefix() -> None:

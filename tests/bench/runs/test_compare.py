@@ -127,6 +127,19 @@ def test_other_prompts_are_not_paired(baseline: SavedRun) -> None:
     assert "unpaired" in found.changes[0].words
 
 
+def test_an_interval_of_no_width_proves_nothing(baseline: SavedRun) -> None:
+    """Reports of one prompt had such; every difference from them looked certain."""
+    runs = [without_measurements(run(name, chances=c)) for name, c in (("a", None), ("b", WORSE))]
+    for saved in runs:
+        for arm in saved.report.arms:
+            for metric in ("acceptance_length", "speedup", "tokens_per_second"):
+                if arm[metric] and arm[metric]["value"] is not None:
+                    arm[metric] = dict.fromkeys(END, arm[metric]["value"])
+    changes = changes_between(*runs)
+    assert changes
+    assert {change.comparison.verdict for change in changes} == {NO_DIFFERENCE}
+
+
 def test_turns_of_a_conversation_count_as_one_prompt() -> None:
     """Conversations that changed as a whole: their turns are no samples of their own."""
     halves = [i // 2 for i in range(PROMPTS)]

@@ -13,9 +13,12 @@ from bench.records.run import Answer, Block
 from bench.report.console import render_loads, warnings
 from bench.report.page import render_page
 from bench.report.schema import Report
+from bench.report.words import headline
 from bench.server.arrivals import Load
+from bench.server.checks import warnings_of
 from bench.server.measure import LoadRun
 from bench.server.report import build_server_report, first_differences
+from bench.stats.verdict import NO_DIFFERENCE
 from serving.metrics import ServerCounters, SpecCounters
 from serving.remote import RemoteServer
 from tests.opened import no_draft_at
@@ -51,7 +54,7 @@ def run_of(
     return run
 
 
-def report_of(runs: list[LoadRun], *more: list[LoadRun]) -> Report:
+def report_of(runs: list[LoadRun], *more: list[LoadRun], **changes: Any) -> Report:
     arms = {
         run.name: Arm(run.name, no_draft_at(Path("draft")) if run.server.k else None)
         for run in runs
@@ -71,6 +74,7 @@ def report_of(runs: list[LoadRun], *more: list[LoadRun]) -> Report:
         },
         prompts=["p:1", "p:2"],
         categories=["a", "b"],
+        **changes,
     )
 
 
@@ -120,6 +124,59 @@ def test_failed_requests_are_left_out_and_said() -> None:
     assert base["acceptance_length"]["value"] == pytest.approx(2.5)
     (warning,) = [line for line in warnings(report) if "failed" in line]
     assert "2 of 8 requests failed; the first: HTTP 500: no" in warning
+
+
+def test_failed_answers_are_not_other_outputs() -> None:
+    """An answer that was cut off in the middle has other ids than a whole one, for no fault."""
+    runs = pair(Load(concurrency=1))
+    runs[1].rounds[0][0].answers[1] = Answer(
+        0.0, 0.0, [0.1], 2, token_ids=[0, 5], error="the answer ended early"
+    )
+    assert first_differences(runs, ["p:1", "p:2"]) == {"base": []}
+    report = report_of(runs, differences=first_differences(runs, ["p:1", "p:2"]))
+    lossless = report.arms[1]["lossless"]
+    assert (lossless["matching"], lossless["prompts"], lossless["not_comparable"]) == (1, 1, 1)
+    runs[0].rounds[0][0].answers[0] = Answer(0.0, 0.0, error="HTTP 500: no")
+    found = first_differences(runs, ["p:1", "p:2"])
+    assert found == {"base": []}
+    report = report_of(runs, differences=found)
+    assert report.arms[1]["lossless"] is None  # nothing is left to compare
+    assert "same" not in headline(report.arms)
+
+
+def test_one_block_says_nothing_of_others() -> None:
+    load = Load(concurrency=4)
+    runs = pair(load, by_request=False)
+    for run in runs:
+        run.rounds, run.counters = run.rounds[:1], run.counters[:1]
+    base = report_of(runs).arms[1]
+    figures = [base["tokens_per_second"], base["speedup"], base["acceptance_length"]]
+    figures += [base["acceptance_rate"], *base["per_position"], *base["conditional"]]
+    for figure in figures:
+        assert figure["value"] is not None
+        assert (figure["low"], figure["high"]) == (None, None)
+    assert not [one for one in report_of(runs).comparisons if one["verdict"] != NO_DIFFERENCE]
+
+
+@pytest.mark.parametrize(("workers", "cpu", "warned"), [(64, 0.6, True), (64, 0.1, False)])
+def test_a_busy_client_is_named_at_any_concurrency(workers: int, cpu: float, warned: bool) -> None:
+    """With 64 at once a request has a sixty-fourth of the client's core, busy as that may be."""
+    server = RemoteServer("http://h:1", "m", "m", 512, "0.32.0", 0)
+    run = LoadRun("none", server, Load(concurrency=workers), PROMPTS)
+    block = Block(1.0, cpu, [answer(0.0, 0.1, None) for _ in range(workers)])
+    run.rounds, run.counters = [[block]], [[ServerCounters(workers, workers * TOKENS, SPEC)]]
+    assert any("was busy" in line for line in warnings_of(run)) == warned
+
+
+def test_what_goes_past_the_drafts_positions_is_counted() -> None:
+    """The draft has 64 positions; prompts of 60 tokens with 11 of answer pass it by 7 each."""
+    report = report_of(pair(Load(concurrency=4)), prompt_tokens=[60, 30])
+    none, base = report.arms
+    assert none["past_positions"] is None
+    assert base["past_positions"] | {"words": ""} == {
+        "positions": 64, "tokens": 14, "of": 44, "requests": 2, "words": "",
+    }  # fmt: skip
+    assert any("14 of 44 answer tokens" in line for line in warnings(report))
 
 
 def test_without_counters_by_request_those_of_the_server_are_used() -> None:

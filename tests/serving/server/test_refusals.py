@@ -11,7 +11,6 @@ import pytest
 
 from drafts.errors import UserError
 from drafts.target import read_target
-from serving.server.flags import refuse_flags
 from serving.server.process import free_port
 from serving.server.serve import serve
 from tests.opened import compare, require_compatible, speculative_config
@@ -109,16 +108,6 @@ def test_port_0_takes_a_free_one() -> None:
     assert free_port("127.0.0.1", 0) > 0
     with pytest.raises(UserError, match="cannot listen"):
         free_port("192.0.2.1", 8000)  # an address that no machine has
-
-
-@pytest.mark.parametrize(
-    "flag",
-    ["--port=1", "--host", "--speculative-config", "--speculative_config", "--trust-remote-code"],
-)
-def test_flags_that_are_not_passed_through(flag: str) -> None:
-    with pytest.raises(UserError, match="cannot be passed through"):
-        refuse_flags(("--enforce-eager", flag))
-    refuse_flags(("--max-model-len", "256"))
 
 
 def test_speculative_config_comes_from_the_draft(tiny_draft: Path) -> None:
