@@ -25,7 +25,7 @@ SNAPSHOT = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40
 INDEX = "model.safetensors.index.json"
 SECONDS = 10  # that the hub may take to answer
 LOG_IN = "ask for access on its page, and log in with `hf auth login` or set HF_TOKEN"
-LOCAL = "check the name and the network, or give the folder of a copy"
+LOCAL = "check name, network and token, or give the folder of a copy"
 
 
 def is_hub_id(text: str) -> bool:
@@ -77,10 +77,12 @@ def cached(name: str, revision: str | None, text: str, error: Exception) -> Path
             name, revision=revision, local_files_only=True, allow_patterns=["config.json"]
         )
     except errors.LocalEntryNotFoundError:
+        answered = isinstance(error, errors.HfHubHTTPError)
+        what = "answers with an error" if answered else "cannot be reached"
         offline = isinstance(error, errors.OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else first_line(error) or type(error).__name__
         raise UserError(
-            f"no such folder here, not in the hub's cache, and the hub cannot be reached ({why})",
+            f"no such folder here, not in the hub's cache, and the hub {what} ({why})",
             where=text,
             hint=LOCAL,
         ) from None

@@ -17,7 +17,7 @@ from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.hub import source
 from drafts.target import SHARED, TargetInfo
-from drafts.tensors import open_tensors
+from drafts.tensors import dtype_name, open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,14 @@ def tensor_to_add(name: str, info: DraftInfo, target: TargetInfo | None) -> Tens
                 where=info.folder,
                 hint="give --target TARGET as well",
             )
-        return shared_tensor(name, shape, info, target)
+        tensor = shared_tensor(name, shape, info, target)
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise UserError(
+                f"stores {name} as {dtype_name(tensor.dtype)}, which a draft cannot hold",
+                where=target.folder,
+                hint="give the target as it was before quantization",
+            )
+        return tensor
     ids = target_ids(info)
     if not bool((ids[1:] > ids[:-1]).all()):
         raise UserError(

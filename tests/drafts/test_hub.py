@@ -161,7 +161,7 @@ def test_what_the_hub_refuses_is_one_clear_error(
     texts = ["tiny/none", "tiny/draft@v9", GATED, BROKEN, "tiny/empty"]
     results = fetched(texts, hub.url, tmp_path / "cache")
     said = ("the hub has no such model, or a private one", "not this revision", "is gated",
-            "the hub cannot be reached", "holds no weights")  # fmt: skip
+            "the hub answers with an error", "holds no weights")  # fmt: skip
     for text, words, (found, error) in zip(texts, said, results, strict=True):
         assert found is None
         assert error is not None

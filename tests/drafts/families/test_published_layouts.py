@@ -275,7 +275,7 @@ def test_it_adapts_merges_and_serves(layout: str, tmp_path: Path, vllm_worker: V
 
     # And through the other layout and back: the same bytes.
     first, second = found.layout, "eagle" if layout == "speculators" else "speculators"
-    convert(merged, second, tmp_path / "other")
+    convert(merged, second, tmp_path / "other", target)
     back = convert(tmp_path / "other", first, tmp_path / "back").folder
     assert (back / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
     assert json.loads((back / "config.json").read_text()) == config(layout, sizes(layout, True))
