@@ -197,6 +197,20 @@ def layer_config(config: Any, dtype: Any) -> dict[str, Any]:
     return fields | bias_fields(config) | window_fields(config.windows)
 
 
+def unstated_fields(flat: dict[str, Any], layers: Layers) -> dict[str, Any]:
+    """What a layout leaves to the defaults of a class, of the complete config `flat`.
+
+    Another layout has other defaults, or none. `rope_scaling` is to be left out beside it.
+    """
+    names = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps")
+    full = {name: flat[name] for name in (*names, "hidden_act", "rope_theta", "rope_parameters")}
+    full |= {"model_type": flat.get("model_type") or "llama"}
+    windows = read_windows(flat, layers)
+    if flat.get("layer_types") and not windows:
+        full["layer_types"] = [FULL] * flat["num_hidden_layers"]
+    return full | window_fields(windows)
+
+
 def bias_fields(config: Any) -> dict[str, bool]:
     """The fields that `read_biases` makes a `LayerConfig`'s biases of."""
     fields = {"attention_bias": config.qkv_bias}
