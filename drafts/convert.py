@@ -16,16 +16,15 @@ from typing import Any
 from drafts.checkpoint.family import Family
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.files import atomic_folder, read_json, require_empty, write_json
+from drafts.files import INDEX, atomic_folder, read_json, require_empty, weight_files, write_json
 from drafts.registry import FAMILIES, read_draft
 from drafts.target import TargetInfo
 from drafts.tensors import open_tensors
 
 RECORD = "afaspec-convert.json"
-INDEX = "model.safetensors.index.json"
 WRITTEN_ANEW = ("config.json", RECORD)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-IDENTITY = ("folder", "format", "config", "sha256")
+IDENTITY = ("folder", "format", "config", "sha256", "warnings")
 
 Path_ = tuple[str, ...]
 
@@ -140,8 +139,9 @@ def leaves(config: dict[str, Any], at: Path_ = ()) -> Iterator[tuple[Path_, Any]
 
 def copy_files(draft: Path, folder: Path, names: dict[str, str]) -> None:
     """Copy the files of the checkpoint but its config and record, the tensors renamed."""
+    weights = weight_files(draft)
     for path in sorted(draft.iterdir()):
-        if path.suffix == ".safetensors":
+        if path in weights:
             rename_tensors(path, folder / path.name, names.__getitem__)
         elif path.name == INDEX:
             index = read_json(path)

@@ -17,6 +17,10 @@ import psutil
 
 from drafts.errors import UserError
 
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -153,10 +157,58 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """A model folder's safetensors files, by name: those of its index, else all. [] for none.
+
+    vLLM ignores the others beside an index too. Raises `UserError` for a missing shard, and where
+    transformers would read another file than the index says.
+    """
+    there = {path.name: path for path in Path(folder).glob("*.safetensors")}
+    index = Path(folder) / INDEX
+    if index.exists():
+        wanted = set(read_index(index).values())
+        if WHOLE in there and WHOLE not in wanted:
+            raise UserError(
+                f"holds {WHOLE} and an index of other files: vLLM reads those of the index, "
+                f"transformers {WHOLE}",
+                where=folder,
+                hint=f"remove {WHOLE} or {INDEX}, whichever is not the model",
+            )
+    else:
+        wanted = set(there)
+        for shard in filter(None, map(SHARD.fullmatch, there)):
+            stem, _, total = shard.groups()
+            numbers = range(1, int(total) + 1)
+            wanted |= {f"{stem}-{n:0{len(total)}}-of-{total}.safetensors" for n in numbers}
+    if missing := sorted(wanted - there.keys()):
+        raise UserError(
+            f"lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''}: "
+            f"{len(missing)} of the model's {len(wanted)} files",
+            where=folder,
+            hint="copy or download the missing files",
+        )
+    return [there[name] for name in sorted(wanted)]
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """An index's file name by tensor name. Raises `UserError` for anything else."""
+    index = read_json(path)
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and name == Path(name).name for name in files.values()
+    ):
+        raise UserError(
+            "has no weight_map from tensors to files beside it",
+            where=path,
+            hint="save or download the model again",
+        )
+    return files
+
+
 def hash_model(folder: Path) -> str:
     """SHA-256 over a model folder's config and weights: what makes it *this* model."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([folder / "config.json", *weight_files(folder)]):
         digest.update(f"{path.name}\0{hash_file(path)}\0".encode())
     return digest.hexdigest()
 

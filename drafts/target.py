@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.errors import UserError
-from drafts.files import hash_model, read_json
+from drafts.files import hash_model, read_json, weight_files
 from drafts.tensors import TensorFile, open_tensors
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _first_of(tensors: TensorFile, names: tuple[str, ...]) -> Tensor:
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    files = [folder / "config.json", *folder.glob("*.safetensors")]
+    files = [folder / "config.json", *weight_files(folder)]
     return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files))
 
 

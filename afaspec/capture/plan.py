@@ -18,6 +18,7 @@ from bench.prompts.read import read_prompts
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import default_layer_ids
 from drafts.errors import UserError
+from drafts.files import weight_files
 from drafts.registry import wanted_layer_ids
 from drafts.target import TargetInfo
 
@@ -199,7 +200,7 @@ def choose_batch_size(plan: CapturePlan) -> int:
         import psutil
 
         free = psutil.virtual_memory().available
-    weights = sum(path.stat().st_size for path in plan.target.folder.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in weight_files(plan.target.folder))
     if weights >= free:
         raise UserError(
             f"its weights take {weights / GIB:.1f} GiB, {free / GIB:.1f} GiB of memory are free",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drafts.checkpoint.rope import DEFAULT_THETA, read_rope
 from drafts.errors import UserError
+from drafts.rope import DEFAULT_THETA, read_rope
 
 USUAL = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drafts.checkpoint.fields import DEFAULTS
-from drafts.checkpoint.rope import read_rope
 from drafts.errors import UserError
+from drafts.rope import read_rope
 from drafts.target import TargetInfo, rope_of
 from drafts.tensors import dtype_name
 
@@ -58,7 +58,9 @@ def read_biases(flat: dict[str, Any], layers: Layers) -> dict[str, bool]:
     }
 
 
-def read_windows(flat: dict[str, Any], layers: Layers, path: Path | None) -> tuple[int | None, ...]:
+def read_windows(
+    flat: dict[str, Any], layers: Layers, path: Path | None = None
+) -> tuple[int | None, ...]:
     """The sliding window of each layer, () where none has one: only `layer_types` give them.
 
     Raises `UserError` for those that vLLM fails on.
