@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("LlamaForCausalLM", "EagleLlamaForCausalLM")
 TARGETS_OWN = ("embed_tokens.weight", "lm_head.weight")
 NO_OUTPUT_BIAS = (
-    "its config asks for o_proj.bias, but it has none: vLLM computes with what its memory holds there. "
-    'Write "bias": false, "attention_bias": false and "qkv_bias": true into config.json; '
+    "its config asks for o_proj.bias, but it has none: vLLM computes with what its memory "
+    'holds there. Write "bias": false, "attention_bias": false and "qkv_bias": true into config.json; '
     "`afaspec merge` does"
 )
 INNER_ONLY = (
