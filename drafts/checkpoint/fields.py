@@ -182,6 +182,13 @@ def complete(config: dict[str, Any], path: Path) -> dict[str, Any]:
         defaults, theta = BARE.get(kind, {}), BARE_THETA.get(kind)
         if any(key in config for key in ("rope_scaling", "rope_parameters")):
             theta = DEFAULT_THETA
+        elif "rope_theta" not in config and config.get("partial_rotary_factor") is not None:
+            raise UserError(
+                "has a partial_rotary_factor but no rope_theta: vLLM leaves it out then, in the "
+                "speculators layout",
+                where=path,
+                hint='write "rope_theta" as the draft was trained',
+            )
     else:
         defaults = DEFAULTS.get(str(kind), {})
         theta = DEFAULT_THETA if defaults else None

@@ -208,7 +208,7 @@ def unstated_fields(flat: dict[str, Any], layers: Layers) -> dict[str, Any]:
     full = {name: flat[name] for name in (*names, "hidden_act", "rope_theta", "rope_parameters")}
     full |= {"model_type": flat.get("model_type") or "llama"}
     windows = read_windows(flat, layers)
-    if flat.get("layer_types") and not windows:
+    if not windows and (flat.get("layer_types") or flat.get("use_sliding_window")):
         full["layer_types"] = [FULL] * flat["num_hidden_layers"]
     return full | window_fields(windows)
 

@@ -13,12 +13,20 @@ DTYPES = ("dtype", "torch_dtype")
 
 
 def to_speculators(
-    raw: dict[str, Any], kind: str, architecture: str, own: dict[str, Any], k: int
+    raw: dict[str, Any],
+    kind: str,
+    architecture: str,
+    own: dict[str, Any],
+    k: int,
+    layers: dict[str, Any],
 ) -> dict[str, Any]:
     """A config.json for `kind` from a flat one; `own` are the fields that go outside.
 
-    `k` is the number of speculative tokens that it names for servers that ask for none.
+    `k` is the number of speculative tokens that it names for servers that ask for none. `layers`
+    are fields of the decoder layer that `raw` says otherwise, or not at all, its whole rope too.
     """
+    left_out = {*own, "architectures", "rope_scaling"}
+    inner = {k: v for k, v in raw.items() if k not in left_out}
     greedy = {"proposal_type": "greedy", "speculative_tokens": k}
     return {
         "architectures": [architecture],
@@ -31,11 +39,17 @@ def to_speculators(
         },
         **own,
         **{key: raw[key] for key in DTYPES if key in raw},
-        INNER: {k: v for k, v in raw.items() if k not in own and k != "architectures"},
+        INNER: inner | layers,
     }
 
 
-def from_speculators(raw: dict[str, Any], architecture: str, own: dict[str, Any]) -> dict[str, Any]:
-    """A flat config.json; `own` are the draft's fields. What else lies outside is left out."""
+def from_speculators(
+    raw: dict[str, Any], architecture: str, own: dict[str, Any], layers: dict[str, Any]
+) -> dict[str, Any]:
+    """A flat config.json; `own` are the draft's fields. What else lies outside is left out.
+
+    `layers` are as `to_speculators` takes them.
+    """
     dtype = {key: raw[key] for key in DTYPES if key in raw}
-    return {"architectures": [architecture], **raw[INNER], **dtype, **own}
+    inner = {key: value for key, value in raw[INNER].items() if key != "rope_scaling"}
+    return {"architectures": [architecture], **inner, **layers, **dtype, **own}

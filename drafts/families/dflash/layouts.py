@@ -20,6 +20,7 @@ from drafts.checkpoint.layer_config import (
     layer_sizes,
     layer_types,
     target_window,
+    unstated_fields,
 )
 from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
@@ -145,9 +146,11 @@ class DFlash(Family):
             own["target_hidden_size"] = info.target_hidden_size
         if settings.block_size is not None:
             own["block_size"] = settings.block_size
+        layers = unstated_fields(info.config, "dflash")
+        layers["model_type"] = "qwen3"
         if layout == "dflash":
             own["dflash_config"] = dflash_config(settings)
-            return Layout(from_speculators(raw, ARCHITECTURE, own), str)
+            return Layout(from_speculators(raw, ARCHITECTURE, own, layers), str)
         if len(set(settings.causal)) > 1:
             raise UserError(
                 "is causal in some of its layers only, which the speculators layout cannot say",
@@ -161,7 +164,7 @@ class DFlash(Family):
         }
         flat = {key: value for key, value in raw.items() if key != "dflash_config"}
         k = settings.block_size - 1 if settings.block_size else USUAL_K
-        return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k), str)
+        return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k, layers), str)
 
 
 def shapes(flat: dict[str, Any], count: int) -> Shapes:

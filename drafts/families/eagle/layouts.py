@@ -31,8 +31,8 @@ ARCHITECTURES = ("LlamaForCausalLM", "EagleLlamaForCausalLM")
 TARGETS_OWN = ("embed_tokens.weight", "lm_head.weight")
 NO_OUTPUT_BIAS = (
     "its config asks for o_proj.bias, but it has none: vLLM computes with what its memory "
-    'holds there. Write "bias": false, "attention_bias": false and "qkv_bias": true into config.json; '
-    "`afaspec merge` does"
+    'holds there. Write "bias": false, "attention_bias": false and "qkv_bias": true into '
+    "config.json; `afaspec merge` does"
 )
 INNER_ONLY = (
     "rope_scaling",

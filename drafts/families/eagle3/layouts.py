@@ -21,6 +21,7 @@ from drafts.checkpoint.layer_config import (
     layer_fields,
     layer_sizes,
     target_window,
+    unstated_fields,
 )
 from drafts.checkpoint.layer_ids import check_layer_ids, default_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
@@ -160,11 +161,13 @@ class Eagle3(Family):
             own["target_hidden_size"] = info.target_hidden_size
         if info.layer_ids is not None:
             own[LAYER_IDS] = list(info.layer_ids)
+        layers = unstated_fields(flat, layers_of(flat))
+        layers["model_type"] = "qwen3" if is_qwen3(flat) else "llama"
         if layout == "speculators":
-            config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K)
+            config = to_speculators(raw, "eagle3", "Eagle3Speculator", own, USUAL_K, layers)
             return Layout(config, lambda name: name.replace("midlayer.", "layers.0.", 1))
         architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
-        config = from_speculators(raw, architecture, own)
+        config = from_speculators(raw, architecture, own, layers)
         return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
 
 
