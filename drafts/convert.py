@@ -39,7 +39,7 @@ KEEP = "keep it in its layout, which vLLM serves"
 RECORD = "afaspec-convert.json"
 WRITTEN_ANEW = ("config.json", RECORD)
 WEIGHTS = (".safetensors", *PICKLES)
-IDENTITY = ("folder", "format", "config", "shared")
+IDENTITY = ("folder", "format", "config", "shared", "warnings")
 NOTHING_KEPT: dict[str, Any] = {
     "set": [],
     "drop": [],

@@ -25,6 +25,7 @@ from afaspec.embedded.names import open_draft
 from afaspec.versions import versions
 from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.source import load_tensor, open_source
 from drafts.errors import UserError
 from drafts.files import (
     atomic_folder,
@@ -75,7 +76,9 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
     before = {name: p.detach().clone() for name, p in draft.named_parameters()}
     adapted = load_result(draft, result)
     merged = merged_weights(adapted)
-    changed = {n: w for n, w in merged.items() if not torch.equal(w, before[n])}
+    changed = {
+        n: w for n, w in merged.items() if n in base.to_store or not torch.equal(w, before[n])
+    }
     check_merged(changed, base, result)
 
     with atomic_folder(out) as folder:
@@ -166,7 +169,7 @@ def check_base(base: DraftInfo, run: Path | None, result: Path) -> None:
                 where=base.folder,
                 hint="give the base draft of the run, unchanged",
             )
-    names, headers = module_names(base), open_tensors(base.folder).headers
+    names, headers = module_names(base), open_source(base.folder).headers
     shapes = {names[stored]: header.shape for stored, header in headers.items()}
     for name, header in read_header(next(result.glob("*.safetensors"))).items():
         if name.endswith(("lora_A.weight", "lora_B.weight")):
@@ -242,10 +245,10 @@ def load_merged(base: DraftInfo, result: Path, target: TargetInfo | None) -> Dra
     weights = merged_weights(load_result(load_draft(base, target), result))
     check_merged(weights, base, result)
     merged = load_draft(base, target).eval()
-    stored = open_tensors(base.folder)
+    headers = open_source(base.folder).headers
     for name, own in module_names(base).items():
         if own in weights:
-            weights[own] = weights[own].to(stored.load(name).dtype)
+            weights[own] = weights[own].to(getattr(torch, headers[name].dtype))
     merged.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
     return merged
 
@@ -291,11 +294,11 @@ def measure_parity(
     exact = outputs(merged)
     rounding = max(float((outputs(m) - exact).abs().max()) for m in rounded(merged, changed))
     names = module_names(base)
-    headers, written_headers = open_tensors(base.folder), open_tensors(written.folder)
+    old, new = open_source(base.folder), open_source(written.folder)
     same = sum(
-        torch.equal(headers.load(n).view(-1), written_headers.load(n).view(-1))
-        for n in headers.headers
-        if names[n] not in changed
+        torch.equal(load_tensor(old, n), load_tensor(new, n))
+        for n in old.headers
+        if names[n] not in changed and n not in old.scales
     )
     return Parity(
         float32=float((exact - reference).abs().max() / peak),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.quantization import without_quantization
 from drafts.checkpoint.source import Source
 from drafts.target import TargetInfo
 
@@ -87,6 +88,10 @@ class Family(ABC):
     @abstractmethod
     def init(self, target: TargetInfo, options: InitOptions) -> Draft:
         """A random module for the target."""
+
+    def written_config(self, info: DraftInfo, raw: dict[str, Any]) -> dict[str, Any]:
+        """The config.json of a changed copy: `raw`, but for what no longer holds or serves."""
+        return without_quantization(raw)
 
     def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
         """A checkpoint of the config.json `raw` in another of `formats`, where there is another."""

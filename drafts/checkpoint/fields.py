@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drafts.checkpoint.rope import DEFAULT_THETA, read_rope
 from drafts.errors import UserError
+from drafts.rope import DEFAULT_THETA, read_rope
 
 USUAL = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -182,6 +182,13 @@ def complete(config: dict[str, Any], path: Path) -> dict[str, Any]:
         defaults, theta = BARE.get(kind, {}), BARE_THETA.get(kind)
         if any(key in config for key in ("rope_scaling", "rope_parameters")):
             theta = DEFAULT_THETA
+        elif "rope_theta" not in config and config.get("partial_rotary_factor") is not None:
+            raise UserError(
+                "has a partial_rotary_factor but no rope_theta: vLLM leaves it out then, in the "
+                "speculators layout",
+                where=path,
+                hint='write "rope_theta" as the draft was trained',
+            )
     else:
         defaults = DEFAULTS.get(str(kind), {})
         theta = DEFAULT_THETA if defaults else None

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drafts.checkpoint.fields import DEFAULTS
-from drafts.checkpoint.rope import read_rope
 from drafts.errors import UserError
+from drafts.rope import read_rope
 from drafts.target import TargetInfo
 from drafts.tensors import dtype_name
 
-# What a config.json may leave to its reader.
+# What a config may leave to its reader, and a complete one has.
 UNSTATED = (
     "num_hidden_layers",
     "num_key_value_heads",
     "head_dim",
     "max_position_embeddings",
-    "rope_parameters",
     "rms_norm_eps",
     "hidden_act",
-    "attention_bias",
+    "rope_theta",
+    "rope_parameters",
 )
 Layers = Literal["llama", "qwen3", "eagle", "dflash"]  # the modules that vLLM has for drafts
 HEADS = "num_attention_heads"
@@ -53,15 +53,6 @@ def layer_fields(flat: dict[str, Any], layers: Layers, path: Path | None = None)
     }
 
 
-def unstated_fields(full: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
-    """What the config.json `raw` leaves to its reader, with the values of the complete one."""
-    given = {name for name in UNSTATED if raw.get(name) is not None}
-    if raw.get("rope_scaling"):
-        given.add("rope_parameters")
-    usual = {"num_hidden_layers": 1, "attention_bias": False}
-    return {name: full.get(name, usual.get(name)) for name in UNSTATED if name not in given}
-
-
 def read_biases(flat: dict[str, Any], layers: Layers) -> dict[str, bool]:
     """Which linear layers have biases, by vLLM's modules: each reads other fields."""
     attention, either = bool(flat.get("attention_bias")), bool(flat.get("bias"))
@@ -79,7 +70,9 @@ def read_biases(flat: dict[str, Any], layers: Layers) -> dict[str, bool]:
     }
 
 
-def read_windows(flat: dict[str, Any], layers: Layers, path: Path | None) -> tuple[int | None, ...]:
+def read_windows(
+    flat: dict[str, Any], layers: Layers, path: Path | None = None
+) -> tuple[int | None, ...]:
     """The sliding window of each layer, () where none has one: only `layer_types` give them.
 
     Raises `UserError` for those that vLLM fails on.
@@ -247,6 +240,20 @@ def layer_config(config: Any, dtype: Any) -> dict[str, Any]:
         "dtype": dtype_name(dtype),
     }
     return fields | bias_fields(config) | window_fields(config.windows)
+
+
+def unstated_fields(flat: dict[str, Any], layers: Layers) -> dict[str, Any]:
+    """What a layout leaves to the defaults of a class, of the complete config `flat`.
+
+    Another layout has other defaults, or none. `rope_scaling` is to be left out beside it.
+    """
+    full = {name: flat[name] for name in UNSTATED}
+    full["attention_bias"] = bool(flat.get("attention_bias"))
+    full |= {"model_type": flat.get("model_type") or "llama"}
+    windows = read_windows(flat, layers)
+    if not windows and (flat.get("layer_types") or flat.get("use_sliding_window")):
+        full["layer_types"] = [FULL] * flat["num_hidden_layers"]
+    return full | window_fields(windows)
 
 
 def bias_fields(config: Any) -> dict[str, bool]:

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.info import DraftInfo
-from drafts.checkpoint.load import vocabulary_map
 from drafts.checkpoint.shared import from_target, shared_tensor
 from drafts.errors import UserError
 from drafts.files import read_json
@@ -40,9 +39,10 @@ def to_speculators(
     """A config.json for `kind` from a flat one; `own` are the fields that go outside.
 
     `k` is the number of speculative tokens that it names for servers that ask for none. `layers`
-    are fields of the decoder layer that `raw` says otherwise, or not at all.
+    are fields of the decoder layer that `raw` says otherwise, or not at all, its whole rope too.
     """
-    inner = {k: v for k, v in raw.items() if k not in own and k != "architectures"}
+    left_out = {*own, "architectures", "rope_scaling"}
+    inner = {k: v for k, v in raw.items() if k not in left_out}
     greedy = {"proposal_type": "greedy", "speculative_tokens": k}
     return {
         "architectures": [architecture],
@@ -59,10 +59,16 @@ def to_speculators(
     }
 
 
-def from_speculators(raw: dict[str, Any], architecture: str, own: dict[str, Any]) -> dict[str, Any]:
-    """A flat config.json; `own` are the draft's fields. What else lies outside is left out."""
+def from_speculators(
+    raw: dict[str, Any], architecture: str, own: dict[str, Any], layers: dict[str, Any]
+) -> dict[str, Any]:
+    """A flat config.json; `own` are the draft's fields. What else lies outside is left out.
+
+    `layers` are as `to_speculators` takes them.
+    """
     dtype = {key: raw[key] for key in DTYPES if key in raw}
-    return {"architectures": [architecture], **raw[INNER], **dtype, **own}
+    inner = {key: value for key, value in raw[INNER].items() if key != "rope_scaling"}
+    return {"architectures": [architecture], **inner, **layers, **dtype, **own}
 
 
 def hindrances(info: DraftInfo, further: dict[str, bool]) -> tuple[str, ...]:
@@ -125,7 +131,7 @@ def target_ids(info: DraftInfo) -> Tensor:
 
     stored = open_tensors(info.folder)
     name = next(name for name in stored.headers if name.removeprefix("model.") == "d2t")
-    return torch.arange(info.draft_vocab_size) + vocabulary_map(stored.load(name), info)
+    return torch.arange(info.draft_vocab_size) + stored.load(name).long()
 
 
 def verifier(info: DraftInfo, target: TargetInfo, replaced: Iterable[str]) -> dict[str, Any]:

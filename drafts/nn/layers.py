@@ -178,7 +178,7 @@ class DecoderLayer(nn.Module):
 
 
 def rotary(config: LayerConfig) -> LlamaRotaryEmbedding:
-    """cos and sin [.., rotary size] for positions, of the rope kinds in `drafts.checkpoint.rope`.
+    """cos and sin [.., rotary size] for positions, of the rope kinds in `drafts.rope`.
 
     Three are the plain rope under other names, as in vLLM: the multimodal rope, whose sections all
     have the same position in text; the dynamic one, which vLLM does not stretch; and the partial

@@ -55,6 +55,8 @@ def serve(
     require_key(host, allow_no_key=allow_no_key)
     if isinstance(draft, DraftInfo):
         console.print(table(require_compatible(target, draft)))
+        for warning in draft.warnings:
+            console.print(f"Warning: {escape(warning)}.", soft_wrap=True)
     if extra_args:
         console.print("Reading the flags for vLLM with its own parser.")
     settings = ServerSettings(

@@ -20,7 +20,14 @@ from drafts.target import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.drafts.test_registry import speculators_draft
 from tests.opened import convert, drafter, init_draft, load_draft, load_embedding
-from tests.tiny.models import HIDDEN, VOCAB, draft_config, draft_tensors, write_target
+from tests.tiny.models import (
+    HIDDEN,
+    VOCAB,
+    draft_config,
+    draft_tensors,
+    write_draft,
+    write_target,
+)
 
 TWO_LAYOUTS = [name for name, family in FAMILIES.items() if len(family.formats) > 1]
 ONE_LAYOUT = [name for name, family in FAMILIES.items() if len(family.formats) == 1]
@@ -76,6 +83,34 @@ def test_speculators_fields_without_a_place_come_back(tmp_path: Path, tiny_targe
     }
     config["speculators_config"].pop("verifier")
     assert back == config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rms_norm_eps": None, "max_position_embeddings": None, "hidden_act": None},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 500000.0},
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        {"layer_types": ["sliding_attention"], "sliding_window": 8},
+        {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0},
+        {"partial_rotary_factor": 0.5},
+    ],
+)
+def test_fields_mean_the_same_in_both_layouts(
+    changes: dict[str, Any], tmp_path: Path, tiny_target: Path
+) -> None:
+    """Also those that one layout leaves to a class's defaults, or reads in another order."""
+    base = write_draft(tmp_path / "base")
+    config = draft_config() | changes
+    (base / "config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if changes.get(key, 0) is not None})
+    )
+    there = convert(base, "speculators", tmp_path / "there").folder
+    (there / RECORD).unlink(missing_ok=True)
+    back = convert(there, "eagle", tmp_path / "back").folder
+    before = load_draft(base, tiny_target).config
+    assert load_draft(there, tiny_target).config == before
+    assert load_draft(back, tiny_target).config == before
 
 
 def test_tensor_names_of_other_tools_come_back(tmp_path: Path, tiny_target: Path) -> None:

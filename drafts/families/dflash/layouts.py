@@ -25,7 +25,7 @@ from drafts.checkpoint.layer_config import (
 from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
 from drafts.checkpoint.mask_token import check_mask_token, init_mask_token
-from drafts.checkpoint.shapes import check_fused
+from drafts.checkpoint.shapes import Shapes, check_whole, layer_shapes, prefixed
 from drafts.checkpoint.shared import stored_state, take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.checkpoint.speculators import (
@@ -71,10 +71,8 @@ class DFlash(Family):
         refuse_unsupported(flat, source)
         layer_fields(flat, "dflash", source.config_path)
         settings = read_settings(flat, source.config_path)
-        names = {self.module_name(name): header for name, header in source.headers.items()}
-        size, width = flat["hidden_size"], flat["target_hidden_size"]
-        own = {"fc.weight": (size, len(settings.layer_ids) * width), "hidden_norm.weight": (size,)}
-        check_fused(source, names, flat, own)
+        made = shapes(flat, len(settings.layer_ids))
+        names = check_whole(source, self.module_name, made, shared=shared_names(flat))
         return make_info(
             source,
             flat,
@@ -88,7 +86,10 @@ class DFlash(Family):
         )
 
     def module_name(self, stored: str) -> str:
-        return stored.removeprefix("model.")
+        name = stored.replace("midlayer.", "layers.0.", 1)
+        return name.replace("encoder.output_norm_enc.", "hidden_norm.").replace(
+            "encoder.fc.", "fc."
+        )
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> DFlashDraft:
         from drafts.families.dflash.module import DFlashConfig, DFlashDraft
@@ -153,9 +154,11 @@ class DFlash(Family):
             own["target_hidden_size"] = info.target_hidden_size
         if settings.block_size is not None:
             own["block_size"] = settings.block_size
+        layers = unstated_fields(info.config, "dflash")
+        layers["model_type"] = "qwen3"
         if layout == "dflash":
             own["dflash_config"] = dflash_config(settings)
-            return Layout(from_speculators(raw, ARCHITECTURE, own), str)
+            return Layout(from_speculators(raw, ARCHITECTURE, own, layers), str)
         if len(set(settings.causal)) > 1:
             raise UserError(
                 "is causal in some of its layers only, which the speculators layout cannot say",
@@ -169,7 +172,6 @@ class DFlash(Family):
         }
         flat = {key: value for key, value in raw.items() if key != "dflash_config"}
         k = settings.block_size - 1 if settings.block_size else USUAL_K
-        layers = {**unstated_fields(info.config, raw), "model_type": "qwen3"}
         config = to_speculators(flat, "dflash", "DFlashSpeculator", own, k, layers)
         full = info.draft_vocab_size == info.vocab_size
         return Layout(
@@ -178,6 +180,28 @@ class DFlash(Family):
             replaced=tuple(SHARED)[: 2 if full else 1],
             hindrances=hindrances(info, {"is causal": any(settings.causal)}),
         )
+
+
+def shapes(flat: dict[str, Any], count: int) -> Shapes:
+    """The tensors of the module of `count` hidden states that this config makes, but for d2t."""
+    fields = layer_fields(flat, "dflash") | {"qk_norm": True}
+    size = flat["hidden_size"]
+    made: Shapes = {
+        "fc.weight": (size, count * flat["target_hidden_size"]),
+        "hidden_norm.weight": (size,),
+        "norm.weight": (size,),
+        "embed_tokens.weight": (flat["vocab_size"], size),
+        "lm_head.weight": (flat["draft_vocab_size"], size),
+    }
+    for i in range(fields["num_layers"]):
+        made |= prefixed(f"layers.{i}", layer_shapes(fields))
+    return made
+
+
+def shared_names(flat: dict[str, Any]) -> tuple[str, ...]:
+    """What may be the target's: the embedding, and the output layer of a full vocabulary."""
+    full = flat["draft_vocab_size"] == flat["vocab_size"]
+    return ("embed_tokens.weight", "lm_head.weight") if full else ("embed_tokens.weight",)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from drafts.checkpoint.layer_config import (
     target_window,
 )
 from drafts.checkpoint.load import fill
-from drafts.checkpoint.shapes import check_shapes
+from drafts.checkpoint.shapes import Shapes, check_whole, layer_shapes, prefixed
 from drafts.checkpoint.shared import take_from_target
-from drafts.checkpoint.source import Source, flatten, is_speculators
+from drafts.checkpoint.source import Source, flatten, is_speculators, load_tensor
 from drafts.errors import UserError
 from drafts.target import TargetInfo
 
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("LlamaForCausalLM", "EagleLlamaForCausalLM")
 TARGETS_OWN = ("embed_tokens.weight", "lm_head.weight")
+NO_OUTPUT_BIAS = (
+    "its config asks for o_proj.bias, but it has none: vLLM computes with what its memory "
+    'holds there. Write "bias": false, "attention_bias": false and "qkv_bias": true into '
+    "config.json; `afaspec merge` does"
+)
 INNER_ONLY = (
     "rope_scaling",
     "rope_parameters",
@@ -63,21 +68,34 @@ class Eagle(Family):
         flat["target_hidden_size"] = flat["hidden_size"]
         flat["draft_vocab_size"] = flat["vocab_size"]  # vLLM knows no other here
         check_served(source, flat)
-        check_tensors(source, flat)
+        unread = lacks_output_biases(source, flat)
+        flat |= unread
+        names = check_whole(
+            source,
+            self.module_name,
+            own_shapes(flat),
+            shared=TARGETS_OWN,
+            ignored=lambda name: name == "fc.bias" and is_zero(source, name),
+        )
         return make_info(
             source,
             flat,
-            source.headers,
+            names,
             family="eagle",
             method="eagle",
             format="eagle",
             layer_ids=(),
             reads="final",
-            dtype=source.headers["fc.weight"].dtype,
+            warnings=(NO_OUTPUT_BIAS,) if unread else (),
+            dtype=names["fc.weight"].dtype,
         )
 
     def module_name(self, stored: str) -> str:
         return stored
+
+    def written_config(self, info: DraftInfo, raw: dict[str, Any]) -> dict[str, Any]:
+        names = ("attention_bias", "bias", "qkv_bias") if NO_OUTPUT_BIAS in info.warnings else ()
+        return super().written_config(info, raw) | {name: info.config[name] for name in names}
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> EagleDraft:
         from drafts.families.eagle.module import EagleDraft
@@ -134,6 +152,25 @@ def unnested(source: Source) -> Source:
     return replace(source, raw={**inner, **outer, "model_type": kind})
 
 
+def lacks_output_biases(source: Source, flat: dict[str, Any]) -> dict[str, bool]:
+    """The fields that make the biases of queries, keys and values alone, {} where all are there.
+
+    So EAGLE's own code has it: its `bias` is that of `fc`. vLLM makes one of `o_proj` of it, and
+    leaves that as its memory is where the checkpoint has none.
+    """
+    fields = layer_fields(flat, "eagle", source.config_path)
+    if not fields["o_bias"] or any(name.endswith("o_proj.bias") for name in source.headers):
+        return {}
+    if not any(name.endswith("q_proj.bias") for name in source.headers):
+        return {}
+    return {"attention_bias": False, "bias": False, "qkv_bias": True}
+
+
+def is_zero(source: Source, name: str) -> bool:
+    """Is a stored tensor all zeros, so that vLLM, which leaves it out, computes the same?"""
+    return not load_tensor(source, name).any()
+
+
 def check_served(source: Source, flat: dict[str, Any]) -> None:
     """Raise `UserError` for what vLLM does not load as an EAGLE draft of Llama layers."""
     named = flat.get("architectures") or []
@@ -141,58 +178,28 @@ def check_served(source: Source, flat: dict[str, Any]) -> None:
         raise UserError(
             f"is an EAGLE draft of the architecture {named}, expected {' or '.join(ARCHITECTURES)}",
             where=source.config_path,
-            hint=OTHER,
+            hint=OTHER if named else f'write "architectures": ["{ARCHITECTURES[0]}"] into it',
         )
     refuse_bidirectional(flat, source.config_path)
     layer_fields(flat, "eagle", source.config_path)
 
 
-def check_tensors(source: Source, flat: dict[str, Any]) -> None:
-    """Raise `UserError` unless the tensors are exactly those that vLLM takes, of these sizes."""
-    size = flat["hidden_size"]
-    shapes: dict[str, tuple[int | None, ...]] = {
+def shapes(flat: dict[str, Any]) -> Shapes:
+    """The tensors of the module that this config makes."""
+    fields, size = layer_fields(flat, "eagle"), flat["hidden_size"]
+    made: Shapes = {
         "fc.weight": (size, 2 * size),
         "embed_tokens.weight": (flat["vocab_size"], size),
+        "lm_head.weight": (flat["vocab_size"], size),
     }
-    for i in range(flat.get("num_hidden_layers", 1)):
-        shapes |= {f"layers.{i}.{name}": s for name, s in layer_shapes(flat, i).items()}
-    check_shapes(source, source.headers, shapes, optional=["embed_tokens.weight"])
-    for name in source.headers:
-        if name in shapes or name.endswith("rotary_emb.inv_freq"):
-            continue
-        does = "leaves it out" if name.endswith(".bias") else "refuses it"
-        raise UserError(
-            f"has the tensor {name}, which an EAGLE draft by this config has not: vLLM {does}",
-            where=source.folder,
-            hint=OTHER,
-        )
+    for i in range(fields["num_layers"]):
+        made |= prefixed(f"layers.{i}", layer_shapes(fields, input_norm=i > 0))
+    return made
 
 
-def layer_shapes(flat: dict[str, Any], number: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of one decoder layer's tensors."""
-    fields = layer_fields(flat, "eagle")
-    size, inner = fields["hidden_size"], fields["intermediate_size"]
-    rows = {
-        "q": fields["num_attention_heads"] * fields["head_dim"],
-        "k": fields["num_key_value_heads"] * fields["head_dim"],
-        "v": fields["num_key_value_heads"] * fields["head_dim"],
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        f"self_attn.{name}_proj.weight": (count, size) for name, count in rows.items()
-    }
-    shapes["self_attn.o_proj.weight"] = (size, rows["q"])
-    if fields["qkv_bias"]:
-        shapes |= {f"self_attn.{n}_proj.bias": (c,) for n, c in rows.items()}
-    if fields["o_bias"]:
-        shapes["self_attn.o_proj.bias"] = (size,)
-    if fields["mlp_bias"]:
-        sizes = {"gate": inner, "up": inner, "down": size}
-        shapes |= {f"mlp.{name}_proj.bias": (count,) for name, count in sizes.items()}
-    shapes |= {f"mlp.{name}_proj.weight": (inner, size) for name in ("gate", "up")}
-    shapes |= {"mlp.down_proj.weight": (size, inner), "post_attention_layernorm.weight": (size,)}
-    if number > 0:
-        shapes["input_layernorm.weight"] = (size,)
-    return shapes
+def own_shapes(flat: dict[str, Any]) -> Shapes:
+    """Those that a checkpoint may store: the output layer is always the target's."""
+    return {name: shape for name, shape in shapes(flat).items() if name != "lm_head.weight"}
 
 
 def config_of(flat: dict[str, Any], target: TargetInfo | None) -> EagleConfig:

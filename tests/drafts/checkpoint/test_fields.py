@@ -12,11 +12,11 @@ import torch
 
 from drafts.checkpoint.fields import DEFAULTS
 from drafts.checkpoint.layer_config import layer_fields, target_window
-from drafts.checkpoint.rope import read_rope
 from drafts.checkpoint.source import Source, flatten
 from drafts.errors import UserError
 from drafts.nn.layers import LayerConfig, rotary
 from drafts.registry import read_draft
+from drafts.rope import read_rope
 from drafts.target import read_target
 from tests.opened import load_draft
 from tests.tiny.architectures import architectures
@@ -134,7 +134,7 @@ def test_defaults_are_those_of_the_config_class(kind: str) -> None:
     sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2}
     theirs = CONFIG_MAPPING[kind](**sizes)
     raw = {"model_type": kind, "architectures": ["LlamaForCausalLMEagle3"], **sizes}
-    ours = flatten(Source(Path(), raw | {"vocab_size": 9, "intermediate_size": 8}, {}))
+    ours = flatten(Source(Path(), raw | {"vocab_size": 9, "intermediate_size": 8}, {}, {}))
     for field in DEFAULTS[kind]:
         assert ours[field] == (getattr(theirs, field, None) or 256 // 4), field
     assert ours["rope_parameters"] == theirs.rope_parameters
@@ -206,7 +206,7 @@ def drawn_config(seed: int) -> dict[str, Any]:
 
 def read_alone(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], torch.Tensor]:
     """Our fields of a config, and the cosines and sines of its rope at `POSITIONS`."""
-    flat = flatten(Source(path, config, {}))
+    flat = flatten(Source(path, config, {}, {}))
     qwen3 = flat["model_type"] == "qwen3" if "speculators_model_type" in config else None
     if qwen3 is None:
         qwen3 = "Eagle3Qwen3ForCausalLM" in config["architectures"]
@@ -271,7 +271,7 @@ def test_of_two_ropes_the_older_name_counts(
 
 def test_qwen3_needs_its_switch_for_windows(tmp_path: Path, tiny_target: Path) -> None:
     """So transformers reads a Qwen3 config, and vLLM with it."""
-    flat = flatten(Source(tmp_path, draft_config(**QWEN3, **SLIDING), {}))
+    flat = flatten(Source(tmp_path, draft_config(**QWEN3, **SLIDING), {}, {}))
     assert layer_fields(flat, "qwen3")["windows"] == ()
     flat["use_sliding_window"] = True
     assert layer_fields(flat, "qwen3")["windows"] == (8,)

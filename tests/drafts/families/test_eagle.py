@@ -26,7 +26,7 @@ from tests.opened import (
     require_compatible,
     write_like,
 )
-from tests.tiny.models import HIDDEN, VOCAB
+from tests.tiny.models import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, VOCAB
 from tests.tiny.runs import run_losses
 from tests.tiny.store import write_store
 
@@ -174,7 +174,7 @@ def test_a_config_of_type_eagle_nests_that_of_the_layers(tmp_path: Path, tiny_ta
 
 WEIGHT = torch.zeros(HIDDEN)
 BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "fc_bias": (r"has the tensor fc\.bias.*vLLM leaves it out", {}, {"fc.bias": WEIGHT}),
+    "fc_bias": (r"has the tensor fc\.bias.*vLLM leaves it out", {}, {"fc.bias": WEIGHT + 1}),
     "attention_bias": (
         r"q_proj\.bias.*vLLM leaves it out",
         {},
@@ -280,3 +280,24 @@ def test_every_arm_learns_and_merges(
 def test_the_target_head_cannot_be_trained(store: Path, draft: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shares lm_head with the target"):
         run_losses(store, draft, tmp_path / "run", arm="lora", lm_head=True)
+
+
+def test_biases_as_eagle_stores_them(tmp_path: Path, tiny_target: Path) -> None:
+    """EAGLE's own `bias` is that of `fc`, zeros as published; vLLM makes one of o_proj of it."""
+    folder = random_draft(tmp_path / "draft", tiny_target)
+    sizes = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
+    biases = {f"layers.0.self_attn.{n}_proj.bias": torch.randn(s) for n, s in sizes.items()}
+    edit(folder, {"bias": True, "qkv_bias": True}, {"fc.bias": torch.zeros(HIDDEN), **biases})
+    info = read_draft(folder)
+    (warning,) = info.warnings
+    assert "asks for o_proj.bias" in warning
+    draft = load_draft(folder, tiny_target)
+    for name, value in biases.items():
+        assert torch.equal(draft.get_parameter(name), value)
+    assert draft.layers[0].self_attn.o_proj.bias is None
+
+    (tmp_path / "out").mkdir()
+    write_like(folder, tmp_path / "out", {"fc.weight": torch.zeros(HIDDEN, 2 * HIDDEN)})
+    mended = read_draft(tmp_path / "out")
+    assert mended.warnings == ()
+    assert load_draft(tmp_path / "out", tiny_target).config == draft.config
