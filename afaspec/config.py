@@ -29,11 +29,18 @@ ADVICE = {
     "less_than": "give less than {lt:g}",
     "less_than_equal": "give {le:g} or less",
     "literal_error": "give {expected}",
+    "finite_number": "give a finite number",
     "int_parsing": "give a whole number",
     "float_parsing": "give a number",
     "bool_parsing": "give true or false",
 }
-NUMBER_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+NUMBER_ERRORS = (
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "finite_number",
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ class UserError(Exception):
         super().__init__("\n".join(parts))
 
 
+class NotFiniteError(UserError):
+    """A loss, a gradient, a weight or a logit is NaN or infinite where it must not be."""
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, cut to one line."""
     return (str(error).strip().splitlines() or [""])[0][:300]

@@ -86,7 +86,7 @@ def read_record(folder: Path) -> AnnealingRecord:
     raw = read_json(path)
     try:
         record = AnnealingRecord(**raw)
-        if not isinstance(record.beta, int | float):
+        if not isinstance(record.beta, int | float) or not 0 <= record.beta <= 1:  # nor NaN
             raise TypeError
     except TypeError:
         raise UserError("is not an annealing record", where=path, hint="train again") from None

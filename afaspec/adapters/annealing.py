@@ -24,12 +24,14 @@ class Annealer:
         annealer = Annealer(annealed_layers(model), schedule, total_steps)
         annealer.attach(optimizer)
 
-    Each `optimizer.step()` then sets beta. `state_dict` and `load_state_dict` make it resumable.
+    Each `optimizer.step()` then sets beta. `state_dict` and `load_state_dict` make it resumable;
+    with a larger `total_steps` in the state, beta waits where it was until the longer schedule has
+    come down to it.
     """
 
     def __init__(self, layers: list[AnnealedLora], schedule: AnnealingSchedule, total_steps: int):
         self.layers, self.schedule, self.total_steps = layers, schedule, total_steps
-        self.step = 0
+        self.step, self.reached = 0, 1.0
         self._apply()
 
     @property
@@ -46,15 +48,17 @@ class Annealer:
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "total_steps": self.total_steps}
+        return {"step": self.step, "total_steps": self.total_steps, "beta": self.reached}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.total_steps = state["step"], state["total_steps"]
+        self.reached = state.get("beta", 1.0)
         self._apply()
 
     def _apply(self) -> None:
+        self.reached = min(self.reached, self.schedule.beta(self.step, self.total_steps))
         for layer in self.layers:
-            layer.beta = self.schedule.beta(self.step, self.total_steps)
+            layer.beta = self.reached
 
 
 def leaky_relu(z: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ def annealed_layers(model: nn.Module, adapter: str | None = None) -> list[Anneal
 
 def refuse_non_linear(beta: float, where: Path | None = None) -> None:
     """A merge with beta > 0 would not be the function that was trained."""
-    if beta > 0:
+    if beta != 0:  # NaN is not 0 either
         raise UserError(
             f"the adapter is still non-linear (beta = {beta:.4g}); only beta = 0 merges",
             where=where,

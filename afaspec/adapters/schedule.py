@@ -21,7 +21,7 @@ class AnnealingSchedule(BaseModel):
     `start`, `hold` and `end` are fractions of the run where at most 1, else steps.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     GROUP: ClassVar[str] = "Annealing (arm afa-lora)"
 
     shape: Shape = Field("cosine", description="how beta falls")

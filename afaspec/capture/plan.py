@@ -66,7 +66,7 @@ class CapturePlan:
         """A manifest without shards for this plan."""
         return Manifest(
             target=TargetRecord(
-                path=str(self.target.folder),
+                path=str(self.target.folder.resolve()),
                 sha256=self.target.sha256,
                 hidden_size=self.target.hidden_size,
                 vocab_size=self.target.vocab_size,

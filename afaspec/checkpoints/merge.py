@@ -6,6 +6,7 @@ adapter's on random features, and the differences are recorded in `afaspec.json`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
     record = read_record(result)
     refuse_non_linear(record.beta, where=result)
     check_base(base, run, result)
+    check_finite(result)
     if out.resolve() == base.folder.resolve():
         raise UserError("is the base draft itself", where=out, hint="choose another --out")
     remove_leftovers(out)
@@ -73,18 +75,19 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
     adapted = load_result(draft, result)
     merged = merged_weights(adapted)
     changed = {n: w for n, w in merged.items() if not torch.equal(w, before[n])}
+    check_merged(changed, base, result)
 
     with atomic_folder(out) as folder:
         write_like(base, folder, changed)
         parity = measure_parity(adapted, base, read_draft(folder), changed, target)
         # Adapter and merge differ by float32 rounding, of which a draft makes more or less.
         tolerance = max(TOLERANCE, ROUNDINGS * parity.rounding)
-        if parity.float32 > tolerance:
+        if not (parity.float32 <= tolerance and math.isfinite(parity.stored)):  # NaN is no parity
             raise UserError(
                 f"the merged draft differs from the adapter by {parity.float32:.2e} relative "
-                f"in float32, more than {tolerance:.0e}",
+                f"in float32 ({parity.stored:.2e} as stored), more than {tolerance:.0e}",
                 where=result,
-                hint="check the adapter for very large or non-finite weights",
+                hint="check the adapter for very large weights, or train it again at a lower rate",
             )
         write_json(
             folder / "afaspec.json",
@@ -179,6 +182,31 @@ def check_base(base: DraftInfo, run: Path | None, result: Path) -> None:
             )
 
 
+def check_finite(result: Path) -> None:
+    """Raise `UserError` for the first trained tensor that holds a NaN or an infinity."""
+    for name, tensor in load_file(next(result.glob("*.safetensors"))).items():
+        if wrong := int((~tensor.isfinite()).sum()):
+            raise UserError(
+                f"{name} has {wrong} of {tensor.numel():,} values that are NaN or infinite",
+                where=result,
+                hint="train again, at a lower --learning-rate",
+            )
+
+
+def check_merged(weights: dict[str, Tensor], base: DraftInfo, result: Path) -> None:
+    """Raise `UserError` for a merged weight that the base's type cannot hold, by module names."""
+    stored, own = open_tensors(base.folder), module_names(base)
+    types = {own[name]: stored.load(name).dtype for name in own if own[name] in weights}
+    for name, weight in weights.items():
+        dtype = types.get(name, weight.dtype)
+        if not weight.to(dtype).float().isfinite().all():
+            raise UserError(
+                f"{name} would be NaN or infinite in {str(dtype).removeprefix('torch.')}",
+                where=result,
+                hint="train again, at a lower --learning-rate or with a smaller --alpha",
+            )
+
+
 def load_result(draft: Draft, result: Path) -> nn.Module:
     """The draft as it was trained: with its adapter attached, or its weights replaced."""
     if (result / "weights.safetensors").exists():
@@ -208,7 +236,9 @@ def load_merged(base: DraftInfo, result: Path, target: TargetInfo | None) -> Dra
     Raises `UserError` for an adapter that is not linear yet.
     """
     refuse_non_linear(read_record(result).beta, where=result)
+    check_finite(result)
     weights = merged_weights(load_result(load_draft(base, target), result))
+    check_merged(weights, base, result)
     merged = load_draft(base, target).eval()
     stored = open_tensors(base.folder)
     for name, own in module_names(base).items():
@@ -255,7 +285,7 @@ def measure_parity(
         return torch.stack([draft.logits(row, j)[:, :40] for j, row in enumerate(drafted)])
 
     reference = outputs(adapted)
-    peak = reference.abs().max()
+    peak = reference.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     exact = outputs(merged)
     rounding = max(float((outputs(m) - exact).abs().max()) for m in rounded(merged, changed))
     names = module_names(base)

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from afaspec.cli.help import Command
+from afaspec.cli.processes import check_command, one_message
 from drafts.errors import UserError
 
 # Panels of `afaspec --help`: each command with its module here and what it is for.
@@ -96,6 +97,7 @@ def _options(
 ) -> None:
     global _debug
     _debug = debug
+    check_command(ctx.invoked_subcommand)
     if ctx.invoked_subcommand is None:
         ctx.get_help()
 
@@ -103,7 +105,8 @@ def _options(
 def main() -> None:
     """Entry point: a `UserError` becomes one message and exit code 2, without a traceback."""
     try:
-        code = app(prog_name="afaspec", standalone_mode=False)
+        with one_message((UserError, UsageError)):
+            code = app(prog_name="afaspec", standalone_mode=False)
     except UserError as error:
         if _debug:
             raise

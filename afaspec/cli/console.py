@@ -18,7 +18,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(stderr=True)
+from afaspec.cli.processes import rank
+
+console = Console(stderr=True, quiet=rank() > 0)
 PLAIN_SECONDS = 30.0  # between the lines that stand in for bars where there is no terminal
 
 

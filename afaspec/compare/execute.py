@@ -18,7 +18,6 @@ from afaspec.compare.data import SPLITS, Prompts, capture_config, divide_store
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, Task, train_config
 from afaspec.store.read import FeatureStore
-from afaspec.train.config import RunPlace, TrainConfig
 from afaspec.train.metrics import training_curve
 from afaspec.train.run import train
 from bench.engine.run import run_bench
@@ -31,7 +30,7 @@ from bench.report.files import write_report
 from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.files import read_json, write_json
+from drafts.files import read_json
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, read_draft
 from drafts.target import TargetInfo
@@ -110,7 +109,6 @@ class Executor:
         settings = train_config(
             self.config, task.variant, task.rate, task.seed, task.settings["steps"]
         ).model_copy(update=places)
-        update_recorded_paths(settings)
         trained = train(
             settings,
             store,
@@ -123,7 +121,7 @@ class Executor:
         added = 0 if settings.arm == "full" else manifest["trainable_parameters"]
         return {
             "sequences": len(train_ids),
-            "validation_acceptance_length": trained.acceptance_length,
+            "validation_acceptance_length": trained.length,
             "best_step": trained.best_step,
             "trainable_parameters": manifest["trainable_parameters"],
             "draft_parameters": manifest["draft_parameters"] - added,  # the base draft's
@@ -231,17 +229,6 @@ class Executor:
                 shutil.rmtree(folder, ignore_errors=True)
         if self.config.keep == "none" and not in_vllm:
             shutil.rmtree(self.config.out / "merged", ignore_errors=True)
-
-
-def update_recorded_paths(settings: TrainConfig) -> None:
-    """Let a run that was left half done find its store and models where they are now.
-
-    A study may be moved, and the key of a run's task says already that they are the same.
-    """
-    path = settings.out / "config.json"
-    if path.exists():
-        places = settings.model_dump(mode="json", include={*RunPlace.model_fields})
-        write_json(path, read_json(path) | places)
 
 
 def as_counts(found: Acceptance) -> Json:

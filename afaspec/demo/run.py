@@ -173,7 +173,7 @@ def train_arm(
     def report(row: dict[str, Any]) -> None:
         inputs.stage(name, row["step"], steps)
 
-    return train(settings, store, inputs.base, inputs.target, report)
+    return train(settings, store, inputs.base, inputs.target, report, note=inputs.say)
 
 
 def tune_rate(inputs: Inputs, store: FeatureStore, arm: ArmName) -> float:
@@ -182,6 +182,6 @@ def tune_rate(inputs: Inputs, store: FeatureStore, arm: ArmName) -> float:
 
     def tried(rate: float) -> float:
         out = folder / f"{arm}-{rate:g}"
-        return train_arm(inputs, store, arm, rate, config.tuning_steps, out).acceptance_length
+        return train_arm(inputs, store, arm, rate, config.tuning_steps, out).length
 
     return max(config.learning_rates, key=tried)

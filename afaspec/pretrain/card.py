@@ -73,7 +73,8 @@ def plot_losses(
         left.plot(*zip(*points, strict=True), "o--", color=colour, label=f"held out: {name}")
     left.set(title="target", xlabel="tokens (millions)", ylabel="loss (nats per token)")
     left.legend(frameon=False, fontsize=8)
-    right.plot([r["step"] for r in draft_rows], [r["loss"] for r in draft_rows], color="#0072B2")
+    steps = [(row["step"], row["loss"]) for row in draft_rows if "loss" in row]
+    right.plot(*zip(*steps, strict=True), color="#0072B2")
     right.set(title="base draft", xlabel="step", ylabel="KL to the target (nats)")
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +17,8 @@ from drafts.files import read_json, write_json
 FORMAT = "afaspec-features/1"
 NAME = "manifest.json"
 CAPTURE_AGAIN = "capture it again with --overwrite"
+# Where prompts lay, where the target ran, and how large files are: not what was captured.
+NOT_CONTENT = ("prompts", "device", "shard_mib")
 
 
 class TargetRecord(TypedDict):
@@ -64,6 +68,20 @@ class Manifest:
     @property
     def response_tokens(self) -> int:
         return sum(shard.response_tokens for shard in self.shards)
+
+    @property
+    def greedy(self) -> bool:
+        """Are the responses what the target itself says at temperature 0, as a server walks it?"""
+        given = self.settings.get("use_responses", False)
+        return not given and self.settings.get("temperature", 0.0) == 0
+
+    @property
+    def content_sha256(self) -> str:
+        """Of what was captured, from which target and prompts; the same wherever it lies."""
+        settings = {k: v for k, v in self.settings.items() if k not in NOT_CONTENT}
+        counts = (self.sequences, self.tokens, self.response_tokens)
+        what = [self.target["sha256"], self.layer_ids, self.dtype, settings, counts]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @property
     def token_bytes(self) -> int:

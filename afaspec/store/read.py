@@ -89,6 +89,12 @@ class FeatureStore:
         first = self._ends[number - 1] if number else 0
         return self._shard(number).sequence(index - first)
 
+    def tokens_at(self, index: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask of a sequence alone, whose states stay on disk."""
+        number = bisect_right(self._ends, index)
+        first = self._ends[number - 1] if number else 0
+        return self._shard(number).tokens(index - first)
+
     def _shard(self, number: int) -> _Shard:
         if number not in self._shards:
             self._shards[number] = _Shard(self.folder / self.manifest.shards[number].file)
@@ -110,18 +116,16 @@ class _Shard:
         self.prompt_index = self._file.get_tensor("prompt_index").clone()
 
     def sequence(self, i: int) -> Sequence:
-        start, end = int(self.offsets[i]), int(self.offsets[i + 1])
+        ids, mask = self.tokens(i)
+        hidden, final = self._part("hidden", i), self._part("final", i)
+        return Sequence(ids, mask, hidden, final, int(self.prompt_index[i]))
 
-        def part(name: str) -> Tensor:
-            return self._file.get_slice(name)[start:end]
+    def tokens(self, i: int) -> tuple[Tensor, Tensor]:
+        ids, mask = self._part("input_ids", i), self._part("loss_mask", i)
+        return ids.to(self._torch.int64), mask.to(self._torch.bool)
 
-        return Sequence(
-            input_ids=part("input_ids").to(self._torch.int64),
-            loss_mask=part("loss_mask").to(self._torch.bool),
-            hidden=part("hidden"),
-            final=part("final"),
-            prompt_index=int(self.prompt_index[i]),
-        )
+    def _part(self, name: str, i: int) -> Tensor:
+        return self._file.get_slice(name)[int(self.offsets[i]) : int(self.offsets[i + 1])]
 
 
 def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bool) -> None:

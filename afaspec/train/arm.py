@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
 
 from afaspec.adapters.afa import adapt
 from afaspec.adapters.gradient_init import init_lora_a, weight_gradients
-from afaspec.store.read import FeatureStore
+from afaspec.train.checks import LOOK
 from afaspec.train.config import OWN_INITS, LossSettings, TrainConfig
-from afaspec.train.loader import draw
-from afaspec.train.objective import DraftObjective, collate
+from afaspec.train.objective import DraftObjective
 from afaspec.train.step import autocast
 from drafts.checkpoint.info import DraftInfo
-from drafts.errors import UserError
+from drafts.errors import NotFiniteError, UserError
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft
 from drafts.target import TargetInfo
 from drafts.target_head import load_target_head
 
-GRADIENT_BATCHES = 4  # whose gradients decide on where adapters begin
+GRADIENT_STEPS = 4  # whose gradients decide on where adapters begin
+OF_WEIGHTS = ("pissa", "olora")  # inits that take A and B from the weight itself
 
 
 @dataclass
@@ -52,8 +54,16 @@ def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: tor
     head = load_target_head(target).to(torch.bfloat16 if config.bf16 else torch.float32)
     objective = DraftObjective(draft, head, **config.shared_with(LossSettings))
     objective.to(device)  # before the optimizer, whose state lies where its parameters do
-    optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(decay_groups(parameters, config.weight_decay), fused=True)
     return Setup(draft, wrapped, objective, parameters, optimizer)
+
+
+def decay_groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay, norms and biases without."""
+    matrices = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups = [(matrices, decay), (others, 0.0)]
+    return [{"params": group, "weight_decay": value} for group, value in groups if group]
 
 
 def learning_rate(config: TrainConfig, peak: float, step: int) -> float:
@@ -79,27 +89,49 @@ def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
     return modules
 
 
+def check_rank(draft: nn.Module, modules: list[str], config: TrainConfig) -> None:
+    """Raise `UserError` where the weights are too small to take adapters of this rank from."""
+    if not config.init.startswith(OF_WEIGHTS):
+        return
+    for name, layer in draft.named_modules():
+        adapted = isinstance(layer, nn.Linear) and name.rsplit(".", 1)[-1] in modules
+        if adapted and config.rank > (most := min(layer.weight.shape)):
+            raise UserError(
+                f"rank is {config.rank}, but {name} is {list(layer.weight.shape)}: with init "
+                f"{config.init} it has {most} directions",
+                hint=f"give --rank {most} or less, or leave it out with --modules",
+            )
+
+
 def init_from_gradients(
-    objective: DraftObjective, config: TrainConfig, store: FeatureStore, train_ids: list[int]
+    accelerator: Accelerator,
+    draft: Draft,
+    config: TrainConfig,
+    losses: Iterable[Callable[[], Tensor]],
 ) -> None:
-    """With `init: gradient`, point the new adapters along the gradients of the first batches."""
+    """With `init: gradient`, point the new adapters along the gradients of the first steps' losses.
+
+    Gradients are summed over all processes.
+    """
     if config.arm == "full" or config.init != "gradient":
         return
-    device = objective.target_head.weight.device
 
-    def loss(micro: int) -> torch.Tensor:
-        batch = collate([store[i] for i in draw(train_ids, config, micro)]).to(device)
-        with autocast(device, bf16=config.bf16):
-            found: torch.Tensor = objective(batch)
-        return found
+    def loss(share: Callable[[], Tensor]) -> Tensor:
+        with autocast(accelerator.device, bf16=config.bf16):
+            return share()
 
-    layers = {n: m for n, m in objective.draft.named_modules() if isinstance(m, LoraLinear)}
+    layers = {n: m for n, m in draft.named_modules() if isinstance(m, LoraLinear)}
     gradients = weight_gradients(
         {name: layer.get_base_layer() for name, layer in layers.items()},
-        [partial(loss, micro) for micro in range(GRADIENT_BATCHES)],
+        (partial(loss, share) for share in losses),
     )
-    objective.zero_grad(set_to_none=True)  # the adapters' own
-    for name, gradient in gradients.items():
+    draft.zero_grad(set_to_none=True)  # the adapters' own
+    for name, own in gradients.items():
+        gradient = accelerator.reduce(own, reduction="sum")
+        if not gradient.isfinite().all():
+            raise NotFiniteError(
+                f"the gradient of {name} is NaN or infinite before the first step", hint=LOOK
+            )
         for A in layers[name].lora_A.values():
             init_lora_a(A.weight, gradient)
 
@@ -116,6 +148,8 @@ def prepare_arm(
         for name, parameter in draft.named_parameters():
             parameter.requires_grad_(frozen.isdisjoint(name.split(".")))
         return draft, [p for p in draft.parameters() if p.requires_grad]
+    modules = adapted_modules(draft, config)
+    check_rank(draft, modules, config)
     wrapped = adapt(
         draft,
         LoraConfig(
@@ -124,9 +158,9 @@ def prepare_arm(
             use_rslora=config.rslora,
             lora_dropout=config.dropout,
             init_lora_weights=True if config.init in OWN_INITS else config.init,
-            target_modules=adapted_modules(draft, config),
+            target_modules=modules,
         ),
         config.activation if config.arm == "afa-lora" else None,
     )
-    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    wrapped.peft_config["default"].base_model_name_or_path = str(base.resolve())
     return wrapped, [p for p in draft.parameters() if p.requires_grad]

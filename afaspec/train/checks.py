@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
 from torch import nn
 
-from afaspec.store.manifest import Manifest
+from afaspec.store.manifest import CAPTURE_AGAIN, Manifest
+from afaspec.store.read import FeatureStore
+from afaspec.train.step import sum_over
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.registry import module_names, wanted_layer_ids
 from drafts.target import TargetInfo
+
+LOOK = "look for such values in the draft's weights and in the store's hidden states"
 
 
 def check_fit(manifest: Manifest, store: Path, draft: DraftInfo, target: TargetInfo) -> None:
@@ -98,6 +104,40 @@ def check_stored(draft: nn.Module, info: DraftInfo, *, lm_head: bool) -> None:
             "loading, such as the experts of a mixture), so that it cannot be trained",
             where=info.folder,
             hint="train an adapter, with --modules that leave it out",
+        )
+
+
+def check_features(store: FeatureStore, indices: list[int]) -> None:
+    """Raise `UserError` for the first of these sequences whose hidden states are not finite."""
+    for index in indices:
+        sequence = store[index]
+        for name in ("hidden", "final"):
+            if not getattr(sequence, name).isfinite().all():
+                raise UserError(
+                    f"sequence {index} (prompt {sequence.prompt_index}) has NaN or infinite hidden "
+                    f"states ({name})",
+                    where=store.folder,
+                    hint=f"{CAPTURE_AGAIN}, with --dtype float32 if the target overflows",
+                )
+
+
+def check_processes(batch_size: int, processes: int) -> None:
+    """Raise `UserError` where a micro-batch has no sequence for each process."""
+    if batch_size < processes:
+        raise UserError(
+            f"batch_size is {batch_size}, but {processes} processes divide a batch among them",
+            hint=f"give --batch-size {processes} or more, or start fewer processes",
+        )
+
+
+def check_same_step(accelerator: Accelerator, step: int, out: Path) -> None:
+    """Raise `UserError` where processes found different checkpoints."""
+    steps = int(sum_over(accelerator, torch.tensor(step)))
+    if steps != step * accelerator.num_processes:
+        raise UserError(
+            "is not the same folder to all processes",
+            where=out,
+            hint="give an --out on a file system that all of them share",
         )
 
 

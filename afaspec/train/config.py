@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
 from afaspec.config import TargetAdapter
@@ -14,7 +15,9 @@ from bench.records.settings import Settings
 Arm = Literal["afa-lora", "lora", "full"]
 Loss = Literal["kl", "reverse_kl", "jsd", "tv", "lk", "ce"]  # functions in `afaspec.train.losses`
 AFA_ONLY = ("activation", "annealing")
-OWN_INITS = ("default", "gradient")  # they leave the frozen weights as they are; others are PEFT's
+OWN_INITS = ("gradient", "default")  # they leave the frozen weights as they are; others are PEFT's
+PEFT_INITS = ("gaussian", "orthogonal", "olora", "pissa")  # those that need nothing but the weights
+FAST_PISSA = re.compile(r"pissa_niter_\d+")
 DEFAULT_LEARNING_RATES: dict[str, float] = {"afa-lora": 2.5e-3, "lora": 2.5e-3, "full": 5e-4}
 # Where each sequence is seen more than so often; both as docs/study.md found them.
 MANY_PASSES = 10
@@ -45,7 +48,7 @@ class ArmSettings(Settings):
     init: str = Field(
         "gradient",
         description="where adapters begin: gradient (A along the frozen weights' gradients), "
-        "default (A at random), or PEFT's pissa, orthogonal, ...",
+        f"default (A at random), or PEFT's {', '.join(PEFT_INITS)}, pissa_niter_N",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout")
     modules: list[str] | None = Field(
@@ -54,6 +57,20 @@ class ArmSettings(Settings):
     lm_head: bool = Field(False, description="adapt (or train) the output layer as well")
     activation: Activation = Field("relu", description="AFA's sigma")
     annealing: AnnealingSchedule = AnnealingSchedule()
+
+    @field_validator("init")
+    @classmethod
+    def _known_init(cls, init: str) -> str:
+        if init not in (*OWN_INITS, *PEFT_INITS) and not FAST_PISSA.fullmatch(init):
+            known = ", ".join((*OWN_INITS, *PEFT_INITS))
+            raise ValueError(f"choose {known} or pissa_niter_N with N iterations")
+        return init
+
+    @model_validator(mode="after")
+    def _even_rank(self) -> ArmSettings:
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init orthogonal needs an even rank; the rank is {self.rank}")
+        return self
 
 
 class LossSettings(Settings):

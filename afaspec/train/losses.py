@@ -16,10 +16,12 @@ from typing import get_args
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from afaspec.train.config import Loss
+from drafts.errors import first_line
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -78,7 +80,7 @@ def chunked_loss(
     [rows, draft_vocab] carry no gradient; weights [rows]. With one chunk nothing is recomputed.
     """
     rows = normed.shape[0]
-    row_loss = compiled_loss(name) if compiled else LOSSES[name]
+    row_loss: RowLoss = compiled_loss(name) if compiled else LOSSES[name]
 
     def one(normed: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         return (row_loss(project(normed), target) * weight).sum()
@@ -94,7 +96,27 @@ def chunked_loss(
     return total
 
 
+class CompiledLoss:
+    """A loss as one fused kernel, compiled once for any number of rows.
+
+    Where it cannot be compiled (no compiler, no headers, no room for a cache) the plain function
+    takes its place, and `failure` says why.
+    """
+
+    def __init__(self, plain: RowLoss):
+        self.plain, self.compiled = plain, torch.compile(plain, dynamic=True)
+        self.failure: str | None = None
+
+    def __call__(self, q: Tensor, p: Tensor) -> Tensor:
+        if self.failure is None:
+            try:
+                return self.compiled(q, p)
+            except BackendCompilerFailed as error:
+                self.failure = first_line(error.inner_exception)
+        return self.plain(q, p)
+
+
 @cache
-def compiled_loss(name: str) -> RowLoss:
-    """The loss as one fused kernel, compiled once for any number of rows."""
-    return torch.compile(LOSSES[name], dynamic=True)
+def compiled_loss(name: str) -> CompiledLoss:
+    """The loss of that name, one for the whole process."""
+    return CompiledLoss(LOSSES[name])

@@ -16,20 +16,24 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard events; rows after the resumed checkpoint are dropped."""
+    """`metrics.jsonl` and TensorBoard events; rows after the resumed checkpoint are dropped.
+
+    Row 0 is the base draft's; at step 0 itself the log begins anew.
+    """
 
     def __init__(self, config: TrainConfig, step: int, report: Report):
         path, self.report = config.out / METRICS, report
         rows = path.read_text().splitlines() if path.exists() else []
         whole = [row for row in rows if row.endswith("}")]
-        kept = [row for row in whole if json.loads(row)["step"] <= step]
+        kept = [row for row in whole if step and json.loads(row)["step"] <= step]
         path.write_text("".join(row + "\n" for row in kept))
         self.file = path.open("a", buffering=1)
         self.writer: Any = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=step + 1)
+            purge = step + 1 if step else 0
+            self.writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=purge)
 
     def add(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
@@ -37,7 +41,8 @@ class Metrics:
             for key, value in row.items():
                 if key != "step" and isinstance(value, float):
                     self.writer.add_scalar(key, value, row["step"])
-        self.report(row)
+        if row["step"]:
+            self.report(row)
 
     def close(self) -> None:
         self.file.close()
@@ -57,7 +62,7 @@ def training_curve(
     if points is not None:
         stride = -(-len(rows) // points)
         kept = [row for row in rows if row["step"] % stride == 0 or "acceptance_length" in row]
-        rows = [row | {"loss": round(row["loss"], 5)} for row in kept]
+        rows = [row | {"loss": round(row["loss"], 5)} if "loss" in row else row for row in kept]
     return {key: [_finite(row.get(key)) for row in rows] for key in keys}
 
 

@@ -63,10 +63,25 @@ class DraftObjective(nn.Module):
         self.weights = [step_decay**j for j in range(steps)]
         self.target_head = target_head.rows(draft.target_ids())
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The mean loss per token over the draft steps, weighted; a float32 scalar."""
-        labels = batch.input_ids[:, 1:]
-        counts = batch.loss_mask[:, 1:] & (self.draft.t2d[labels] >= 0)
+    def counted(self, input_ids: Tensor, loss_mask: Tensor) -> Tensor:
+        """Which tokens x[:, 1:] have a loss; bool [batch, n - 1]."""
+        return loss_mask[:, 1:] & (self.draft.t2d[input_ids[:, 1:]] >= 0)
+
+    def tokens(self, input_ids: Tensor, loss_mask: Tensor) -> Tensor:
+        """How many tokens each draft step's loss is taken over; int64 [steps]."""
+        counts = self.counted(input_ids, loss_mask)
+        return torch.stack([counts[:, j + 1 :].sum() for j in range(len(self.weights))])
+
+    def forward(self, batch: Batch, tokens: Tensor | None = None) -> Tensor:
+        """The mean loss per token over the draft steps, weighted; a float32 scalar.
+
+        `tokens` [steps] are those to take the mean over, the batch's own by default. Losses of the
+        parts of a larger batch, with its `tokens`, add up to the loss of the whole.
+        """
+        counts = self.counted(batch.input_ids, batch.loss_mask)
+        if tokens is None:
+            tokens = self.tokens(batch.input_ids, batch.loss_mask)
+        means = tokens.clamp(min=1).tolist()
         first = max(int(counts.any(dim=0).to(torch.uint8).argmax()) - len(self.weights), 0)
         features = self.draft.features(batch.hidden, batch.final)
         if not torch.is_autocast_enabled(features.device.type):
@@ -85,7 +100,7 @@ class DraftObjective(nn.Module):
                 partial(self.draft.logits, step=j),
                 picked,
                 target_logits[inside],
-                share / max(len(picked), 1),
+                share / means[j],
                 chunk=self.chunk,
                 compiled=self.compiled,
             )

@@ -1,49 +1,49 @@
-"""The training loop: one arm, one store, one draft.
+"""The training loop: one arm, one store, one draft, in one process or in several.
 
-A killed run goes on exactly where it was: same weights, bit for bit on CPU.
+A killed run goes on exactly where it was: same weights, bit for bit on CPU. Several processes
+(`torchrun`) divide each micro-batch among them and hold the same weights; the first one writes.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
-from accelerate import Accelerator
+import torch
+from accelerate.utils import broadcast
 from safetensors.torch import save_file
-from torch import Tensor
 
 from afaspec.adapters.afa import save_adapter
 from afaspec.adapters.annealing import Annealer, annealed_layers
 from afaspec.store.read import FeatureStore
-from afaspec.train.arm import Setup, init_from_gradients, learning_rate, set_up
-from afaspec.train.checks import check_fit, check_steps, check_stored
+from afaspec.store.write import locked
+from afaspec.train.arm import GRADIENT_STEPS, Setup, init_from_gradients, learning_rate, set_up
+from afaspec.train.checks import (
+    check_features,
+    check_fit,
+    check_processes,
+    check_same_step,
+    check_steps,
+    check_stored,
+)
 from afaspec.train.config import TrainConfig
-from afaspec.train.loader import draw, split_sequences
+from afaspec.train.held_out import WORDS, HeldOut, doubts
+from afaspec.train.loader import Batches, split_sequences
+from afaspec.train.losses import compiled_loss
 from afaspec.train.metrics import Metrics, Report
-from afaspec.train.objective import collate
-from afaspec.train.state import Progress, load_state, save_state, trainable_state
-from afaspec.train.step import training_step
+from afaspec.train.record import MANIFEST, Record, Split, Trained, read_trained, result_folder
+from afaspec.train.state import Progress, load_state, random_states, save_state, trainable_state
+from afaspec.train.step import join_processes, training_step
 from afaspec.versions import versions
-from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.info import DraftInfo
-from drafts.errors import UserError
-from drafts.files import atomic_folder, read_json, remove_leftovers, write_json
-from drafts.nn.interface import Draft
+from drafts.errors import NotFiniteError, UserError
+from drafts.files import atomic_folder, write_json
 from drafts.target import TargetInfo
 
-
-@dataclass
-class Trained:
-    """A finished run: where its result lies and how good it was on held-out sequences."""
-
-    folder: Path
-    result: Path
-    best_step: int
-    acceptance_length: float
+Note = Callable[[str], object]
 
 
 def train(
@@ -52,99 +52,171 @@ def train(
     base: DraftInfo,
     target: TargetInfo,
     report: Report = lambda row: None,
-    split: tuple[list[int], list[int]] | None = None,
+    split: Split | None = None,
+    note: Note = lambda text: None,
 ) -> Trained:
     """Run (or go on with) the training that `config` describes, on what it names, opened.
 
-    `report` gets each metrics row. `split` are the store's sequences to train on and to hold out,
-    in place of a random division.
+    `report` gets the metrics row of each step; `note` is told how good the base draft is. `split`
+    are the store's sequences to train on and to hold out, in place of a random division. A run
+    that is given more steps than before is prolonged: its learning rate follows the longer schedule
+    from there on, and beta too once that has come down to it. All processes call this alike.
+    Raises `UserError`, for the first loss or gradient that is not finite too.
     """
     check_fit(store.manifest, store.folder, base, target)
     check_steps(base, config.draft_steps)
-    train_ids, held_out = split or split_sequences(len(store), config)
-    peak = config.peak_learning_rate(len(train_ids))
+    split = split or split_sequences(len(store), config)
+    record = Record.of(config, store, base, target, split)
+    record.check()
+    if record.finished():
+        return read_trained(config, store)
 
-    accelerator = Accelerator()  # precision is ours: accelerate's is one for the whole process
+    accelerator = join_processes()
+    check_processes(config.batch_size, accelerator.num_processes)
     setup = set_up(config, base, target, accelerator.device)
-    draft, optimizer = setup.draft, setup.optimizer
-    check_stored(draft, base, lm_head=config.lm_head)
-    write_or_check_config(config)  # nothing is written before all of the input has proved good
-    progress = load_state(config.out / "checkpoint", draft, optimizer) or Progress()
+    check_stored(setup.draft, base, lm_head=config.lm_head)
+    held_out = HeldOut(config, store, target, split[1], accelerator)
+    first = accelerator.is_main_process
+    with locked(config.out, "afaspec train") if first else nullcontext():
+        if first:
+            record.write()  # not before all of the input has proved good
+        accelerator.wait_for_everyone()
+        progress = run(config, store, split[0], held_out, setup, report, note)
+        if first:
+            write_manifest(config, store, base, progress, held_out, setup)
+        accelerator.wait_for_everyone()
+    return Trained(
+        config.out,
+        result_folder(config),
+        progress.best_step,
+        held_out.measure,
+        progress.best_length,
+        progress.base_length,
+    )
+
+
+def run(
+    config: TrainConfig,
+    store: FeatureStore,
+    train_ids: list[int],
+    held_out: HeldOut,
+    setup: Setup,
+    report: Report,
+    note: Note,
+) -> Progress:
+    """All steps from the checkpoint, or from the base draft, to the last."""
+    draft, optimizer, accelerator = setup.draft, setup.optimizer, held_out.accelerator
+    own, first = accelerator.process_index, accelerator.is_main_process
+    batches = Batches(config, store, train_ids, setup.objective, accelerator)
+
+    progress = load_state(config.out / "checkpoint", draft, optimizer, accelerator) or Progress()
+    check_same_step(accelerator, progress.step, config.out)
+    progress.peak = progress.peak or config.peak_learning_rate(len(train_ids))
+    metrics = Metrics(config, progress.step, report) if first else None
     if progress.step == 0:
+        found = measure_base(held_out, setup, progress, note)
+        if metrics:
+            metrics.add({"step": 0, **found})
         started = time.perf_counter()
-        init_from_gradients(setup.objective, config, store, train_ids)
+        losses = chain.from_iterable(map(batches.losses, range(GRADIENT_STEPS)))
+        init_from_gradients(accelerator, draft, config, losses)
         progress.seconds = time.perf_counter() - started
+        if own:  # the first process draws as it would alone
+            torch.manual_seed(config.seed + 1_000_003 * own)
+    for parameter in draft.parameters() if accelerator.num_processes > 1 else ():
+        broadcast(parameter.data)
     annealer = Annealer(annealed_layers(draft), config.annealing, config.steps)
     annealer.load_state_dict(
-        {"step": progress.step, "total_steps": config.steps, **progress.annealing}
+        {"step": progress.step, **progress.annealing, "total_steps": config.steps}
     )
     annealer.attach(optimizer)
-    # accelerate gets the module alone: it skips an optimizer's steps where another trainer stopped
-    # between two.
-    model = accelerator.prepare(setup.objective)
 
-    def loss(micro: int) -> Tensor:
-        chosen = draw(train_ids, config, micro)
-        mine = chosen[accelerator.process_index :: accelerator.num_processes]
-        found: Tensor = model(collate([store[i] for i in mine]).to(accelerator.device))
-        return found
-
-    metrics = Metrics(config, progress.step, report)
+    begun = progress.step
     while progress.step < config.steps:
         started = time.perf_counter()
-        rate = learning_rate(config, peak, progress.step)
+        rate = learning_rate(config, progress.peak, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         beta = annealer.beta if annealer.layers else None
-        first = progress.step * config.accumulation
-        mean_loss, norm = training_step(
-            accelerator,
-            [partial(loss, first + i) for i in range(config.accumulation)],
-            setup.parameters,
-            [optimizer],
-            clip=config.clip,
-            bf16=config.bf16,
-        )
+        with stops_where_not_finite(batches, progress.step + 1, rate):
+            loss, norm = training_step(
+                accelerator,
+                batches.losses(progress.step),
+                setup.parameters,
+                [optimizer],
+                clip=config.clip,
+                bf16=config.bf16,
+            )
         progress.step += 1
         progress.annealing = annealer.state_dict()
         progress.seconds += time.perf_counter() - started
+        failure = compiled_loss(config.loss).failure if config.compiled else None
+        if failure and progress.step == begun + 1:
+            note(f"The loss is not compiled, and training slower ({failure}); see afaspec doctor")
 
-        row = {"step": progress.step, "loss": mean_loss, "lr": rate, "grad_norm": norm}
+        row: dict[str, Any] = {"step": progress.step, "loss": loss, "lr": rate, "grad_norm": norm}
         if beta is not None:
             row["beta"] = beta
         last = progress.step == config.steps
         if progress.step % config.eval_every == 0 or last:
-            row |= evaluate(draft, store, held_out, config)
-            if annealer.beta == 0:
-                keep_best(row["acceptance_length"], setup, config, progress)
-        metrics.add(row)
-        if accelerator.is_main_process and (progress.step % config.checkpoint_every == 0 or last):
-            save_state(config.out / "checkpoint", draft, optimizer, progress)
-    metrics.close()
-    return finish(config, store, base, progress, draft)
+            with stops_where_not_finite(batches, progress.step, rate):
+                row |= held_out.evaluate(draft)
+                if annealer.beta == 0:
+                    keep_best(row[held_out.key], setup, config, progress, write=first)
+        if metrics:
+            metrics.add(row)
+        if progress.step % config.checkpoint_every == 0 or last:
+            random = random_states(accelerator)
+            if first:
+                save_state(config.out / "checkpoint", draft, optimizer, progress, random)
+    if metrics:
+        metrics.close()
+    return progress
 
 
-def evaluate(
-    draft: Draft, store: FeatureStore, held_out: list[int], config: TrainConfig
-) -> dict[str, Any]:
-    """Offline acceptance on the held-out sequences."""
-    held = (store[i] for i in held_out)
-    measured = offline_acceptance(
-        draft, held, config.draft_steps, batch=config.batch_size, amp=config.bf16
-    )
-    return {
-        "acceptance_length": measured.acceptance_length,
-        "per_position": [float(rate) for rate in measured.per_position],
-    }
+@contextmanager
+def stops_where_not_finite(batches: Batches, step: int, rate: float) -> Iterator[None]:
+    """Tell at which step a run broke. All processes look at all of its sequences and say the same.
+
+    Nothing of a broken step is kept: the last result and checkpoint are those before it.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        check_features(batches.store, [*chain.from_iterable(batches.sequences(step - 1))])
+        config, instead = batches.config, "train anew in another --out with a lower --learning-rate"
+        raise UserError(
+            f"{error.problem} at step {step} of {config.steps}, where the learning rate is "
+            f"{rate:.3g}",
+            where=config.out,
+            hint=f"{instead} or --precision fp32" if config.bf16 else instead,
+        ) from None
+
+
+def measure_base(held_out: HeldOut, setup: Setup, progress: Progress, note: Note) -> dict[str, Any]:
+    """The base draft on the held-out sequences: what a result must be better than."""
+    for layer in annealed_layers(setup.draft):
+        layer.beta = 0.0  # as a LoRA, an adapter that was not trained leaves the draft as it is
+    found = held_out.evaluate(setup.draft)
+    progress.base_length = found[held_out.key]
+    progress.base_per_position = found["per_position"]
+    note(f"Base draft: {WORDS[held_out.measure]} {progress.base_length:.3f}")
+    if doubt := doubts(held_out.store, progress.base_per_position):
+        note(doubt)
+    return found
 
 
 def keep_best(
-    acceptance_length: float, setup: Setup, config: TrainConfig, progress: Progress
+    length: float, setup: Setup, config: TrainConfig, progress: Progress, *, write: bool
 ) -> None:
     """Save the result if it is the best mergeable one so far. A tie keeps the earlier."""
-    if acceptance_length <= progress.best_acceptance_length:
+    if length <= progress.best_length:
         return
-    progress.best_step, progress.best_acceptance_length = progress.step, acceptance_length
+    if not all(parameter.isfinite().all() for parameter in setup.parameters):
+        raise NotFiniteError("a trained weight is NaN or infinite")
+    progress.best_step, progress.best_length = progress.step, length
+    if not write:
+        return
     with atomic_folder(result_folder(config)) as temporary:
         if config.arm == "full":
             save_file(trainable_state(setup.draft), temporary / "weights.safetensors")
@@ -152,53 +224,32 @@ def keep_best(
             save_adapter(setup.wrapped, temporary, config.annealing, progress.step, config.steps)
 
 
-def result_folder(config: TrainConfig) -> Path:
-    """Where the run's result lies: `adapter/` for adapters, `weights/` for full fine-tuning."""
-    return config.out / ("weights" if config.arm == "full" else "adapter")
-
-
-def write_or_check_config(config: TrainConfig) -> None:
-    """Record the configuration in the run's folder, or check that it is the one recorded there."""
-    wanted = json.loads(config.model_dump_json())
-    path = config.out / "config.json"
-    remove_leftovers(result_folder(config))
-    if not path.exists():
-        write_json(path, wanted)
-        return
-    recorded = read_json(path)
-    compared = wanted.keys() - {"out"}  # a run may be moved
-    if changed := sorted(k for k in compared if recorded.get(k) != wanted[k]):
-        raise UserError(
-            f"belongs to a run with another {', '.join(changed)}",
-            where=config.out,
-            hint="choose another --out, or remove the folder to start anew",
-        )
-
-
-def finish(
+def write_manifest(
     config: TrainConfig,
     store: FeatureStore,
     base: DraftInfo,
     progress: Progress,
-    draft: Draft,
-) -> Trained:
-    """Write the run's manifest and describe its result."""
-    trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
+    held_out: HeldOut,
+    setup: Setup,
+) -> None:
+    """Describe the finished run and its result."""
+    measure = held_out.measure
     write_json(
-        config.out / "manifest.json",
+        config.out / MANIFEST,
         {
             "made_by": "afaspec train",
             "arm": config.arm,
             "draft_sha256": base.sha256,
-            "store": {"path": str(config.store), "target": dict(store.manifest.target)},
-            "trainable_parameters": trained,
-            "draft_parameters": sum(p.numel() for p in draft.parameters()),
+            "store": {"path": str(store.folder), "target": dict(store.manifest.target)},
+            "trainable_parameters": sum(p.numel() for p in setup.parameters),
+            "draft_parameters": sum(p.numel() for p in setup.draft.parameters()),
             "best_step": progress.best_step,
-            "held_out_acceptance_length": progress.best_acceptance_length,
+            f"held_out_{measure}_length": progress.best_length,
+            f"base_{measure}_length": progress.base_length,
+            "base_per_position": progress.base_per_position,
+            "better_than_base": progress.best_length > progress.base_length,
+            "processes": held_out.accelerator.num_processes,
             "seconds": round(progress.seconds, 2),
             "versions": versions(),
         },
-    )
-    return Trained(
-        config.out, result_folder(config), progress.best_step, progress.best_acceptance_length
     )

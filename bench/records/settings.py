@@ -30,7 +30,11 @@ class Settings(BaseModel):
     """Checked when made, fixed from then on. Unknown settings are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True
+        extra="forbid",
+        frozen=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        allow_inf_nan=False,
     )
 
     def shared_with(self, kind: type[Settings]) -> dict[str, Any]:

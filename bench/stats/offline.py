@@ -3,17 +3,21 @@
 The target's own greedy path is fed to the draft (teacher forcing) and walked block by block as the
 server walks it: accept the n leading drafts that equal the path, jump n + 1. Up to the first wrong
 draft its inputs are the path itself, so nothing is approximated.
+
+A path that was sampled or given is none that a server would walk. There drafts can be held against
+the target's likeliest token at each place of it: teacher-forced agreement, which is not acceptance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from bench.records.acceptance import Acceptance
+from drafts.errors import NotFiniteError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,32 +43,72 @@ def offline_acceptance(
 ) -> Acceptance:
     """Acceptance of `draft` with k speculative tokens on greedy `sequences`, such as a store's.
 
-    Runs where the draft is, in bf16 autocast unless `amp` is off. Blocks that would draft beyond a
-    sequence's end are left out, since what the target would have said there is unknown.
+    Runs where the draft is, in bf16 autocast unless `amp` is off. Blocks are walked within each
+    response of a sequence; those that would draft beyond its end are left out, since what the
+    target would have said there is unknown. Raises `NotFiniteError` for a draft without logits.
     """
+    return _walk(draft, ((s, s.input_ids) for s in sequences), k, batch=batch, amp=amp)
+
+
+def offline_agreement(
+    draft: Draft,
+    sequences: Iterable[Captured],
+    likeliest: Iterable[Tensor],
+    k: int,
+    *,
+    batch: int = 8,
+    amp: bool = True,
+) -> Acceptance:
+    """How often drafts equal the target's likeliest tokens, on sequences of any origin.
+
+    `likeliest` has for each sequence ids [n]: at place t what the target makes likeliest after the
+    t tokens before it. Counted by the same walk, and equal to acceptance on greedy sequences.
+    """
+    return _walk(draft, zip(sequences, likeliest, strict=True), k, batch=batch, amp=amp)
+
+
+def _walk(
+    draft: Draft, sequences: Iterable[tuple[Captured, Tensor]], k: int, *, batch: int, amp: bool
+) -> Acceptance:
     was_training = draft.training
     draft.eval()
     drafts: list[int] = []
     accepted: list[list[int]] = []
     waiting = iter(sequences)
-    while rows := list(islice(waiting, batch)):
-        for sequence, matches in zip(rows, match_matrix(draft, rows, k, amp=amp), strict=True):
-            prompt = int(sequence.loss_mask.nonzero()[0])
-            count, per_position = walk_blocks(matches, first_row=prompt - 1)
-            drafts.append(count)
-            accepted.append(per_position)
+    while pairs := list(islice(waiting, batch)):
+        rows, wanted = [row for row, _ in pairs], [ids for _, ids in pairs]
+        for row, matches in zip(rows, match_matrix(draft, rows, k, wanted, amp=amp), strict=True):
+            walks = [
+                walk_blocks(matches[: max(end - k - 1, 0)], first_row=max(start - 1, 0))
+                for start, end in response_spans(row.loss_mask)
+            ]
+            drafts.append(sum(count for count, _ in walks))
+            accepted.append(np.sum([[0] * k, *(hits for _, hits in walks)], axis=0).tolist())
     draft.train(was_training)
     return Acceptance(
         np.array(drafts, dtype=np.int64), np.array(accepted, dtype=np.int64).reshape(-1, k)
     )
 
 
-def match_matrix(
-    draft: Draft, rows: list[Captured], k: int, *, amp: bool = True
-) -> list[np.ndarray]:
-    """For each sequence [n - k - 1, k]: does the j-th draft after row t equal the path?
+def response_spans(loss_mask: Tensor) -> Iterator[tuple[int, int]]:
+    """First place and end of each run of response tokens in a mask [n]: one for each turn."""
+    padded = np.concatenate([[0], loss_mask.cpu().numpy().astype(np.int8), [0]])
+    edges = np.diff(padded).nonzero()[0].tolist()
+    return zip(edges[::2], edges[1::2], strict=True)
 
-    Rows of the prompts, from which no server drafts, are False.
+
+def match_matrix(
+    draft: Draft,
+    rows: list[Captured],
+    k: int,
+    wanted: list[Tensor] | None = None,
+    *,
+    amp: bool = True,
+) -> list[np.ndarray]:
+    """For each sequence [n - k - 1, k]: is the j-th draft after row t the wanted token?
+
+    `wanted` are ids [n] of each sequence, by default the sequence itself. Rows before the first
+    response, from which no server drafts, are False.
     """
     import torch
     from torch.nn.functional import pad
@@ -72,21 +116,31 @@ def match_matrix(
 
     device = draft.device
     ids = pad_sequence([r.input_ids.long() for r in rows], batch_first=True).to(device)
+    path = ids if wanted is None else pad_sequence(wanted, batch_first=True).to(device)
     picked = [draft.features(r.hidden, r.final) for r in rows]
     features = pad_sequence(picked, batch_first=True).to(device)
     if not amp:
         features = features.to(draft.dtype)
     target_ids = draft.target_ids()
-    first = max(min(int(r.loss_mask.nonzero()[0]) for r in rows) - 1, 0)
+    starts = [start for r in rows for start, _ in response_spans(r.loss_mask)]
+    first = max(min(starts, default=0) - 1, 0)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        hits = []
+        hits, finite = [], []
         for j, normed in enumerate(draft(features, ids, k, first)):
-            drafted = target_ids[draft.logits(normed, j).argmax(-1)]
-            known = ids[:, j + 2 + first :]
+            logits = draft.logits(normed, j)
+            best = logits.argmax(-1, keepdim=True)
+            drafted = target_ids[best.squeeze(-1)]
+            known = path[:, j + 2 + first :]
             hits.append(pad(drafted[:, : known.shape[1]] == known, (first, 0)))
+            finite.append(logits.gather(-1, best).squeeze(-1).isfinite())  # NaN counts as largest
     results = []
     for i, row in enumerate(rows):
         length = max(len(row.input_ids) - k - 1, 0)
+        if not all(step[i, : max(length - first, 0)].all() for step in finite):
+            raise NotFiniteError(
+                "the draft's logits are NaN or infinite",
+                hint="look for such values in the draft's weights and in the store's hidden states",
+            )
         results.append(
             torch.stack([hit[i, :length] for hit in hits], dim=1).cpu().numpy()
             if length

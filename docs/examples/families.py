@@ -198,7 +198,7 @@ def adapted(
             lambda row: stage(f"{out.name}: {arm}, {rate:g}", row["step"], count),
         )
 
-    tries = {rate: run(rate, tuning).acceptance_length for rate in RATES[arm]}
+    tries = {rate: run(rate, tuning).length for rate in RATES[arm]}
     best = max(tries, key=lambda rate: tries[rate])
     trained = run(best, steps)
     write_json(out / f"{arm}.json", {"tries": tries, "learning_rate": best})

@@ -17,7 +17,8 @@ from drafts.target import TargetInfo, read_target
 def train(config: TrainConfig) -> None:
     """Train a draft adapter: LoRA, AFA-LoRA, or all weights.
 
-    Killed runs go on where they were when the same command is given again.
+    Killed runs go on where they were when the same command is given again; with more --steps a run
+    is prolonged. Started by torchrun, several processes divide each batch among them.
 
     [bold]Examples[/]
 
@@ -26,20 +27,15 @@ def train(config: TrainConfig) -> None:
       afaspec train --store runs/store --draft DRAFT --out runs/afa --arm afa-lora
 
       afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
-    """
-    from afaspec.train.run import train as run
-    from afaspec.train.run import write_or_check_config
-    from drafts.files import disk_errors, read_json
 
-    done = config.out / "manifest.json"
-    if done.exists():
-        write_or_check_config(config)
-        summary = read_json(done)
-        console.print(
-            f"{config.out} is finished already: held-out acceptance length "
-            f"{summary['held_out_acceptance_length']:.3f} at step {summary['best_step']}."
-        )
-        return
+      torchrun --nproc-per-node 2 -m afaspec train --store runs/store --draft DRAFT --out runs/two
+    """
+    from torch import distributed
+
+    from afaspec.train.held_out import WORDS
+    from afaspec.train.run import train as run
+    from drafts.files import disk_errors
+
     with progress() as bar, disk_errors(config.out):
         task = bar.add_task(config.arm, total=config.steps, unit="step")
 
@@ -50,17 +46,27 @@ def train(config: TrainConfig) -> None:
                 completed=row["step"],
                 description=f"{config.arm} loss {row['loss']:.3f}{beta}",
             )
-            if "acceptance_length" in row:
-                bar.console.print(
-                    f"step {row['step']:>5}  loss {row['loss']:.4f}{beta}  "
-                    f"held-out acceptance length {row['acceptance_length']:.3f}"
-                )
+            for measure, words in WORDS.items():
+                if f"{measure}_length" in row:
+                    bar.console.print(
+                        f"step {row['step']:>5}  loss {row['loss']:.4f}{beta}  "
+                        f"{words} {row[f'{measure}_length']:.3f}"
+                    )
 
-        trained = run(config, *open_inputs(config), report)
-    console.print(
-        f"Best: step {trained.best_step}, held-out acceptance length "
-        f"{trained.acceptance_length:.3f}, in {trained.result}"
-    )
+        trained = run(config, *open_inputs(config), report, note=note)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    words = f"{WORDS[trained.measure]} {trained.length:.3f}"
+    if trained.before:
+        console.print(f"{config.out} is finished already: {words} at step {trained.best_step}.")
+        return
+    console.print(f"Best: step {trained.best_step}, {words}, in {trained.result}")
+    if trained.length <= trained.base_length:
+        note(
+            f"It is not better than the base draft, whose is {trained.base_length:.3f}: train "
+            "longer, on more sequences, or at another --learning-rate before merging it."
+        )
+        return
     console.print(f"Next: afaspec merge {trained.folder} --out {trained.folder}/merged")
 
 

@@ -173,9 +173,10 @@ def test_settings_that_do_not_fit(
 def test_a_mixture_of_experts_without_a_dense_width(family: str, tmp_path: Path) -> None:
     """It is asked for; the rope of its images and of parts of heads is not the draft's."""
     target = write_architecture(tmp_path / "target", "Qwen3.5-MoE")
-    with pytest.raises(UserError, match=r"names no intermediate_size .* moe_intermediate_size") as e:
+    complaint = r"names no intermediate_size .* moe_intermediate_size"
+    with pytest.raises(UserError, match=complaint) as refused:
         start(family, target, tmp_path / "out")
-    assert "--intermediate-size" in (e.value.hint or "")
+    assert "--intermediate-size" in (refused.value.hint or "")
     assert not (tmp_path / "out").exists()
     info = read_draft(start(family, target, tmp_path / "out", intermediate_size=192))
     assert info.config["intermediate_size"] == 192

@@ -44,6 +44,16 @@ class Place:
     def own(self, path: Path) -> Path:
         return Path(shutil.copytree(path, self.folder / f"own-{path.name}"))
 
+    def spoiled(self, name: str, where: Any, value: float, run: Path | None = None) -> Path:
+        """A copy of the run with one trained tensor (the end of its name) changed."""
+        run = run or self.own(self.run)
+        path = run / "adapter" / "adapter_model.safetensors"
+        tensors = load_file(path)
+        (full,) = (key for key in tensors if key.endswith(name))
+        tensors[full][where] = value
+        save_file(tensors, path)
+        return run
+
     def edited_draft(self, **changes: Any) -> Path:
         return write_draft(self.folder / "draft", **changes)
 
@@ -97,6 +107,41 @@ def annealing_backwards(p: Place) -> list[object]:
 @case("arm is 'dora'")
 def unknown_arm(p: Place) -> list[object]:
     return p.train("--arm", "dora")
+
+
+@case("--init is 'gradeint': choose gradient, default, gaussian, orthogonal, olora, pissa")
+def init_misspelled(p: Place) -> list[object]:
+    return p.train("--init", "gradeint")
+
+
+@case("train.yaml:1")
+def init_misspelled_in_a_file(p: Place) -> list[object]:
+    return p.train("--config", p.yaml("init: True Gradient\n"))
+
+
+@case("--init is 'eva'")
+def init_that_needs_data_of_its_own(p: Place) -> list[object]:
+    return p.train("--init", "eva")
+
+
+@case("init orthogonal needs an even rank; the rank is 3")
+def init_of_an_odd_rank(p: Place) -> list[object]:
+    return p.train("--init", "orthogonal", "--rank", "3")
+
+
+@case("rank is 200, but layers.0.self_attn.q_proj is [128, 256]: with init pissa it has 128")
+def init_of_more_directions_than_there_are(p: Place) -> list[object]:
+    return p.train("--init", "pissa", "--rank", "200", "--modules", "q_proj")
+
+
+@case("--learning-rate is inf")
+def infinite_rate(p: Place) -> list[object]:
+    return p.train("--learning-rate", "inf")
+
+
+@case("--alpha is nan")
+def alpha_that_is_no_number(p: Place) -> list[object]:
+    return p.train("--alpha", "nan")
 
 
 @case("rank is 0")
@@ -231,7 +276,7 @@ def draft_with_two_layers(p: Place) -> list[object]:
     return p.train(draft=p.edited_draft(num_hidden_layers=2))
 
 
-@case("belongs to a run with another rank")
+@case("belongs to a run with another rank (4, now 9)")
 def folder_of_another_run(p: Place) -> list[object]:
     shutil.copytree(p.run, p.out)
     (p.out / "manifest.json").unlink()
@@ -239,11 +284,66 @@ def folder_of_another_run(p: Place) -> list[object]:
     return p.train("--rank", "9", *same)
 
 
-@case("belongs to a run with another rank")
+@case("belongs to a run with another rank (4, now 9)")
 def folder_of_another_finished_run(p: Place) -> list[object]:
     shutil.copytree(p.run, p.out)
     same = ["--steps", "6", "--eval-every", "6", "--no-compiled", "--no-tensorboard"]
     return p.train("--rank", "9", *same)
+
+
+@case("belongs to a run with another draft (hash")
+def folder_of_a_run_of_another_draft(p: Place) -> list[object]:
+    shutil.copytree(p.run, p.out)
+    other = write_draft(p.folder / "other", seed=5)
+    return p.train("--rank", "4", "--steps", "6", draft=other)
+
+
+@case("belongs to a run with another store (hash")
+def folder_of_a_run_on_another_store(p: Place) -> list[object]:
+    shutil.copytree(p.run, p.out)
+    store = p.own(p.store)
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["settings"]["prompts_sha256"] = "of others"
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    return p.train("--rank", "4", "--steps", "6", store=store)
+
+
+@case("belongs to a run of 6 steps, now it is 5: a run can be prolonged, not cut short")
+def run_cut_short(p: Place) -> list[object]:
+    shutil.copytree(p.run, p.out)
+    return p.train("--rank", "4", "--steps", "5")
+
+
+@case("fc.lora_A.weight has 1 of 1,536 values that are NaN")
+def merge_of_one_nan(p: Place) -> list[object]:
+    return p.merge(p.spoiled("fc.lora_A.weight", (0, 0), float("nan")))
+
+
+@case("lora_B.weight has 1 of 512 values that are NaN or infinite")
+def merge_of_one_infinity(p: Place) -> list[object]:
+    return p.merge(p.spoiled("q_proj.lora_B.weight", (3, 1), float("-inf")))
+
+
+@case("fc.weight would be NaN or infinite in bfloat16")
+def merge_that_overflows(p: Place) -> list[object]:
+    run = p.spoiled("fc.lora_A.weight", slice(None), 1e38)
+    return p.merge(p.spoiled("fc.lora_B.weight", slice(None), 1e38, run))
+
+
+@case("would be NaN or infinite in bfloat16")
+def merge_with_an_infinite_alpha(p: Place) -> list[object]:
+    run = p.own(p.run)
+    config = run / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": float("inf")}))
+    return p.merge(run)
+
+
+@case("is not an annealing record")
+def merge_with_a_beta_that_is_no_number(p: Place) -> list[object]:
+    run = p.own(p.run)
+    record = run / "adapter" / "annealing.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"beta": float("nan")}))
+    return p.merge(run)
 
 
 @case("still non-linear (beta = 0.5)")

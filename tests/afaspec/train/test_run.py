@@ -46,7 +46,7 @@ def test_every_arm_learns(arm: str, store: Path, tiny_draft: Path, tmp_path: Pat
     trained = train(settings, rows.append)
     assert rows[-1]["loss"] < 0.97 * rows[0]["loss"]
     assert trained.result.exists()
-    assert trained.acceptance_length >= 1.0
+    assert trained.length >= 1.0
     assert ("beta" in rows[0]) == (arm == "afa-lora")
     if arm == "afa-lora":
         assert rows[0]["beta"] == 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.stats.offline import match_matrix, offline_acceptance, walk_blocks
+from bench.stats.offline import (
+    match_matrix,
+    offline_acceptance,
+    offline_agreement,
+    response_spans,
+    walk_blocks,
+)
+from drafts.errors import NotFiniteError
 from drafts.nn.interface import Draft
 from tests.opened import load_draft
 
@@ -92,3 +99,69 @@ def test_a_sequence_too_short_to_draft_counts_nothing(draft: Draft) -> None:
     tiny = Stored(stored.input_ids[:8], stored.loss_mask[:8], stored.hidden[:8], stored.final[:8])
     measured = offline_acceptance(draft, [tiny], 3, amp=False)
     assert measured.drafts_per_prompt.tolist() == [0]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_each_response_of_a_conversation_is_walked_alone(draft: Draft, k: int) -> None:
+    """Two answers with a question between: what a server drafts for each, and nothing between."""
+    (stored,) = sequences(draft, count=1, agreement=0.7)
+    end, again = 18, 24
+    mask = stored.loss_mask.clone()
+    mask[end:again] = False
+    assert list(response_spans(mask)) == [(PROMPT, end), (again, PROMPT + RESPONSE)]
+    measured = offline_acceptance(draft, [replace(stored, loss_mask=mask)], k, amp=False)
+
+    def part(start: int, stop: int) -> tuple[int, list[int]]:
+        drafts, accepted, known = 0, [0] * k, start + 1
+        while known + k <= stop:
+            proposal = draft.propose(stored.hidden[: known - 1], stored.input_ids[:known], k)
+            count = 0
+            while count < k and proposal[count] == int(stored.input_ids[known + count]):
+                accepted[count] += 1
+                count += 1
+            drafts += 1
+            known += count + 1
+        return drafts, accepted
+
+    (drafts, accepted), (later, also) = part(PROMPT, end), part(again, PROMPT + RESPONSE)
+    assert measured.drafts_per_prompt.tolist() == [drafts + later]
+    assert measured.accepted_per_prompt.tolist() == [np.add(accepted, also).tolist()]
+    whole = offline_acceptance(draft, [stored], k, amp=False)
+    assert measured.drafts_per_prompt.tolist() != whole.drafts_per_prompt.tolist()
+
+
+def test_a_sequence_without_or_all_of_response_is_counted_as_it_is(draft: Draft) -> None:
+    (stored,) = sequences(draft, count=1, agreement=0.5)
+    none = replace(stored, loss_mask=torch.zeros_like(stored.loss_mask))
+    every = replace(stored, loss_mask=torch.ones_like(stored.loss_mask))
+    measured = offline_acceptance(draft, [none, every], 3, amp=False)
+    assert measured.drafts_per_prompt[0] == 0
+    assert measured.drafts_per_prompt[1] > 0
+
+
+def test_agreement_is_with_what_the_target_makes_likeliest(draft: Draft) -> None:
+    """The path is random; the target agrees with the draft at every place but one."""
+    stored = sequences(draft, count=1, agreement=0.0)[0]
+    row = draft(stored.hidden[None], stored.input_ids[None], 1)[0]
+    said = draft.target_ids()[draft.logits(row, 0).argmax(-1)][0]
+    likeliest = stored.input_ids.clone()
+    likeliest[2:] = said[: len(likeliest) - 2]
+    likeliest[PROMPT + 3] = (likeliest[PROMPT + 3] + 1) % draft.vocab_size
+    agreed = offline_agreement(draft, [stored], [likeliest], 1, amp=False)
+    drafts, accepted = int(agreed.drafts_per_prompt[0]), int(agreed.accepted_per_prompt[0, 0])
+    assert drafts - accepted == 1
+    path = offline_acceptance(draft, [stored], 1, amp=False)
+    assert path.accepted_per_prompt[0, 0] < accepted
+    same = offline_agreement(draft, [stored], [stored.input_ids], 1, amp=False)
+    assert same.accepted_per_prompt.tolist() == path.accepted_per_prompt.tolist()
+
+
+def test_a_draft_whose_logits_are_not_finite_is_refused(
+    draft: Draft, tiny_draft: Path, tiny_target: Path
+) -> None:
+    stored = sequences(draft, count=2, agreement=0.5)
+    broken = load_draft(tiny_draft, tiny_target)
+    with torch.no_grad():
+        broken.get_parameter("lm_head.weight")[7, 3] = float("nan")
+    with pytest.raises(NotFiniteError, match="logits are NaN or infinite"):
+        offline_acceptance(broken, stored, 3, amp=False)

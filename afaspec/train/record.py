@@ -1,0 +1,145 @@
+"""What a run's folder says of the run: its settings, what it was given, and its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afaspec.store.read import FeatureStore
+from afaspec.train.config import RunPlace, TrainConfig
+from afaspec.train.held_out import Measure, measure_of
+from drafts.checkpoint.info import DraftInfo
+from drafts.errors import UserError
+from drafts.files import read_json, remove_leftovers, write_json
+from drafts.target import TargetInfo
+
+CONFIG, MANIFEST = "config.json", "manifest.json"
+ANEW = "choose another --out, or remove the folder to start anew"
+# How a run is followed, and how its loss is computed: they may change when it goes on.
+FREE = {"eval_every", "checkpoint_every", "tensorboard", "chunk", "compiled"}
+Split = tuple[list[int], list[int]]  # sequences to train on, and held out
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: where its result lies and how good it was on held-out sequences.
+
+    `length` is an acceptance length, or for stores of sampled or given responses an agreement
+    length, as `measure` says; `base_length` is the base draft's. `before` says that the run was
+    finished already when it was asked for.
+    """
+
+    folder: Path
+    result: Path
+    best_step: int
+    measure: Measure
+    length: float
+    base_length: float
+    before: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's settings and what it was given, as its `config.json` has them."""
+
+    folder: Path
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        store: FeatureStore,
+        draft: DraftInfo,
+        target: TargetInfo,
+        split: Split,
+    ) -> Record:
+        """Paths are absolute, so that the run is found from elsewhere; names stay names."""
+        settings = json.loads(config.model_dump_json())
+        settings["target"] = settings["target"] or str(target.folder)
+        for name in RunPlace.model_fields:
+            if settings[name] and Path(settings[name]).expanduser().exists():
+                settings[name] = str(Path(settings[name]).expanduser().resolve())
+        settings["inputs"] = {
+            "store": store.manifest.content_sha256,
+            "draft": draft.sha256,
+            "target": target.sha256,
+            "held-out part": hashlib.sha256(json.dumps(split).encode()).hexdigest(),
+        }
+        return cls(config.out, settings)
+
+    def check(self) -> None:
+        """Raise `UserError` where the folder belongs to a run that cannot go on as this one.
+
+        Store, draft and target are compared by what they are, not by where they lie. More steps
+        than before prolong a run.
+        """
+        recorded = self._read()
+        if recorded is None:
+            return
+        if "inputs" not in recorded:
+            raise UserError("belongs to a run of an older afaspec", where=self.folder, hint=ANEW)
+        compared = self.settings.keys() - RunPlace.model_fields.keys() - FREE - {"inputs", "steps"}
+        changed = [
+            f"{name} ({recorded.get(name)}, now {self.settings[name]})"
+            for name in sorted(compared)
+            if recorded.get(name) != self.settings[name]
+        ]
+        changed += [
+            f"{name} (hash {str(recorded['inputs'].get(name))[:12]}, now {value[:12]})"
+            for name, value in self.settings["inputs"].items()
+            if recorded["inputs"].get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"belongs to a run with another {', '.join(changed)}", where=self.folder, hint=ANEW
+            )
+        if self.settings["steps"] < recorded["steps"]:
+            raise UserError(
+                f"belongs to a run of {recorded['steps']} steps, now it is "
+                f"{self.settings['steps']}: a run can be prolonged, not cut short",
+                where=self.folder,
+                hint=ANEW,
+            )
+
+    def finished(self) -> bool:
+        """Is the run there already, of as many steps?"""
+        recorded = self._read()
+        there = (self.folder / MANIFEST).exists()
+        return there and recorded is not None and recorded["steps"] == self.settings["steps"]
+
+    def write(self) -> None:
+        """Record the settings; a run that is prolonged is finished no more."""
+        for result in ("adapter", "weights"):
+            remove_leftovers(self.folder / result)
+        if not self.finished():
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+        if self._read() != self.settings:
+            write_json(self.folder / CONFIG, self.settings)
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.folder / CONFIG
+        found: dict[str, Any] | None = read_json(path) if path.exists() else None
+        return found
+
+
+def result_folder(config: TrainConfig) -> Path:
+    """Where the run's result lies: `adapter/` for adapters, `weights/` for full fine-tuning."""
+    return config.out / ("weights" if config.arm == "full" else "adapter")
+
+
+def read_trained(config: TrainConfig, store: FeatureStore) -> Trained:
+    """The result of a run that is finished, from its manifest."""
+    manifest, measure = read_json(config.out / MANIFEST), measure_of(store)
+    return Trained(
+        config.out,
+        result_folder(config),
+        manifest["best_step"],
+        measure,
+        manifest[f"held_out_{measure}_length"],
+        manifest[f"base_{measure}_length"],
+        before=True,
+    )

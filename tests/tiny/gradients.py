@@ -1,0 +1,54 @@
+"""The gradient of one optimizer step of a training run, in one process or in several.
+
+torchrun --nproc-per-node 2 -m tests.tiny.gradients STORE DRAFT OUT BATCH_SIZE ACCUMULATION
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from afaspec.cli.adapt.train import open_inputs
+from afaspec.train.arm import set_up
+from afaspec.train.config import TrainConfig
+from afaspec.train.loader import Batches
+from afaspec.train.step import join_processes, sum_gradients
+
+
+def step_gradient(config: TrainConfig, step: int = 1) -> dict[str, Tensor]:
+    """Of each trained parameter, at weights where no adapter is zero."""
+    accelerator = join_processes()
+    store, draft, target = open_inputs(config)
+    setup = set_up(config, draft, target, accelerator.device)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in setup.parameters:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    batches = Batches(config, store, list(range(len(store))), setup.objective, accelerator)
+    for loss in batches.losses(step):
+        loss().backward()
+    if accelerator.num_processes > 1:
+        sum_gradients(accelerator, setup.parameters)
+    named = setup.draft.named_parameters()
+    return {name: p.grad for name, p in named if p.grad is not None}
+
+
+def run_settings(
+    store: Path, draft: Path, out: Path, batch_size: int, accumulation: int
+) -> TrainConfig:
+    return TrainConfig(
+        store=store, draft=draft, out=out, batch_size=batch_size, accumulation=accumulation,
+        arm="afa-lora", rank=4, init="default", precision="fp32", compiled=False,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    store, draft, out = map(Path, sys.argv[1:4])
+    found = step_gradient(run_settings(store, draft, out, int(sys.argv[4]), int(sys.argv[5])))
+    if torch.distributed.get_rank() == 0:
+        save_file(found, out)
+    torch.distributed.destroy_process_group()
