@@ -24,7 +24,7 @@ from drafts.tensors import open_tensors
 RECORD = "afaspec-convert.json"
 WRITTEN_ANEW = ("config.json", RECORD)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-IDENTITY = ("folder", "format", "config")
+IDENTITY = ("folder", "format", "config", "warnings")
 
 Path_ = tuple[str, ...]
 

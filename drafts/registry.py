@@ -7,13 +7,15 @@ the base draft's config byte for byte, its tensor names, dtypes and order.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import default_layer_ids
-from drafts.checkpoint.source import FETCH, Source
+from drafts.checkpoint.source import FETCH, Source, load_tensor, open_source
+from drafts.checkpoint.values import check_values, check_vocabulary_map
 from drafts.errors import UserError
 from drafts.families.dflash.layouts import DFlash
 from drafts.families.eagle.layouts import Eagle
@@ -21,15 +23,18 @@ from drafts.families.eagle3.layouts import Eagle3
 from drafts.families.lm.layouts import DraftModel
 from drafts.families.medusa.layouts import Medusa
 from drafts.families.peagle.layouts import PEagle
-from drafts.files import read_json, weight_files, write_json
+from drafts.files import INDEX, read_index, weight_files, write_json
 from drafts.target import TargetInfo
-from drafts.tensors import open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from drafts.nn.interface import Draft
 
+QUANTIZED = (
+    "its weights are quantized. They are trained and measured offline as the plain weights that "
+    "they stand for, which `afaspec merge` writes; vLLM computes with them as they are stored"
+)
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -44,22 +49,58 @@ FAMILIES: dict[str, Family] = {
 
 
 def read_draft(folder: Path) -> DraftInfo:
-    """Describe the draft in `folder` from its config and tensor headers. Raises `UserError`."""
+    """Describe the draft in `folder`; free of torch, but for draft models.
+
+    The one check that every command shares: each stored tensor has its place in the module that the
+    config makes, every value is finite, and the vocabulary map is one. Raises `UserError`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
             "no such folder", where=folder, hint="give the folder of a draft checkpoint"
         )
-    source = Source(folder, read_json(folder / "config.json"), open_tensors(folder).headers)
+    source = open_source(folder)
+    named = source.raw.get("architectures") or []
     family = next((family for family in FAMILIES.values() if family.matches(source)), None)
-    if family is None:
-        named = source.raw.get("speculators_model_type") or source.raw.get("architectures")
-        raise UserError(
-            f"is no draft that afaspec knows: its config says {named}",
-            where=folder / "config.json",
-            hint=f"give a draft of one of {', '.join(f.title for f in FAMILIES.values())}",
+    if family is None or (family.name == "draft_model" and any(map(is_head, named))):
+        raise unknown(source, named)
+    info = family.describe(source)
+    check_values(source)
+    check_vocabulary_map(source, info.vocab_size)
+    return replace(info, warnings=(*info.warnings, QUANTIZED)) if source.scales else info
+
+
+def is_head(architecture: str) -> bool:
+    """Is this the name of a draft head, of whatever target?"""
+    return any(kind in architecture for kind in ("Eagle", "DFlash", "DSpark", "Medusa", "MTP"))
+
+
+def unknown(source: Source, named: list[str]) -> UserError:
+    """What is wrong with a checkpoint that no family has; without `architectures`, what it may be.
+
+    vLLM goes by them, whatever the tensors are called.
+    """
+    kinds = ", ".join(f.title for f in FAMILIES.values())
+    if speculators := source.raw.get("speculators_model_type"):
+        named = [f"{speculators} of speculators"]
+    if named:
+        return UserError(
+            f"is no draft that afaspec knows: its config says {', '.join(named)}"
+            + (", a head that vLLM has another module for" * any(map(is_head, named))),
+            where=source.config_path,
+            hint=f"give a draft of one of {kinds}",
         )
-    return family.describe(source)
+    hint = f"write the architecture of a draft of one of {kinds} into it"
+    names = source.headers
+    if "fc.weight" in names and any(".hidden_norm" in name for name in names):
+        normed = any("q_norm" in name for name in names)
+        architecture = "Eagle3Qwen3ForCausalLM" if normed else "LlamaForCausalLMEagle3"
+        hint = f'write "architectures": ["{architecture}"] into it: its tensors are EAGLE-3\'s'
+    return UserError(
+        "names no architectures, by which vLLM tells what it is",
+        where=source.config_path,
+        hint=hint,
+    )
 
 
 def wanted_layer_ids(draft: DraftInfo, target: TargetInfo) -> tuple[int, ...]:
@@ -89,29 +130,39 @@ def init_draft(family: str, target: TargetInfo, options: InitOptions | None = No
 def module_names(draft: DraftInfo) -> dict[str, str]:
     """The module's parameter name of each stored tensor, by its stored name."""
     rename = FAMILIES[draft.family].module_name
-    return {name: rename(name) for name in open_tensors(draft.folder).headers}
+    return {name: rename(name) for name in open_source(draft.folder).headers}
 
 
 def write_like(base: DraftInfo, folder: Path, changed: dict[str, Tensor]) -> None:
     """Write `base`'s checkpoint to the empty `folder` with the `changed` tensors (module names).
 
-    Changed tensors are stored in the base's dtype; every other byte of the base is kept.
+    Changed tensors are stored in the base's types, quantized ones as plain floats; those that
+    `base.to_store` names are added. Every other byte of a tensor is kept. Raises `UserError` where
+    a changed tensor is not finite in its type.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    names, left = module_names(base), dict(changed)
-    for path in weight_files(base.folder):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if not any(names[name] in left for name in tensors):
+    source, left = open_source(base.folder), dict(changed)
+    names, files = module_names(base), weight_files(base.folder)
+    added = {name: left.pop(name) for name in base.to_store if name in left}
+    written = dict.fromkeys(added, files[-1].name)
+    for path in files:
+        stored = [name for name, header in source.stored.items() if header.file == path]
+        kept = [name for name in stored if name in source.headers]
+        written |= dict.fromkeys(kept, path.name)
+        new = {name for name in kept if names[name] in left or name in source.scales}
+        more = added if path == files[-1] else {}
+        if kept == stored and not new and not more:
             shutil.copyfile(path, folder / path.name)
             continue
-        for name, old in tensors.items():
-            if names[name] in left:
-                tensors[name] = left.pop(names[name]).to(old.dtype).contiguous()
-        save_file(tensors, folder / path.name, metadata=metadata)
+        tensors = {name: load_tensor(source, name) for name in kept}
+        for name in new:
+            value = left.pop(names[name], tensors[name])
+            tensors[name] = in_type(value, source.headers[name].dtype, name)
+        tensors |= {name: in_type(value, base.dtype, name) for name, value in more.items()}
+        with safe_open(path, framework="pt") as file:
+            save_file(tensors, folder / path.name, metadata=file.metadata())
     if left:
         raise UserError(
             f"has no tensor for {', '.join(sorted(left))}", where=base.folder, hint=FETCH
@@ -119,6 +170,25 @@ def write_like(base: DraftInfo, folder: Path, changed: dict[str, Tensor]) -> Non
     for path in base.folder.iterdir():
         if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja"):
             shutil.copyfile(path, folder / path.name)
+    config = FAMILIES[base.family].written_config(base, source.raw)
+    if config != source.raw:
+        write_json(folder / "config.json", config)
+    if (folder / INDEX).exists() and read_index(folder / INDEX) != written:
+        write_json(folder / INDEX, {"metadata": {}, "weight_map": written})
+
+
+def in_type(value: Tensor, dtype: str, name: str) -> Tensor:
+    """The tensor as it is stored. Raises `UserError` where it is not finite then."""
+    import torch
+
+    result = value.to(getattr(torch, dtype)).contiguous()
+    if wrong := int((~result.isfinite()).sum()):
+        raise UserError(
+            f"{name} would hold {wrong:,} values that are NaN or infinite in {dtype}",
+            hint="give an adapter or weights that are finite: train again with a lower learning "
+            "rate, from a checkpoint before the loss became non-finite",
+        )
+    return result
 
 
 def save_draft(draft: Draft, family: str, folder: Path, *, dtype: Any) -> None:

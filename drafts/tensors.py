@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Float = Literal["bfloat16", "float16", "float32"]  # what models are computed in
 FLOATS: tuple[str, ...] = get_args(Float)
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
-BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+BYTES |= {"U64": 8, "U32": 4, "U16": 2, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
@@ -34,6 +34,7 @@ class Header:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int = 0  # of its bytes in the file
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,6 @@ class TensorFile:
 
         with safe_open(self.headers[name].file, framework="pt") as file:
             return file.get_tensor(name)
-
-    def load_all(self) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
-
-        files = sorted({header.file for header in self.headers.values()})
-        return {name: tensor for path in files for name, tensor in load_file(path).items()}
 
 
 def open_tensors(folder: Path) -> TensorFile:
@@ -118,6 +113,18 @@ def read_header(path: Path) -> dict[str, Header]:
         if entry["dtype"] in BYTES and expected != stop - start:
             raise UserError(f"tensor {name} has a wrong size", where=path, hint=damaged)
         headers[name] = Header(
-            path, NAMES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
+            path,
+            NAMES.get(entry["dtype"], entry["dtype"]),
+            tuple(entry["shape"]),
+            8 + length + start,
         )
     return headers
+
+
+def read_numbers(header: Header, kind: str) -> Any:
+    """A tensor's numbers as a flat numpy array of type `kind`, read from the disk as used."""
+    import numpy as np
+
+    if not (count := prod(header.shape)):
+        return np.empty(0, kind)
+    return np.memmap(header.file, kind, "r", header.start, (count,))

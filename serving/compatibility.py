@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.source import open_source
 from drafts.errors import UserError
 from drafts.registry import module_names, wanted_layer_ids
 from drafts.target import TargetInfo
-from drafts.tensors import FLOATS, open_tensors
+from drafts.tensors import FLOATS
 from drafts.tokenizer_files import vocabulary
 
 OWN_TARGET = "use the draft with the target it was trained for"
@@ -44,6 +45,7 @@ def compare(t: TargetInfo, d: DraftInfo) -> list[Check]:
         checks.append(_rope(t, d))
     if d.family == "draft_model":
         checks += _tokenizer(t, d)
+    checks += [_to_store(name) for name in d.to_store]
     return [*checks, _dtype(t, d)]
 
 
@@ -120,7 +122,7 @@ def _layer_ids(t: TargetInfo, d: DraftInfo) -> Check:
 
 def _fused_inputs(d: DraftInfo) -> int:
     stored = {own: name for name, own in module_names(d).items()}
-    headers = open_tensors(d.folder).headers
+    headers = open_source(d.folder).headers
     return headers[stored["fc.weight"]].shape[1] if "fc.weight" in stored else 0
 
 
@@ -153,6 +155,11 @@ def _tokenizer(t: TargetInfo, d: DraftInfo) -> list[Check]:
     found = counts[1] + (", others" if ours != theirs and counts[0] == counts[1] else "")
     hint = "use a draft model with the target's own tokenizer"
     return [Check("tokenizer", counts[0], found, ours == theirs, hint)]
+
+
+def _to_store(name: str) -> Check:
+    hint = f"train it and serve what `afaspec merge` writes: vLLM wants {name} in the checkpoint"
+    return Check(name.removesuffix(".weight"), "its own", "shares it", False, hint)
 
 
 def _dtype(t: TargetInfo, d: DraftInfo) -> Check:

@@ -58,7 +58,7 @@ def load_model(folder: Path, dtype: str) -> Any:
     """transformers' own model in memory. `UserError` for damaged or foreign models."""
     import torch
 
-    model, wrong = load_causal_lm(folder, getattr(torch, dtype), "target")
+    model, wrong, _ = load_causal_lm(folder, getattr(torch, dtype), "target")
     if wrong:
         raise UserError(
             f"its weights lack or misshape {len(wrong)} tensors that its config asks for, such as "

@@ -7,12 +7,10 @@ from math import prod
 from typing import Any
 
 from drafts.checkpoint.info import DraftInfo
-from drafts.checkpoint.load import vocabulary_map
-from drafts.errors import UserError
+from drafts.checkpoint.source import open_source
 from drafts.files import read_json, weight_files
 from drafts.registry import FAMILIES, module_names, wanted_layer_ids
 from drafts.target import TargetInfo
-from drafts.tensors import open_tensors
 from serving.compatibility import Check, compare
 from serving.speculation import speculative_config
 
@@ -24,8 +22,8 @@ MAPS = ("d2t", "t2d")
 class Inspection:
     """All that `afaspec inspect` says of one draft.
 
-    `vocabulary_map` is None for a full vocabulary, else whether each draft id has a target id of
-    its own. `hidden_states` are the target's that it reads, in words; `parameters` leave out maps
+    `vocabulary_map` is None for a full vocabulary, else `one to one`, which every reader of drafts
+    checks. `hidden_states` are the target's that it reads, in words; `parameters` leave out maps
     and `bytes` is the size of the weights' files. `largest_k` is None where any k serves. `made`
     is the record of `afaspec merge`, `checks` the rows against a target.
     """
@@ -52,18 +50,18 @@ class Inspection:
     speculative_config: dict[str, Any]
     sha256: str
     made: dict[str, Any] | None
+    warnings: list[str]
     checks: list[Check] | None
 
     @property
     def fits(self) -> bool:
-        """Nothing is known against it: the map is one to one, and each row of `checks` is ok."""
-        broken = self.vocabulary_map not in (None, "one to one")
-        return not broken and all(check.ok for check in self.checks or [])
+        """Each row of `checks` is ok. A draft that is damaged in itself is not even read."""
+        return all(check.ok for check in self.checks or [])
 
 
 def inspect_draft(info: DraftInfo, target: TargetInfo | None = None) -> Inspection:
     """Describe the draft, and compare it to `target`."""
-    names, tensors = module_names(info), open_tensors(info.folder)
+    names = module_names(info)
     k = min(USUAL_K, info.max_k or USUAL_K)
     config = speculative_config(info, k)
     assert config is not None
@@ -79,7 +77,7 @@ def inspect_draft(info: DraftInfo, target: TargetInfo | None = None) -> Inspecti
         target_hidden_size=info.target_hidden_size,
         vocab_size=info.vocab_size,
         draft_vocab_size=info.draft_vocab_size,
-        vocabulary_map=check_map(info),
+        vocabulary_map=None if info.draft_vocab_size == info.vocab_size else "one to one",
         layer_ids=None if info.layer_ids is None else list(info.layer_ids),
         hidden_states=hidden_states(info, target),
         shared=list(info.shared),
@@ -87,7 +85,7 @@ def inspect_draft(info: DraftInfo, target: TargetInfo | None = None) -> Inspecti
         dtype=info.dtype,
         parameters=sum(
             prod(header.shape)
-            for name, header in tensors.headers.items()
+            for name, header in open_source(info.folder).headers.items()
             if names[name] not in MAPS
         ),
         bytes=sum(path.stat().st_size for path in weight_files(info.folder)),
@@ -95,6 +93,7 @@ def inspect_draft(info: DraftInfo, target: TargetInfo | None = None) -> Inspecti
         speculative_config=config,
         sha256=info.sha256,
         made=read_json(made) if made.exists() else None,
+        warnings=list(info.warnings),
         checks=None if target is None else compare(target, info),
     )
 
@@ -111,15 +110,3 @@ def hidden_states(info: DraftInfo, target: TargetInfo | None) -> str:
         return "not named: vLLM takes those after layers 2, L/2 and L-3 of a target of L layers"
     ids = wanted_layer_ids(info, target)
     return f"not named: vLLM takes those after layers {', '.join(map(str, ids))}"
-
-
-def check_map(info: DraftInfo) -> str | None:
-    """`one to one`, or what is wrong with the vocabulary map; None without a reduced vocabulary."""
-    if info.draft_vocab_size == info.vocab_size:
-        return None
-    stored = {own: name for name, own in module_names(info).items()}
-    try:
-        vocabulary_map(open_tensors(info.folder).load(stored["d2t"]), info)
-    except UserError as error:
-        return error.problem
-    return "one to one"

@@ -24,6 +24,7 @@ from afaspec.capture.adapted_target import open_target
 from afaspec.embedded.names import open_draft
 from afaspec.versions import versions
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.source import load_tensor, open_source
 from drafts.errors import UserError
 from drafts.files import (
     atomic_folder,
@@ -36,7 +37,7 @@ from drafts.hashes import hash_file
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, module_names, read_draft, write_like
 from drafts.target import TargetInfo, read_target
-from drafts.tensors import open_tensors, read_header
+from drafts.tensors import read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
 TOLERANCE = 1e-5  # relative, of a merge in float32, whatever rounding does
@@ -74,7 +75,9 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
     before = {name: p.detach().clone() for name, p in draft.named_parameters()}
     adapted = load_result(draft, result)
     merged = merged_weights(adapted)
-    changed = {n: w for n, w in merged.items() if not torch.equal(w, before[n])}
+    changed = {
+        n: w for n, w in merged.items() if n in base.to_store or not torch.equal(w, before[n])
+    }
     check_merged(changed, base, result)
 
     with atomic_folder(out) as folder:
@@ -164,7 +167,7 @@ def check_base(base: DraftInfo, run: Path | None, result: Path) -> None:
                 where=base.folder,
                 hint="give the base draft of the run, unchanged",
             )
-    names, headers = module_names(base), open_tensors(base.folder).headers
+    names, headers = module_names(base), open_source(base.folder).headers
     shapes = {names[stored]: header.shape for stored, header in headers.items()}
     for name, header in read_header(next(result.glob("*.safetensors"))).items():
         if name.endswith(("lora_A.weight", "lora_B.weight")):
@@ -195,8 +198,8 @@ def check_finite(result: Path) -> None:
 
 def check_merged(weights: dict[str, Tensor], base: DraftInfo, result: Path) -> None:
     """Raise `UserError` for a merged weight that the base's type cannot hold, by module names."""
-    stored, own = open_tensors(base.folder), module_names(base)
-    types = {own[name]: stored.load(name).dtype for name in own if own[name] in weights}
+    headers, own = open_source(base.folder).headers, module_names(base)
+    types = {own[n]: getattr(torch, headers[n].dtype) for n in own if own[n] in weights}
     for name, weight in weights.items():
         dtype = types.get(name, weight.dtype)
         if not weight.to(dtype).float().isfinite().all():
@@ -240,10 +243,10 @@ def load_merged(base: DraftInfo, result: Path, target: TargetInfo | None) -> Dra
     weights = merged_weights(load_result(load_draft(base, target), result))
     check_merged(weights, base, result)
     merged = load_draft(base, target).eval()
-    stored = open_tensors(base.folder)
+    headers = open_source(base.folder).headers
     for name, own in module_names(base).items():
         if own in weights:
-            weights[own] = weights[own].to(stored.load(name).dtype)
+            weights[own] = weights[own].to(getattr(torch, headers[name].dtype))
     merged.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
     return merged
 
@@ -289,11 +292,11 @@ def measure_parity(
     exact = outputs(merged)
     rounding = max(float((outputs(m) - exact).abs().max()) for m in rounded(merged, changed))
     names = module_names(base)
-    headers, written_headers = open_tensors(base.folder), open_tensors(written.folder)
+    old, new = open_source(base.folder), open_source(written.folder)
     same = sum(
-        torch.equal(headers.load(n).view(-1), written_headers.load(n).view(-1))
-        for n in headers.headers
-        if names[n] not in changed
+        torch.equal(load_tensor(old, n), load_tensor(new, n))
+        for n in old.headers
+        if names[n] not in changed and n not in old.scales
     )
     return Parity(
         float32=float((exact - reference).abs().max() / peak),

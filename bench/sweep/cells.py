@@ -19,10 +19,10 @@ from bench.records.acceptance import Counts, Floats
 from bench.records.arms import Arm
 from bench.records.run import Series
 from drafts.checkpoint.info import DraftInfo
+from drafts.checkpoint.source import open_source
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json
 from drafts.registry import module_names
-from drafts.tensors import open_tensors
 
 CELL_SCHEMA = "afaspec-sweep-cell/1"
 
@@ -122,7 +122,7 @@ def describe_draft(arm: Arm) -> dict[str, Any]:
         return {"sha256": None, **ngram, "max_k": None}
     info = arm.draft
     names = module_names(info)
-    headers = open_tensors(info.folder).headers
+    headers = open_source(info.folder).headers
     shapes = sorted((names[stored], list(header.shape)) for stored, header in headers.items())
     return {
         "sha256": info.sha256,

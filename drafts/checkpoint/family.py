@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.source import Source
+from drafts.quantization import without_quantization
 from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class Family(ABC):
     @abstractmethod
     def init(self, target: TargetInfo, options: InitOptions) -> Draft:
         """A random module for the target."""
+
+    def written_config(self, info: DraftInfo, raw: dict[str, Any]) -> dict[str, Any]:
+        """The config.json of a changed copy: `raw`, but for what no longer holds or serves."""
+        return without_quantization(raw)
 
     def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
         """A checkpoint of the config.json `raw` in another of `formats`, where there is another."""

@@ -24,6 +24,8 @@ class DraftInfo:
     for none but the final one, None where the config does not name them. `shared` are the tensors
     that it takes from the target. `max_k` is the most tokens that it drafts in a step, None for any
     number. `speculation` are further settings that vLLM needs. `config` is the checkpoint's, flat.
+    `warnings` say what a user should know before serving it. `to_store` are tensors that it takes
+    from the target but vLLM from the checkpoint, so that it serves only once they are written.
     """
 
     folder: Path
@@ -43,6 +45,8 @@ class DraftInfo:
     reads: Reads = "layers"
     max_k: int | None = None
     speculation: dict[str, Any] | None = field(default=None, hash=False)
+    warnings: tuple[str, ...] = ()
+    to_store: tuple[str, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -63,7 +67,6 @@ def make_info(
         "draft_vocab_size": flat.get("draft_vocab_size"),
         "max_positions": flat.get("max_position_embeddings", 2048),
         "rope": rope_of(flat),
-        "dtype": next(iter(source.headers.values())).dtype,
         "shared": tuple(name for name in SHARED if name not in names),
         "config": flat,
     }

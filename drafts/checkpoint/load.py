@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from drafts.checkpoint.shared import shared_tensor
-from drafts.checkpoint.source import FETCH
+from drafts.checkpoint.source import load_tensor, open_source
 from drafts.errors import UserError, first_line
-from drafts.target import SHARED, TargetInfo
-from drafts.tensors import open_tensors
+from drafts.target import TargetInfo
 
 if TYPE_CHECKING:
-    from torch import Tensor, dtype
+    from torch import dtype
 
     from drafts.checkpoint.info import DraftInfo
     from drafts.nn.interface import Draft
@@ -24,50 +23,32 @@ D = TypeVar("D", bound="Draft")
 def fill(
     draft: D, info: DraftInfo, module_name: Callable[[str], str], target: TargetInfo | None
 ) -> D:
-    """Load `draft`'s weights in float32. What the checkpoint shares comes from the target."""
-    stored = {module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
-    d2t = stored.pop("d2t", None)
-    wanted = dict(draft.state_dict())
-    wanted.pop("d2t")
-    for name in SHARED:
-        if name in wanted and name not in stored:
-            stored[name] = shared_tensor(name, tuple(wanted[name].shape), info, target)
-    if lacking := sorted(wanted.keys() - stored.keys()):
-        raise UserError(f"lacks {', '.join(lacking[:4])}", where=info.folder, hint=FETCH)
-    for name, value in wanted.items():
-        if stored[name].shape != value.shape:
-            raise UserError(
-                f"{name} is {list(stored[name].shape)}, the config says {list(value.shape)}",
-                where=info.folder,
-                hint=FETCH,
-            )
-    draft.load_state_dict({name: stored[name].float() for name in wanted}, strict=False)
-    draft.set_vocabulary_map(vocabulary_map(d2t, info))
+    """Load `draft`'s weights in float32. What the checkpoint shares comes from the target.
+
+    That all of it is there and fits, `Family.describe` has checked.
+    """
+    source = open_source(info.folder)
+    stored = {module_name(name): name for name in source.headers}
+    state = {}
+    for name, value in draft.state_dict().items():
+        if name in stored:
+            state[name] = load_tensor(source, stored[name])
+        elif name != "d2t":
+            state[name] = shared_tensor(name, tuple(value.shape), info, target)
+    d2t = state.pop("d2t", None)
+    draft.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    if d2t is not None:
+        draft.set_vocabulary_map(d2t.long())
     return draft
 
 
-def vocabulary_map(d2t: Tensor | None, info: DraftInfo) -> Tensor:
-    """d2t [draft_vocab] as int64, checked; zeros for a full vocabulary."""
-    import torch
+def load_causal_lm(
+    folder: Path, dtype: dtype, kind: str, device: str = "cpu"
+) -> tuple[Any, list[str], list[str]]:
+    """transformers' own model, the tensors that it lacks or misshapes, and those without a place.
 
-    if info.draft_vocab_size == info.vocab_size:
-        return torch.zeros(info.vocab_size, dtype=torch.long)
-    if d2t is None:
-        raise UserError(
-            "has a reduced vocabulary but no d2t tensor that maps it", where=info.folder, hint=FETCH
-        )
-    ids = torch.arange(info.draft_vocab_size) + d2t.long()
-    if d2t.shape != (info.draft_vocab_size,) or ids.min() < 0 or ids.max() >= info.vocab_size:
-        raise UserError("d2t points outside the vocabulary", where=info.folder, hint=FETCH)
-    if len(ids.unique()) != len(ids):
-        raise UserError("d2t maps two draft ids to one token", where=info.folder, hint=FETCH)
-    return d2t.long()
-
-
-def load_causal_lm(folder: Path, dtype: dtype, kind: str) -> tuple[Any, list[str]]:
-    """transformers' own model, and the tensors that it lacks or misshapes.
-
-    Raises `UserError` for damaged or foreign models; `kind` says what such a model should be.
+    On the device "meta" no weights are read. Raises `UserError` for damaged or foreign models;
+    `kind` says what such a model should be.
     """
     from transformers.utils import logging
 
@@ -83,6 +64,8 @@ def load_causal_lm(folder: Path, dtype: dtype, kind: str) -> tuple[Any, list[str
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named with those that are missing
+            **({"device_map": device} if device == "meta" else {}),
         )
     except Exception as error:  # a library boundary: every kind of damaged or unknown model
         raise UserError(
@@ -90,4 +73,5 @@ def load_causal_lm(folder: Path, dtype: dtype, kind: str) -> tuple[Any, list[str
             where=folder,
             hint="check that transformers knows this architecture and that its files are whole",
         ) from error
-    return model, sorted(loaded["missing_keys"]) + [str(k[0]) for k in loaded["mismatched_keys"]]
+    wrong = sorted(loaded["missing_keys"]) + sorted(str(k[0]) for k in loaded["mismatched_keys"])
+    return model, wrong, sorted(loaded["unexpected_keys"])

@@ -1,15 +1,62 @@
-"""An opened checkpoint, and its config on one level."""
+"""An opened checkpoint: its config, its tensors' headers, and their values on demand."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drafts.errors import UserError
-from drafts.tensors import Header
+from drafts.files import read_json
+from drafts.quantization import Scale, dequantized, find_scales, plain_headers
+from drafts.tensors import Header, TensorFile, open_tensors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FETCH = "download the draft again, or check that it is a draft of this family"
 REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint: its raw config, and its tensors' headers by stored name.
+
+    `headers` are those of plain weights, `stored` those on disk: the two differ where weights are
+    quantized, with `scales` by the weight's name.
+    """
+
+    folder: Path
+    raw: dict[str, Any]
+    headers: dict[str, Header]
+    stored: dict[str, Header]
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.json"
+
+
+def open_source(folder: Path) -> Source:
+    """Open the checkpoint in `folder`. Raises `UserError` for damaged files and unknown codes."""
+    raw, stored = read_json(folder / "config.json"), open_tensors(folder).headers
+    if not isinstance(raw, dict):
+        raise UserError("is no model's config", where=folder / "config.json", hint=FETCH)
+    scales = find_scales(raw, stored, folder)
+    return Source(folder, raw, plain_headers(raw, stored, scales), stored, scales)
+
+
+def load_tensor(source: Source, name: str) -> Tensor:
+    """The plain tensor of a stored name: as stored, or dequantized in float32."""
+    file = TensorFile(source.folder, source.stored)
+    tensor = file.load(name)
+    scale = source.scales.get(name)
+    return tensor if scale is None else dequantized(tensor, file.load(scale.name), scale.block)
+
+
+def load_tensors(source: Source) -> dict[str, Tensor]:
+    """All plain tensors by stored name."""
+    return {name: load_tensor(source, name) for name in source.headers}
 
 
 def flatten(source: Source) -> dict[str, Any]:
@@ -32,19 +79,3 @@ def flatten(source: Source) -> dict[str, Any]:
 
 def is_speculators(source: Source) -> bool:
     return "speculators_model_type" in source.raw
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened checkpoint: its raw config, and its tensors' headers by stored name."""
-
-    folder: Path
-    raw: dict[str, Any]
-    headers: dict[str, Header]
-
-    @property
-    def config_path(self) -> Path:
-        return self.folder / "config.json"
-
-
-FETCH = "download the draft again, or check that it is a draft of this family"

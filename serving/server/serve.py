@@ -47,6 +47,8 @@ def serve(
     console = console or Console(stderr=True)
     if isinstance(draft, DraftInfo):
         console.print(table(require_compatible(target, draft)))
+        for warning in draft.warnings:
+            console.print(f"Warning: {escape(warning)}.", soft_wrap=True)
     settings = ServerSettings(target, draft, k, host, port, tuple(extra_args), cache_gib, log)
     try:
         with _sigterm_as_exception(), ServerProcess(settings) as server:

@@ -71,6 +71,8 @@ def print_tables(found: Inspection) -> None:
     console.print(
         f"  --speculative-config '{config}'", soft_wrap=True, highlight=False, markup=False
     )
+    for warning in found.warnings:
+        console.print(f"Warning: {escape(warning)}.", soft_wrap=True)
     if found.checks is not None:
         console.print(table(found.checks))
 

@@ -16,7 +16,7 @@ from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_siz
 from drafts.checkpoint.layer_ids import check_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
 from drafts.checkpoint.mask_token import check_mask_token, init_mask_token
-from drafts.checkpoint.shapes import check_fused
+from drafts.checkpoint.shapes import Shapes, check_whole, layer_shapes, prefixed
 from drafts.checkpoint.shared import stored_state, take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.checkpoint.speculators import from_speculators, to_speculators
@@ -55,10 +55,8 @@ class DFlash(Family):
         flat = flatten(source)
         settings = read_settings(flat, source.config_path)
         refuse_unsupported(flat, source)
-        names = {self.module_name(name): header for name, header in source.headers.items()}
-        size, width = flat["hidden_size"], flat["target_hidden_size"]
-        own = {"fc.weight": (size, len(settings.layer_ids) * width), "hidden_norm.weight": (size,)}
-        check_fused(source, names, flat, own)
+        made = shapes(flat, len(settings.layer_ids))
+        names = check_whole(source, self.module_name, made, shared=shared_names(flat))
         return make_info(
             source,
             flat,
@@ -72,7 +70,10 @@ class DFlash(Family):
         )
 
     def module_name(self, stored: str) -> str:
-        return stored.removeprefix("model.")
+        name = stored.replace("midlayer.", "layers.0.", 1)
+        return name.replace("encoder.output_norm_enc.", "hidden_norm.").replace(
+            "encoder.fc.", "fc."
+        )
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> DFlashDraft:
         from drafts.families.dflash.module import DFlashConfig, DFlashDraft
@@ -147,6 +148,28 @@ class DFlash(Family):
         flat = {key: value for key, value in raw.items() if key != "dflash_config"}
         k = settings.block_size - 1 if settings.block_size else USUAL_K
         return Layout(to_speculators(flat, "dflash", "DFlashSpeculator", own, k), str)
+
+
+def shapes(flat: dict[str, Any], count: int) -> Shapes:
+    """The tensors of the module of `count` hidden states that this config makes, but for d2t."""
+    fields = layer_fields(flat) | {"qk_norm": True}
+    size = flat["hidden_size"]
+    made: Shapes = {
+        "fc.weight": (size, count * flat["target_hidden_size"]),
+        "hidden_norm.weight": (size,),
+        "norm.weight": (size,),
+        "embed_tokens.weight": (flat["vocab_size"], size),
+        "lm_head.weight": (flat["draft_vocab_size"], size),
+    }
+    for i in range(fields["num_layers"]):
+        made |= prefixed(f"layers.{i}", layer_shapes(fields))
+    return made
+
+
+def shared_names(flat: dict[str, Any]) -> tuple[str, ...]:
+    """What may be the target's: the embedding, and the output layer of a full vocabulary."""
+    full = flat["draft_vocab_size"] == flat["vocab_size"]
+    return ("embed_tokens.weight", "lm_head.weight") if full else ("embed_tokens.weight",)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from drafts.checkpoint.family import Family, InitOptions
 from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
 from drafts.checkpoint.load import fill
-from drafts.checkpoint.shapes import check_shapes
+from drafts.checkpoint.shapes import Shapes, check_whole, layer_shapes, prefixed
 from drafts.checkpoint.shared import take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.errors import UserError
@@ -48,17 +48,17 @@ class Eagle(Family):
         flat["draft_vocab_size"] = flat["vocab_size"]  # vLLM knows no other here
         flat["attention_bias"] = bool(flat.get("attention_bias") or flat.get("bias"))
         check_served(source, flat)
-        check_tensors(source, flat)
+        names = check_whole(source, self.module_name, own_shapes(flat), shared=TARGETS_OWN)
         return make_info(
             source,
             flat,
-            source.headers,
+            names,
             family="eagle",
             method="eagle",
             format="eagle",
             layer_ids=(),
             reads="final",
-            dtype=source.headers["fc.weight"].dtype,
+            dtype=names["fc.weight"].dtype,
         )
 
     def module_name(self, stored: str) -> str:
@@ -116,7 +116,7 @@ def check_served(source: Source, flat: dict[str, Any]) -> None:
         raise UserError(
             f"is an EAGLE draft of the architecture {named}, expected {' or '.join(ARCHITECTURES)}",
             where=source.config_path,
-            hint=OTHER,
+            hint=OTHER if named else f'write "architectures": ["{ARCHITECTURES[0]}"] into it',
         )
     if flat.get("hidden_act", "silu") != "silu":
         raise UserError(
@@ -130,47 +130,22 @@ def check_served(source: Source, flat: dict[str, Any]) -> None:
         )
 
 
-def check_tensors(source: Source, flat: dict[str, Any]) -> None:
-    """Raise `UserError` unless the tensors are exactly those that vLLM takes, of these sizes."""
-    size = flat["hidden_size"]
-    shapes: dict[str, tuple[int | None, ...]] = {
+def shapes(flat: dict[str, Any]) -> Shapes:
+    """The tensors of the module that this config makes."""
+    fields, size = layer_fields(flat), flat["hidden_size"]
+    made: Shapes = {
         "fc.weight": (size, 2 * size),
         "embed_tokens.weight": (flat["vocab_size"], size),
+        "lm_head.weight": (flat["vocab_size"], size),
     }
-    for i in range(flat.get("num_hidden_layers", 1)):
-        shapes |= {f"layers.{i}.{name}": s for name, s in layer_shapes(flat, i).items()}
-    check_shapes(source, source.headers, shapes, optional=["embed_tokens.weight"])
-    for name in source.headers:
-        if name in shapes or name.endswith("rotary_emb.inv_freq"):
-            continue
-        does = "leaves it out" if name.endswith(".bias") else "refuses it"
-        raise UserError(
-            f"has the tensor {name}, which an EAGLE draft by this config has not: vLLM {does}",
-            where=source.folder,
-            hint=OTHER,
-        )
+    for i in range(fields["num_layers"]):
+        made |= prefixed(f"layers.{i}", layer_shapes(fields, input_norm=i > 0))
+    return made
 
 
-def layer_shapes(flat: dict[str, Any], number: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of one decoder layer's tensors."""
-    fields = layer_fields(flat)
-    size, inner = fields["hidden_size"], fields["intermediate_size"]
-    rows = {
-        "q": fields["num_attention_heads"] * fields["head_dim"],
-        "k": fields["num_key_value_heads"] * fields["head_dim"],
-        "v": fields["num_key_value_heads"] * fields["head_dim"],
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        f"self_attn.{name}_proj.weight": (count, size) for name, count in rows.items()
-    }
-    shapes["self_attn.o_proj.weight"] = (size, rows["q"])
-    if fields["attention_bias"]:
-        shapes |= {f"self_attn.{n}_proj.bias": (c,) for n, c in {**rows, "o": size}.items()}
-    shapes |= {f"mlp.{name}_proj.weight": (inner, size) for name in ("gate", "up")}
-    shapes |= {"mlp.down_proj.weight": (size, inner), "post_attention_layernorm.weight": (size,)}
-    if number > 0:
-        shapes["input_layernorm.weight"] = (size,)
-    return shapes
+def own_shapes(flat: dict[str, Any]) -> Shapes:
+    """Those that a checkpoint may store: the output layer is always the target's."""
+    return {name: shape for name, shape in shapes(flat).items() if name != "lm_head.weight"}
 
 
 def config_of(flat: dict[str, Any]) -> EagleConfig:

@@ -6,7 +6,10 @@ They differ in where the config keeps its fields and in the name of the first de
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
@@ -14,12 +17,13 @@ from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import layer_config, layer_fields, layer_sizes
 from drafts.checkpoint.layer_ids import check_layer_ids, default_layer_ids, spread_layer_ids
 from drafts.checkpoint.load import fill
-from drafts.checkpoint.shapes import check_fused
+from drafts.checkpoint.shapes import Shapes, check_whole, layer_shapes, prefixed
 from drafts.checkpoint.shared import stored_state, take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators
 from drafts.checkpoint.speculators import from_speculators, to_speculators
 from drafts.errors import UserError
 from drafts.target import TargetInfo
+from drafts.tensors import Header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,14 +31,25 @@ if TYPE_CHECKING:
     from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
 
 
+# Those for which vLLM takes the module that is here, and the names of speculators.
 ARCHITECTURES = {
     "LlamaForCausalLMEagle3",
     "Eagle3LlamaForCausalLM",
+    "Eagle3MiniMaxM2ForCausalLM",
+    "Eagle3Qwen2_5vlForCausalLM",
     "Eagle3Qwen3ForCausalLM",
+    "Eagle3Qwen3vlForCausalLM",
     "Eagle3Speculator",
     "Eagle3DraftModel",
 }
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+# Names of other programs for the same: feature_layers, target_layer_ids, aux_layers ...
+OTHER_IDS = re.compile("(feature|target|aux|hidden|capture|eagle|fus).*layer|layer.*(feature|aux)")
+NESTED_IDS = (
+    f"{LAYER_IDS} stands only in eagle_config, where vLLM's V2 runner does not look: it would take "
+    "its default. Write it at the top of config.json; `afaspec merge` does"
+)
+UNUSED_NORM = re.compile(r"layers\.[1-9]\d*\.hidden_norm\.weight").fullmatch  # vLLM's later layers
 USUAL_K = 3  # what a speculators config names for servers that ask for no number
 SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 
@@ -59,8 +74,8 @@ class Eagle3(Family):
         ids = check_layer_ids(
             flat.get(LAYER_IDS) or nested.get(LAYER_IDS), source.config_path, LAYER_IDS
         )
-        names = {self.module_name(name): header for name, header in source.headers.items()}
-        check_fused(source, names, flat, {"fc.weight": (flat["hidden_size"], None)})
+        check_named_layers(flat, ids, source.config_path)
+        names = self.check_tensors(source, flat)
         return make_info(
             source,
             flat,
@@ -70,10 +85,17 @@ class Eagle3(Family):
             format="speculators" if is_speculators(source) else "eagle",
             layer_ids=ids,
             dtype=names["fc.weight"].dtype,
+            warnings=() if flat.get(LAYER_IDS) or ids is None else (NESTED_IDS,),
+        )
+
+    def check_tensors(self, source: Source, flat: dict[str, Any]) -> dict[str, Header]:
+        """The headers by module name. Raises `UserError` unless all tensors fit this config."""
+        return check_whole(
+            source, self.module_name, shapes(flat), shared=shared_names(flat), ignored=UNUSED_NORM
         )
 
     def module_name(self, stored: str) -> str:
-        return stored.removeprefix("model.").replace("midlayer.", "layers.0.", 1)
+        return stored.replace("midlayer.", "layers.0.", 1)
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> Eagle3Draft:
         from drafts.families.eagle3.module import Eagle3Draft
@@ -112,6 +134,12 @@ class Eagle3(Family):
         take_from_target(draft, target, options.kept)
         return draft
 
+    def written_config(self, info: DraftInfo, raw: dict[str, Any]) -> dict[str, Any]:
+        """As the base class's, the layer ids at the top, where both of vLLM's runners read them."""
+        nested = info.layer_ids is not None and not info.config.get(LAYER_IDS)
+        ids = {LAYER_IDS: list(info.layer_ids or ())} if nested else {}
+        return super().written_config(info, raw) | ids
+
     def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
         flat = info.config
         own: dict[str, Any] = dict(switches(flat))
@@ -126,6 +154,69 @@ class Eagle3(Family):
         architecture = "Eagle3Qwen3ForCausalLM" if is_qwen3(flat) else "LlamaForCausalLMEagle3"
         config = from_speculators(raw, architecture, own)
         return Layout(config, first_layer_name if flat.get("num_hidden_layers", 1) == 1 else str)
+
+
+def shapes(flat: dict[str, Any]) -> Shapes:
+    """The tensors of the module that this config makes, but for d2t."""
+    fields = layer_fields(flat) | {"qk_norm": is_qwen3(flat)}
+    size, width, count = flat["hidden_size"], flat["target_hidden_size"], num_hidden_states(flat)
+    made: Shapes = {
+        "fc.weight": (size, count * width),
+        "layers.0.hidden_norm.weight": (size,),
+        "norm.weight": (size,),
+        "embed_tokens.weight": (flat["vocab_size"], size),
+        "lm_head.weight": (flat["draft_vocab_size"], size),
+    }
+    for i in range(fields["num_layers"]):
+        layer = layer_shapes(fields, input_size=2 * size if i == 0 else size)
+        made |= prefixed(f"layers.{i}", layer)
+    if switches(flat)["norm_before_fc"]:
+        made["input_norm.weight"] = (count * width,)
+    if switches(flat)["fc_norm"]:
+        made |= {f"fc_norm.{i}.weight": (width,) for i in range(count)}
+    return made
+
+
+def num_hidden_states(flat: dict[str, Any]) -> int:
+    """How many of the target's hidden states vLLM fuses, which it does not count at the top."""
+    nested = (flat.get("eagle_config") or {}).get(LAYER_IDS)
+    return int(flat.get("num_aux_hidden_states") or len(nested or ()) or 3)
+
+
+def shared_names(flat: dict[str, Any]) -> tuple[str, ...]:
+    """What may be the target's: the embedding, and the output layer of a full vocabulary."""
+    full = flat["draft_vocab_size"] == flat["vocab_size"]
+    return ("embed_tokens.weight", "lm_head.weight") if full else ("embed_tokens.weight",)
+
+
+def check_named_layers(flat: dict[str, Any], ids: tuple[int, ...] | None, path: Path) -> None:
+    """Raise `UserError` where layers are named so that vLLM takes others, or another number."""
+    hint = f'write "{LAYER_IDS}" into it: the hidden states that the draft was trained on, i after '
+    for key, value in named_layers(flat):
+        if tuple(value) != ids:
+            raise UserError(
+                f"names layers {value} in {key}, where vLLM does not look"
+                + (f", and {list(ids)} in {LAYER_IDS}" if ids else ""),
+                where=path,
+                hint=f"{hint}i layers; and remove {key}",
+            )
+    if ids is not None and len(ids) != num_hidden_states(flat):
+        raise UserError(
+            f"names {len(ids)} layers {list(ids)}, but vLLM fuses {num_hidden_states(flat)}",
+            where=path,
+            hint=f'write "num_aux_hidden_states": {len(ids)} into it, if the draft was trained on '
+            "these",
+        )
+
+
+def named_layers(config: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """Lists of numbers in fields whose names speak of layers to read, but for vLLM's own field."""
+    for key, value in config.items():
+        if isinstance(value, dict) and key in ("eagle_config", "dflash_config"):
+            yield from named_layers(value)
+        numbers = isinstance(value, list) and value and all(type(i) is int for i in value)
+        if numbers and key != LAYER_IDS and OTHER_IDS.search(key):
+            yield key, value
 
 
 def config_of(info: DraftInfo, target: TargetInfo | None) -> Eagle3Config:

@@ -10,9 +10,10 @@ from drafts.checkpoint.family import Family, InitOptions
 from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import layer_sizes
 from drafts.checkpoint.load import load_causal_lm
-from drafts.checkpoint.shapes import check_shapes
+from drafts.checkpoint.shapes import check_tensor
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
+from drafts.quantization import quantization_of
 from drafts.target import TargetInfo
 from drafts.target_weights import load_embedding
 from drafts.tensors import dtype_name
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 PREFIX = "lm."
+PARALLEL = ("pard_token", "ptd_token_id")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PROBE_TOLERANCE = 1e-4  # of the largest logit: float32 rounding, whatever the kernels
 
@@ -48,12 +50,11 @@ class DraftModel(Family):
             raise UserError(f"lacks {', '.join(missing)}", where=source.config_path, hint=FETCH)
         embedding = next(n for n in source.headers if n.endswith(".embed_tokens.weight"))
         size = (flat["vocab_size"], flat["hidden_size"])
-        check_shapes(
-            source,
-            source.headers,
-            {embedding: size, "lm_head.weight": size},
-            optional=("lm_head.weight",),  # tied to the embedding
-        )
+        check_served(source, flat)
+        for name, header in source.headers.items():
+            if name in (embedding, "lm_head.weight"):
+                check_tensor(source, name, header, {name: size}, leaves_out=False)
+        check_lm(source)
         return make_info(
             source,
             {**flat, "target_hidden_size": flat["hidden_size"], "draft_vocab_size": size[0]},
@@ -75,12 +76,6 @@ class DraftModel(Family):
     def load(self, info: DraftInfo, target: TargetInfo | None) -> LmDraft:
         from drafts.families.lm.module import LmDraft
 
-        if "quantization_config" in info.config:
-            raise UserError(
-                "is quantized, so that its weights cannot be read as they are or adapted",
-                where=info.folder / "config.json",
-                hint="use the draft model as it was before quantization",
-            )
         draft = LmDraft(load_lm(info.folder))
         check_logits(draft, info)
         return draft
@@ -125,14 +120,50 @@ class DraftModel(Family):
         return LmDraft(lm)
 
 
-def load_lm(folder: Path) -> Any:
-    """transformers' model in float32. `UserError` where config and tensors are not one model."""
+def check_served(source: Source, flat: dict[str, Any]) -> None:
+    """Raise `UserError` for a quantized draft model, and one that drafts in one pass."""
+    if quantization_of(source.raw) is not None:
+        raise UserError(
+            "is quantized, so that its weights cannot be read as they are or adapted",
+            where=source.config_path,
+            hint="use the draft model as it was before quantization",
+        )
+    if parallel := [key for key in PARALLEL if flat.get(key) is not None]:
+        raise UserError(
+            f"names a {parallel[0]}: it is a PARD draft, which says all its tokens in one pass; "
+            "afaspec knows draft models that say one after the other",
+            where=source.config_path,
+            hint="serve it with vLLM itself (parallel_drafting), or use an ordinary draft model or "
+            "a P-EAGLE draft",
+        )
+
+
+def check_lm(source: Source) -> None:
+    """Raise `UserError` unless transformers makes a model of the config with just these tensors.
+
+    Needs torch and transformers, but reads no weights.
+    """
     import torch
 
-    lm, wrong = load_causal_lm(folder, torch.float32, "draft model")
+    _, wrong, surplus = load_causal_lm(source.folder, torch.float32, "draft model", "meta")
     if wrong:
-        raise UserError(f"lacks or misshapes {', '.join(wrong[:4])}", where=folder, hint=FETCH)
-    return lm
+        raise UserError(
+            f"lacks or misshapes {', '.join(wrong[:4])}", where=source.folder, hint=FETCH
+        )
+    if surplus:
+        raise UserError(
+            f"has {', '.join(surplus[:4])}, for which its config has no place",
+            where=source.folder,
+            hint="correct config.json, if a field is missing that asks for these tensors, or use a "
+            "draft model without",
+        )
+
+
+def load_lm(folder: Path) -> Any:
+    """transformers' model in float32."""
+    import torch
+
+    return load_causal_lm(folder, torch.float32, "draft model")[0]
 
 
 def check_logits(draft: LmDraft, info: DraftInfo) -> None:

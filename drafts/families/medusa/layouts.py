@@ -5,15 +5,17 @@ Which tensors count, and which sizes a config that leaves them out means, is wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.family import Family, InitOptions, Layout
 from drafts.checkpoint.info import DraftInfo, make_info
-from drafts.checkpoint.shapes import check_shapes
+from drafts.checkpoint.load import fill
+from drafts.checkpoint.shapes import Shapes, check_whole, linear_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
 from drafts.target import TargetInfo
-from drafts.tensors import dtype_name, open_tensors
+from drafts.tensors import dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +27,10 @@ ARCHITECTURE = "MedusaModel"
 DEFAULTS = {"hidden_size": 4096, "num_hidden_layers": 1}
 SHARED_HEAD = "lm_head.weight"
 FIRST_HEAD = "lm_heads.0.head.weight"
+ALONE = (
+    "its heads share the target's output layer, which vLLM wants in the checkpoint: train it and "
+    "serve what `afaspec merge` writes"
+)
 
 
 class Medusa(Family):
@@ -44,7 +50,8 @@ class Medusa(Family):
     def describe(self, source: Source) -> DraftInfo:
         names = {self.module_name(stored): header for stored, header in source.headers.items()}
         flat = flatten(source, names)
-        check_tensors(source, names, flat)
+        check_tensors(source, self.module_name, flat)
+        alone = heads_alone(names)
         return make_info(
             source,
             flat,
@@ -61,6 +68,8 @@ class Medusa(Family):
             shared=(SHARED_HEAD,) if flat["original_lm_head"] else (),
             reads="final",
             max_k=flat["num_heads"],
+            to_store=(SHARED_HEAD,) if alone else (),
+            warnings=(ALONE,) if alone else (),
         )
 
     def module_name(self, stored: str) -> str:
@@ -76,18 +85,11 @@ class Medusa(Family):
         return ".".join(parts)
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> MedusaDraft:
-        import torch
-
         from drafts.families.medusa.module import MedusaDraft
 
+        rename = shared_name if info.config["original_lm_head"] else str
         draft = MedusaDraft(config_of(info.config))
-        stored = {self.module_name(k): v for k, v in open_tensors(info.folder).load_all().items()}
-        if draft.config.shared_head:
-            stored.setdefault(SHARED_HEAD, stored.get(FIRST_HEAD))
-        with torch.no_grad():
-            for name, parameter in draft.named_parameters():
-                parameter.copy_(stored[name])
-        return draft
+        return fill(draft, info, lambda stored: rename(self.module_name(stored)), target)
 
     def dump(self, draft: MedusaDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         c = draft.config
@@ -136,6 +138,13 @@ class Medusa(Family):
                 parameter.copy_(head) if name.startswith("lm_heads") else parameter.zero_()
         return draft
 
+    def written_config(self, info: DraftInfo, raw: dict[str, Any]) -> dict[str, Any]:
+        """As the base class's; of heads alone, what vLLM needs to read them as they are."""
+        plain = super().written_config(info, raw)
+        if not info.to_store:
+            return plain
+        return plain | {k: info.config[k] for k in ("original_lm_head", "medusa_fc_bias")}
+
     def to_layout(self, info: DraftInfo, raw: dict[str, Any], layout: str) -> Layout:
         counts = {key for key in raw if "num" in key and ("heads" in key or "layers" in key)}
         own = {k: v for k, v in raw.items() if k not in counts | {"architectures", "model_type"}}
@@ -170,11 +179,19 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
             where=source.config_path,
             hint=f'write "architectures": ["{ARCHITECTURE}"]',
         )
-    head = names.get(FIRST_HEAD) or names.get(SHARED_HEAD)
-    if head is None:
-        raise UserError(f"lacks the tensor {FIRST_HEAD}", where=source.folder, hint=FETCH)
+    head, alone = names.get(FIRST_HEAD) or names.get(SHARED_HEAD), heads_alone(names)
+    if head is None and not (alone and flat.get("vocab_size")):
+        raise UserError(
+            f"lacks the tensor {FIRST_HEAD}"
+            + (" and the config vocab_size, the rows of the target's output layer" * alone),
+            where=source.folder,
+            hint='write "vocab_size" into config.json: these are heads that share the target\'s '
+            "output layer"
+            if alone
+            else FETCH,
+        )
     flat.setdefault("num_heads", len({n.split(".")[1] for n in names if n.startswith("blocks.")}))
-    flat["vocab_size"] = flat.get("vocab_size") or head.shape[0]
+    flat["vocab_size"] = flat.get("vocab_size") or (head and head.shape[0])
     if flat.get("truncated_vocab_size", flat["vocab_size"]) not in (None, flat["vocab_size"]):
         raise UserError(
             "has a reduced vocabulary (truncated_vocab_size), which vLLM fails to load: it reads "
@@ -182,14 +199,29 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
             where=source.config_path,
             hint="use a draft of the full vocabulary",
         )
-    flat["original_lm_head"] = bool(flat.get("original_lm_head", False))
-    flat["medusa_fc_bias"] = bool(flat.get("medusa_fc_bias", False))
+    flat["original_lm_head"] = alone or bool(flat.get("original_lm_head", False))
+    biased = alone and "blocks.0.0.linear.bias" in names
+    flat["medusa_fc_bias"] = biased or bool(flat.get("medusa_fc_bias", False))
     return flat
 
 
-def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -> None:
+def heads_alone(names: dict[str, Any]) -> bool:
+    """Are these heads without any output layer, which they share with the target?
+
+    vLLM does not read them so: a merge writes the output layer beside them.
+    """
+    return not any("lm_head" in name for name in names)
+
+
+def shared_name(own: str) -> str:
+    """The module's name of a tensor where all heads end in one output layer."""
+    return SHARED_HEAD if own == FIRST_HEAD else own
+
+
+def check_tensors(source: Source, rename: Callable[[str], str], flat: dict[str, Any]) -> None:
     """Raise `UserError` unless vLLM computes with all stored tensors, of the config's sizes."""
     size, count = flat["hidden_size"], flat["num_heads"]
+    names = {rename(stored): header for stored, header in source.headers.items()}
     block = names.get("blocks.0.0.linear.weight")
     if "hidden_size" not in source.raw and block is not None and block.shape != (size, size):
         raise UserError(
@@ -197,28 +229,29 @@ def check_tensors(source: Source, names: dict[str, Any], flat: dict[str, Any]) -
             where=source.config_path,
             hint=f'write "hidden_size": {block.shape[0]} into it',
         )
-    shapes: dict[str, tuple[int | None, ...]] = {}
-    for i in range(count):
-        for j in range(flat["num_hidden_layers"]):
-            shapes[f"blocks.{i}.{j}.linear.weight"] = (size, size)
-            if flat["medusa_fc_bias"]:
-                shapes[f"blocks.{i}.{j}.linear.bias"] = (size,)
-        if not flat["original_lm_head"]:
-            shapes[f"lm_heads.{i}.head.weight"] = (flat["vocab_size"], size)
-    if flat["original_lm_head"]:
-        head = SHARED_HEAD if SHARED_HEAD in names else FIRST_HEAD
-        shapes[head] = (flat["vocab_size"], size)
-    check_shapes(source, names, shapes, optional=())
-    for name in names.keys() - shapes.keys():
+    made = shapes(flat)
+    if flat["original_lm_head"] and SHARED_HEAD not in names and FIRST_HEAD in names:
+        made[FIRST_HEAD] = made.pop(SHARED_HEAD)
+
+    def further(name: str) -> bool:
+        """Of a head that the config does not count, which is no part of the draft."""
         group, number, *_ = [*name.split("."), ""]
-        if group not in ("blocks", "lm_heads") or int(number) >= count:
-            continue  # further heads than the config counts are no part of the draft
-        bias = name.startswith("blocks.") and name.endswith(".bias")
-        raise UserError(
-            f"has {name}, which vLLM leaves out by this config: the draft would be another",
-            where=source.folder,
-            hint='write "medusa_fc_bias": true into config.json' if bias else FETCH,
-        )
+        return group in ("blocks", "lm_heads") and number.isdigit() and int(number) >= count
+
+    shared = [SHARED_HEAD] if heads_alone(names) else []
+    check_whole(source, rename, made, shared=shared, ignored=further, leaves_out=True)
+
+
+def shapes(flat: dict[str, Any]) -> Shapes:
+    """The tensors of the module that this config makes."""
+    size, vocabulary = flat["hidden_size"], flat["vocab_size"]
+    made: Shapes = {}
+    for i in range(flat["num_heads"]):
+        for j in range(flat["num_hidden_layers"]):
+            made |= linear_shapes(f"blocks.{i}.{j}.linear", size, size, flat["medusa_fc_bias"])
+        if not flat["original_lm_head"]:
+            made[f"lm_heads.{i}.head.weight"] = (vocabulary, size)
+    return made | {SHARED_HEAD: (vocabulary, size)} if flat["original_lm_head"] else made
 
 
 def is_numbered(stored: str) -> bool:

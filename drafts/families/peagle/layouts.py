@@ -6,7 +6,6 @@ The layout of EAGLE keeps EAGLE-3's architecture name and names the token `pard_
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,14 @@ from drafts.checkpoint.family import InitOptions, Layout
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.load import fill
 from drafts.checkpoint.mask_token import check_mask_token, init_mask_token
-from drafts.checkpoint.source import FETCH, Source, is_speculators
+from drafts.checkpoint.shapes import check_whole
+from drafts.checkpoint.source import FETCH, Source, is_speculators, open_source
 from drafts.checkpoint.speculators import INNER
 from drafts.errors import UserError
 from drafts.families.eagle3.layouts import ARCHITECTURES as EAGLE3_ARCHITECTURES
-from drafts.families.eagle3.layouts import Eagle3, config_of
+from drafts.families.eagle3.layouts import UNUSED_NORM, Eagle3, config_of, shapes, shared_names
 from drafts.target import TargetInfo
-from drafts.tensors import open_tensors
+from drafts.tensors import Header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +56,19 @@ class PEagle(Eagle3):
             flat["norm_before_residual"] = source.raw.get("norm_before_residual", False)
         field = "mask_token_id" if is_speculators(source) else "pard_token"
         check_mask_token(mask_token(flat), info.vocab_size, source.config_path, field)
-        check_mask_hidden(source, self.module_name)
         return replace(info, family="peagle", config=flat, speculation={"parallel_drafting": True})
+
+    def check_tensors(self, source: Source, flat: dict[str, Any]) -> dict[str, Header]:
+        """As EAGLE-3's, with `mask_hidden`."""
+        size = shapes(flat)["fc.weight"][1]
+        mask = {MASK_HIDDEN: mask_shape(source, size)}
+        return check_whole(
+            source,
+            self.module_name,
+            shapes(flat) | mask,
+            shared=shared_names(flat),
+            ignored=UNUSED_NORM,
+        )
 
     def load(self, info: DraftInfo, target: TargetInfo | None) -> PEagleDraft:
         import torch
@@ -66,9 +77,8 @@ class PEagle(Eagle3):
 
         plain = vars(config_of(info, target))
         draft = PEagleDraft(PEagleConfig(**plain, mask_token_id=mask_token(info.config)))
-        headers = open_tensors(info.folder).headers
-        own = {self.module_name(name): header for name, header in headers.items()}
-        draft.mask_hidden = torch.nn.Parameter(torch.zeros(own[MASK_HIDDEN].shape))
+        shape = mask_shape(open_source(info.folder), draft.feature_size)
+        draft.mask_hidden = torch.nn.Parameter(torch.zeros(shape))
         return fill(draft, info, self.module_name, target)
 
     def dump(self, draft: PEagleDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -111,25 +121,25 @@ class PEagle(Eagle3):
         return Layout(config, made.rename)
 
 
-def check_mask_hidden(source: Source, module_name: Callable[[str], str]) -> None:
-    """Raise `UserError` unless `mask_hidden` is there and as long as the fused features.
+def mask_shape(source: Source, size: int) -> tuple[int, ...]:
+    """The shape of `mask_hidden`, which may have dimensions of size 1 in front.
 
-    It may have dimensions of size 1 in front, which differ between the layouts.
+    Raises `UserError` unless it is there and as long as the fused features.
     """
-    headers = {module_name(name): header for name, header in source.headers.items()}
-    if MASK_HIDDEN not in headers:
+    if MASK_HIDDEN not in source.headers:
         raise UserError(
             f"names a mask token but lacks the tensor {MASK_HIDDEN}",
             where=source.folder,
             hint=FETCH,
         )
-    found, size = headers[MASK_HIDDEN].shape, headers["fc.weight"].shape[1]
+    found = source.headers[MASK_HIDDEN].shape
     if prod(found) != size:
         raise UserError(
             f"{MASK_HIDDEN} is {list(found)}, but fc.weight takes {size} inputs",
             where=source.folder,
             hint=FETCH,
         )
+    return found
 
 
 def mask_token(flat: dict[str, Any]) -> Any:

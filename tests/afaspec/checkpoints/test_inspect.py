@@ -91,16 +91,14 @@ def test_a_misfit_is_exit_code_2_and_says_which_rows(
     assert [row["name"] for row in shown["checks"] if not row["ok"]] == ["vocabulary"]
 
 
-def test_a_vocabulary_map_that_is_not_one_to_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_vocabulary_map_that_is_not_one_to_one(tmp_path: Path) -> None:
     draft = write_draft(tmp_path / "draft")
     tensors = load_file(draft / "model.safetensors")
     tensors["d2t"][1] = tensors["d2t"][0] - 1  # ids 0 and 1 now mean the same token
     save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
-    code, _ = run_command("inspect", draft, "--json")
+    code, error = run_command("inspect", draft, "--json")
     assert code == 2
-    assert "two draft ids" in json.loads(capsys.readouterr().out)["vocabulary_map"]
+    assert "two draft ids" in error
 
 
 def test_layer_ids_that_are_not_named(tmp_path: Path, tiny_target: Path) -> None:

@@ -327,7 +327,7 @@ def broken(folder: Path, **changes: Any) -> Path:
 
 def test_a_config_of_other_sizes_is_refused(tmp_path: Path) -> None:
     base = broken(write_lm(tmp_path / "lm"), hidden_size=48)
-    with pytest.raises(UserError, match=r"embed_tokens.weight is \[512, 64\]"):
+    with pytest.raises(UserError, match=r"weight is \[512, 64\], the config says \[512, 48\]"):
         read_draft(base)
 
 

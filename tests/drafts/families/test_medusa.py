@@ -199,7 +199,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "no_width": ("vLLM takes 4096, but the heads have 32", {"config": drop("hidden_size")}),
     "dropped_bias": (
-        r"has blocks\.0\.0\.linear\.bias, which vLLM leaves out.*\n.*medusa_fc_bias",
+        r"has the tensor blocks\.0\.0\.linear\.bias.* vLLM leaves it out\n.*medusa_fc_bias",
         {"tensors": put(**{"blocks.0.layers.0.bias": torch.zeros(32)})},
     ),
     "absent_bias": (
@@ -207,7 +207,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
         {"config": put(medusa_fc_bias=True)},
     ),
     "deeper_block": (
-        r"has blocks\.1\.1\.linear\.weight, which vLLM leaves out",
+        r"has the tensor blocks\.1\.1\.linear\.weight.* vLLM leaves it out",
         {"tensors": put(**{"blocks.1.layers.1.weight": torch.zeros(32, 32)})},
     ),
     "reduced": (
