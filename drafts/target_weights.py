@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from drafts.errors import UserError
 from drafts.files import read_json
+from drafts.quantization import FP8, SUFFIXES, dequantized, find_scales
 from drafts.target import TargetInfo
 from drafts.tensors import FLOATS, TensorFile, open_tensors
 
@@ -19,8 +20,6 @@ PARTS = r"\.(bias|q?weight.*)"
 EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|embed_in|embeddings)" + PARTS)
 HEAD = re.compile(r"(?:.*\.)?(?:lm_head|embed_out)" + PARTS)
 OTHERS = re.compile(r"(^|\.)(layers|mtp|talker|visual|vision\w*|audio\w*)\.")  # have some as well
-FP8 = ("F8_E4M3", "F8_E5M2")
-SCALES = ("weight_scale", "weight_scale_inv")  # both multiply
 UNQUANTIZED = "give the target as it was before quantization"
 
 
@@ -49,50 +48,33 @@ def find_head(target: TargetInfo) -> StoredHead:
 
 
 def load_matrix(target: TargetInfo, tensors: TensorFile, name: str) -> Tensor:
-    """The stored matrix [vocab, hidden]; one in FP8 is multiplied by its scales, to float32.
+    """The stored matrix [vocab, hidden]; one in FP8 times its scales, in float32.
 
     Raises `UserError` for other sizes than the config's, and for another quantization.
     """
-    header, stem = tensors.headers[name], name.removesuffix("weight")
-    scales = [stem + part for part in SCALES if stem + part in tensors.headers]
-    plain = header.dtype in (*FLOATS, "float64") and not scales
-    if not plain and (header.dtype not in FP8 or len(scales) != 1):
+    header, folder = tensors.headers[name], target.folder
+    scales = [name + suffix for suffix in SUFFIXES if name + suffix in tensors.headers]
+    known = not scales if header.dtype in (*FLOATS, "float64") else header.dtype in FP8
+    if not known:
         found = f"of type {header.dtype} with {', '.join(scales) or 'no scale'}"
         raise UserError(
             f"{name} is quantized in a way that afaspec does not know ({found})",
-            where=target.folder,
+            where=folder,
             hint=UNQUANTIZED,
         )
     size = (target.vocab_size, target.hidden_size)
     if header.shape != size:
         raise UserError(
             f"{name} is {list(header.shape)}, the config says {list(size)}",
-            where=target.folder,
+            where=folder,
             hint="fetch the model again: config and weights do not belong together",
         )
-    if plain:
-        return tensors.load(name)
-    return tensors.load(name).float() * spread(tensors.load(scales[0]).float(), target, scales[0])
-
-
-def spread(scale: Tensor, target: TargetInfo, name: str) -> Tensor:
-    """A scale of the whole matrix, of each row, or of each block, as it multiplies the matrix."""
-    rows, columns = target.vocab_size, target.hidden_size
-    if scale.numel() == 1:
-        return scale.reshape(1, 1)
-    if tuple(scale.shape) in ((rows,), (rows, 1)):
-        return scale.reshape(rows, 1)
-    quantization = read_json(target.folder / "config.json").get("quantization_config") or {}
-    block = quantization.get("weight_block_size") or (0, 0)
-    if all(block) and tuple(scale.shape) == (-(-rows // block[0]), -(-columns // block[1])):
-        wide = scale.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
-        return wide[:rows, :columns]
-    raise UserError(
-        f"{name} is {list(scale.shape)}, which is a scale of neither the matrix, its rows nor its "
-        "blocks (weight_block_size)",
-        where=target.folder,
-        hint=UNQUANTIZED,
-    )
+    matrix = tensors.load(name)
+    if header.dtype not in FP8:
+        return matrix
+    own = {part: tensors.headers[part] for part in (name, *scales)}
+    scale = find_scales(read_json(folder / "config.json"), own, folder)[name]
+    return dequantized(matrix, tensors.load(scale.name), scale.block)
 
 
 def parts(tensors: TensorFile, layer: re.Pattern[str]) -> dict[str, str]:

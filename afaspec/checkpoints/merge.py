@@ -38,7 +38,7 @@ from drafts.hashes import hash_file
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, module_names, read_draft, write_like
 from drafts.target import TargetInfo
-from drafts.tensors import open_tensors, read_header
+from drafts.tensors import read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual
 TOLERANCE = 1e-5  # relative, of a merge in float32, whatever rounding does
@@ -200,8 +200,8 @@ def check_finite(result: Path) -> None:
 
 def check_merged(weights: dict[str, Tensor], base: DraftInfo, result: Path) -> None:
     """Raise `UserError` for a merged weight that the base's type cannot hold, by module names."""
-    stored, own = open_tensors(base.folder), module_names(base)
-    types = {own[name]: stored.load(name).dtype for name in own if own[name] in weights}
+    headers, own = open_source(base.folder).headers, module_names(base)
+    types = {own[n]: getattr(torch, headers[n].dtype) for n in own if own[n] in weights}
     for name, weight in weights.items():
         dtype = types.get(name, weight.dtype)
         if not weight.to(dtype).float().isfinite().all():

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drafts.checkpoint.info import DraftInfo
-from drafts.checkpoint.quantization import without_quantization
 from drafts.checkpoint.source import Source
+from drafts.quantization import without_quantization
 from drafts.target import TargetInfo
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.fields import INSIDE, complete
-from drafts.checkpoint.quantization import Scale, dequantized, find_scales, plain_headers
 from drafts.errors import UserError
 from drafts.files import read_json
+from drafts.quantization import Scale, dequantized, find_scales, plain_headers
 from drafts.tensors import Header, TensorFile, open_tensors
 
 if TYPE_CHECKING:

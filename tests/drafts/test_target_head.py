@@ -28,14 +28,15 @@ from tests.tiny.architectures import (
 )
 from tests.tiny.models import HIDDEN, VOCAB, write_target
 
+FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
 IDS = torch.arange(10, 40).unsqueeze(0)
 
 
 @torch.no_grad()
 def final_and_logits(folder: Path) -> tuple[Tensor, Tensor]:
     """What transformers' own model captures [n, d], and the logits that it makes of it [n, V]."""
-    model, wrong = load_causal_lm(folder, torch.float32, "target")
-    assert not wrong
+    model, wrong, surplus = load_causal_lm(folder, torch.float32, "target")
+    assert not wrong + surplus
     final = model.eval().get_decoder()(input_ids=IDS, use_cache=False)[0]
     return final[0], model(input_ids=IDS).logits[0]
 
@@ -143,8 +144,8 @@ def test_a_head_in_fp8_is_multiplied_by_its_scales(kind: str, tmp_path: Path) ->
         name = "lm_head.weight_scale_inv" if kind == "blocks" else "lm_head.weight_scale"
         tensors |= {"lm_head.weight": stored, name: scale}
 
-    block = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    folder = edit(write_target(tmp_path / "fp8"), quantize, quantization_config=block)
+    config = FP8 if kind == "blocks" else {"quantization_config": {"quant_method": "fp8"}}
+    folder = edit(write_target(tmp_path / "fp8"), quantize, **config)
     head = load_target_head(folder)
     torch.testing.assert_close(head.weight, stored.float() * wide)
     assert (head.weight - plain).abs().max() < 0.05 * plain.abs().max()
@@ -192,8 +193,9 @@ def two_heads(tensors: dict[str, Tensor]) -> None:
         (packed, {}, "output layer is quantized: it is stored as lm_head.qweight"),
         (packed, {"tie_word_embeddings": True}, "output layer is quantized"),
         (integers, {}, r"lm_head.weight is quantized .* type I8 with lm_head.weight_scale"),
-        (no_scale, {}, r"lm_head.weight is quantized .* type F8_E4M3 with no scale"),
-        (odd_scale, {}, r"lm_head.weight_scale_inv is \[3, 1\]"),
+        (no_scale, {}, "F8_E4M3, but its config names no quantization"),
+        (no_scale, FP8, "F8_E4M3 with no scale"),
+        (odd_scale, FP8, r"lm_head.weight_scale_inv is \[3, 1\]"),
         (no_head, {}, "has no output layer"),
         (lambda t: None, {"tie_word_embeddings": True}, "lm_head.weight differs from it"),
         (

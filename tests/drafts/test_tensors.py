@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drafts.errors import UserError
-from drafts.files import INDEX, hash_model, weight_files
+from drafts.files import INDEX, weight_files
+from drafts.hashes import hash_model
 from drafts.registry import read_draft
 from drafts.target import read_target
 from drafts.tensors import open_tensors

@@ -51,6 +51,7 @@ def architectures() -> dict[str, PreTrainedConfig]:
 
     mixture = {"num_experts": 4, "moe_intermediate_size": HIDDEN, **EXPERTS}
     local = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    without_width = {key: value for key, value in COMMON.items() if key != "intermediate_size"}
     scale = {"residual_multiplier": 0.5, "attention_multiplier": 0.25, "embedding_multiplier": 3.0}
     return {
         "Llama": t.LlamaConfig(**COMMON, rope_parameters=rope()),
@@ -90,6 +91,17 @@ def architectures() -> dict[str, PreTrainedConfig]:
             linear_num_key_heads=2,
             linear_key_head_dim=16,
             linear_value_head_dim=16,
+        ),
+        "Qwen3.5-MoE": t.Qwen3_5MoeTextConfig(
+            **without_width,
+            **mixture,
+            shared_expert_intermediate_size=HIDDEN,
+            layer_types=["linear_attention", "full_attention"] * 2,
+            linear_num_value_heads=4,
+            linear_num_key_heads=2,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            rope_parameters={**rope(), "partial_rotary_factor": 0.5, "mrope_section": [2, 3, 3]},
         ),
         "Granite hybrid": t.GraniteMoeHybridConfig(
             **COMMON,

@@ -11,10 +11,10 @@ from drafts.checkpoint.fields import refuse_bidirectional
 from drafts.checkpoint.info import DraftInfo, make_info
 from drafts.checkpoint.layer_config import GATED, SLIDING, layer_sizes, target_window
 from drafts.checkpoint.load import load_causal_lm
-from drafts.checkpoint.quantization import quantization_of
 from drafts.checkpoint.shapes import check_tensor
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
+from drafts.quantization import quantization_of
 from drafts.rope import LONG
 from drafts.target import TargetInfo
 from drafts.target_weights import load_embedding

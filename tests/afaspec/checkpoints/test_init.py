@@ -18,6 +18,7 @@ from drafts.registry import FAMILIES, read_draft
 from drafts.target import read_target
 from tests.command import run_command
 from tests.opened import init_checkpoint, load_draft, load_lm_head, require_compatible
+from tests.tiny.architectures import write_architecture
 from tests.tiny.models import write_target
 from tests.tiny.store import write_store
 
@@ -151,6 +152,7 @@ def test_a_draft_model_has_the_tokenizer_beside_it(tiny_target: Path, tmp_path: 
         ("eagle", {"layer_ids": "1,2,3"}, "reads no hidden states of inner layers"),
         ("eagle3", {"heads": 3}, "drafts any number of tokens"),
         ("eagle3", {"dtype": "int8"}, "--dtype is 'int8'"),
+        ("medusa", {"intermediate_size": 64}, "medusa has no MLP"),
     ],
 )
 def test_settings_that_do_not_fit(
@@ -165,6 +167,36 @@ def test_settings_that_do_not_fit(
     with pytest.raises(UserError, match=complaint):
         start(family, tiny_target, tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["eagle3", "peagle", "eagle", "dflash", "draft_model"])
+def test_a_mixture_of_experts_without_a_dense_width(family: str, tmp_path: Path) -> None:
+    """It is asked for; the rope of its images and of parts of heads is not the draft's."""
+    target = write_architecture(tmp_path / "target", "Qwen3.5-MoE")
+    complaint = r"names no intermediate_size .* moe_intermediate_size"
+    with pytest.raises(UserError, match=complaint) as refused:
+        start(family, target, tmp_path / "out")
+    assert "--intermediate-size" in (refused.value.hint or "")
+    assert not (tmp_path / "out").exists()
+    info = read_draft(start(family, target, tmp_path / "out", intermediate_size=192))
+    assert info.config["intermediate_size"] == 192
+    rope = info.config["rope_parameters"]
+    assert rope == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def test_what_the_target_does_to_its_logits_is_kept_or_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    for name, expected in (("Gemma 2", "caps its logits at 5"), ("Phi", "adds a bias to its")):
+        target = write_architecture(tmp_path / name, name)
+        config = InitConfig(family="eagle", target=target, out=tmp_path / f"{name}-draft")
+        init_checkpoint(config, said.append)
+        assert expected in said[-1]
+    target = write_architecture(tmp_path / "Granite", "Granite")
+    before = len(said)
+    info = init_checkpoint(
+        InitConfig(family="eagle", target=target, out=tmp_path / "draft"), said.append
+    )
+    assert (info.config["logit_scale"], len(said)) == (0.125, before)
 
 
 def test_a_store_of_another_target_is_refused(store: Path, tmp_path: Path) -> None:

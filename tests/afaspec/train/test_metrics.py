@@ -53,7 +53,7 @@ def test_tensorboard_has_every_metric_once_after_a_resume(
         train(config, stop_at(5))  # a step past the checkpoint that it resumes from
     train(config)
     rows = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     written = events(config.out)
     assert set(written) == {"loss", "lr", "grad_norm", "beta", "acceptance_length"}
     for tag, points in written.items():

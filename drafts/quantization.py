@@ -23,7 +23,7 @@ ROUNDING = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
 FIELDS = ("quantization_config", "compression_config")
 INNER = ("transformer_layer_config", "model", "text_config")
 MEND = (
-    "give the draft as it was before quantization, or in FP8 with its scales (float-quantized of "
+    "give the model as it was before quantization, or in FP8 with its scales (float-quantized of "
     "compressed-tensors, or fp8 of transformers)"
 )
 
