@@ -212,7 +212,14 @@ class ChatTemplate:
         names: set[str] = set()
         for source in [found] if isinstance(found, str) else found.values():
             plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)  # transformers' own tag
-            names |= jinja2.meta.find_undeclared_variables(environment.parse(plain))
+            try:
+                names |= jinja2.meta.find_undeclared_variables(environment.parse(plain))
+            except jinja2.TemplateSyntaxError as error:
+                raise UserError(
+                    f"the target's chat template is not valid Jinja: {first_line(error)}",
+                    where=getattr(self.tokenizer, "name_or_path", None),
+                    hint="fetch the target's tokenizer files again",
+                ) from None
         return names - OURS - {"raise_exception", *self.tokenizer.special_tokens_map}
 
 

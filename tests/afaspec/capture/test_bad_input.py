@@ -201,6 +201,38 @@ def target_without_config(place: Place) -> list[object]:
     return [target, place.good(), *LAYERS]
 
 
+KWARGS = "--chat-template-kwargs"
+
+
+@case("--chat-template-kwargs is '{half': not JSON (Expecting property name")
+def template_kwargs_that_are_no_json(place: Place) -> list[object]:
+    return [place.target, place.good(), *LAYERS, KWARGS, "{half"]
+
+
+@case("--chat-template-kwargs is '[1]': not a JSON object")
+def template_kwargs_that_are_a_list(place: Place) -> list[object]:
+    return [place.target, place.good(), *LAYERS, KWARGS, "[1]"]
+
+
+@case(
+    "--chat-template-kwargs has 'enable_thinking', which the target's chat template does not read"
+)
+def template_kwargs_that_are_not_read(place: Place) -> list[object]:
+    return [place.target, place.good(), *LAYERS, KWARGS, '{"enable_thinking": false}']
+
+
+@case("target: the target's chat template is not valid Jinja")
+def template_with_a_mistake(place: Place) -> list[object]:
+    target = place.own_target()
+    (target / "chat_template.jinja").write_text("{% for m in messages %}")
+    return [target, place.good(), *LAYERS, KWARGS, '{"enable_thinking": false}']
+
+
+@case("--chat-date is 'yesterday': Invalid isoformat string")
+def a_date_that_is_none(place: Place) -> list[object]:
+    return [place.target, place.good(), *LAYERS, "--chat-date", "yesterday"]
+
+
 @case("model.safetensors: is truncated")
 def truncated_target(place: Place) -> list[object]:
     weights = place.own_target() / "model.safetensors"
