@@ -128,5 +128,6 @@ def refuse(error: UserError) -> int:
 
     from afaspec.cli.console import console
 
+    console.quiet = False  # as it is in all processes of a command but the first
     console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     return error.exit_code

@@ -44,8 +44,5 @@ def one_message(told_by_all: tuple[type[Exception], ...]) -> Iterator[None]:
         yield
     except Exception as error:
         if count() > 1 and not (rank() == 0 and isinstance(error, told_by_all)):
-            from afaspec.cli.console import console
-
             time.sleep(PATIENCE)
-            console.quiet = False
         raise
