@@ -105,7 +105,7 @@ def _options(
 def main() -> None:
     """Entry point: a `UserError` becomes one message and exit code 2, without a traceback."""
     try:
-        with one_message((UserError, UsageError), speak):
+        with one_message((UserError, UsageError)):
             code = app(prog_name="afaspec", standalone_mode=False)
     except UserError as error:
         if _debug:
@@ -123,17 +123,11 @@ def main() -> None:
     sys.exit(code)
 
 
-def speak() -> None:
-    """Let this process write to the console, whichever of several it is."""
-    from afaspec.cli.console import console
-
-    console.quiet = False
-
-
 def refuse(error: UserError) -> int:
     from rich.markup import escape
 
     from afaspec.cli.console import console
 
+    console.quiet = False  # as it is in all processes of a command but the first
     console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     return error.exit_code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from drafts.errors import UserError
@@ -33,19 +33,16 @@ def check_command(name: str | None) -> None:
 
 
 @contextmanager
-def one_message(
-    told_by_all: tuple[type[Exception], ...], speak: Callable[[], None]
-) -> Iterator[None]:
+def one_message(told_by_all: tuple[type[Exception], ...]) -> Iterator[None]:
     """Let one process tell of an error.
 
     Mistakes of the kinds `told_by_all` are found by every process as a rule: the first tells them,
     and torchrun ends the others, which wait for that. So do those that merely lost another. A
-    process that is not ended tells its own error after all: `speak` lets it.
+    process that is not ended tells its own error after all.
     """
     try:
         yield
     except Exception as error:
         if count() > 1 and not (rank() == 0 and isinstance(error, told_by_all)):
             time.sleep(PATIENCE)
-            speak()
         raise
