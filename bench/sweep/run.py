@@ -46,8 +46,9 @@ def run_sweep(
 
     Conversations are measured on their first turn. `prompts` (token ids) replaces reading
     `config.prompts`; `note` is told what is known before the run and should be. A cell whose engine
-    fails comes back with the reason in `refused` and is tried again by the next run. Raises `UserError` before any engine starts for a draft that does
-    not fit, for too few prompts, and where `out` holds cells of other settings.
+    fails comes back with the reason in `refused` and is tried again by the next run. Raises
+    `UserError` before any engine starts for a draft that does not fit, for too few prompts, and
+    where `out` holds cells of other settings.
     """
     for arm in config.arms:
         if isinstance(arm.draft, DraftInfo):
