@@ -100,4 +100,4 @@ def test_the_shortest_build_has_a_card_too(tmp_path: Path) -> None:
 def test_other_names_are_folders(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path)) == tmp_path
     with pytest.raises(UserError, match="no such model folder"):
-        resolve_model("meta-llama/Nowhere")
+        resolve_model("./meta-llama/Nowhere")
