@@ -173,6 +173,7 @@ def eagle3_checkpoints(draw: st.DrawFn) -> Checkpoint:
     }
     if not draw(st.booleans()):
         config["hidden_size"] = WIDTH if own_width else 8
+        config.setdefault("head_dim", 4)  # else of half of 2 channels, which none can turn
         config["target_hidden_size"] = WIDTH
     for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
         if draw(st.booleans()):
