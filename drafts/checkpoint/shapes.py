@@ -87,7 +87,10 @@ def check_whole(
             )
         headers[name] = header
     mapped = "embed_tokens.weight" in shapes  # what has no embedding has no vocabulary map either
-    maps = {name: headers.pop(name) for name in ("d2t", "t2d") if mapped and name in headers}
+    maps: dict[str, Header] = {}
+    for name in ("d2t", "t2d"):
+        if mapped and name in headers:
+            maps[name] = headers.pop(name)
     for name, header in headers.items():
         check_tensor(source, name, header, shapes, leaves_out)
     if lacking := [name for name in shapes if name not in headers and name not in shared]:

@@ -42,6 +42,8 @@ ARCHITECTURES = {
     "Eagle3Speculator",
     "Eagle3DraftModel",
 }
+PLAIN = {"LlamaForCausalLM", "Qwen3ForCausalLM"}  # vLLM writes Eagle3 before them
+FIRST_NORM = "layers.0.hidden_norm.weight"
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 # Names of other programs for the same: feature_layers, target_layer_ids, aux_layers ...
 OTHER_IDS = re.compile("(feature|target|aux|hidden|capture|eagle|fus).*layer|layer.*(feature|aux)")
@@ -64,7 +66,9 @@ class Eagle3(Family):
     def matches(self, source: Source) -> bool:
         if is_speculators(source):
             return bool(source.raw["speculators_model_type"] == "eagle3")
-        return bool(ARCHITECTURES & set(source.raw.get("architectures") or []))
+        named = set(source.raw.get("architectures") or [])
+        fused = any(self.module_name(name) == FIRST_NORM for name in source.headers)
+        return bool(ARCHITECTURES & named) or (bool(PLAIN & named) and fused)
 
     def describe(self, source: Source) -> DraftInfo:
         flat = flatten(source)
@@ -162,7 +166,7 @@ def shapes(flat: dict[str, Any]) -> Shapes:
     size, width, count = flat["hidden_size"], flat["target_hidden_size"], num_hidden_states(flat)
     made: Shapes = {
         "fc.weight": (size, count * width),
-        "layers.0.hidden_norm.weight": (size,),
+        FIRST_NORM: (size,),
         "norm.weight": (size,),
         "embed_tokens.weight": (flat["vocab_size"], size),
         "lm_head.weight": (flat["draft_vocab_size"], size),

@@ -165,13 +165,18 @@ def flatten(source: Source, names: dict[str, Any]) -> dict[str, Any]:
     a number of heads has those that are stored (vLLM takes as many as it is to draft tokens).
     """
     flat: dict[str, Any] = dict(DEFAULTS)
+    counts: dict[str, str] = {}
     for key, value in source.raw.items():
-        if "num" in key and "heads" in key:
-            flat["num_heads"] = value
-        elif "num" in key and "layers" in key:
-            flat["num_hidden_layers"] = value
-        else:
-            flat[key] = value
+        kinds = {"heads": "num_heads", "layers": "num_hidden_layers"} if "num" in key else {}
+        field = next((field for part, field in kinds.items() if part in key), key)
+        if field in counts and flat[field] != value:
+            raise UserError(
+                f"names {flat[field]} in {counts[field]} and {value} in {key}, of which vLLM takes "
+                f"the last as {field}",
+                where=source.config_path,
+                hint=f"leave one of them, with the number of the draft's {field[4:]}",
+            )
+        counts[field], flat[field] = key, value
     named = flat.setdefault("architectures", [ARCHITECTURE])
     if ARCHITECTURE not in named:
         raise UserError(

@@ -82,6 +82,20 @@ def test_a_merge_that_is_wrong_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(
+    value: float, store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    trained = run(store, tiny_draft, tmp_path / "run", arm="lora")
+    file = trained / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights[next(name for name in weights if "lora_B" in name)][0, 0] = value
+    save_file(weights, file)
+    with pytest.raises(UserError, match="values that are NaN or infinite in bfloat16"):
+        merge(trained, None, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_checkpoint_from_before_the_end_of_annealing_is_refused(
     store: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:

@@ -196,7 +196,8 @@ def write_zeros(folder: Path, layout: str) -> Path:
     folder.mkdir()
     n = sizes(layout, scaled=False)
     (folder / "config.json").write_text(json.dumps(config(layout, n)))
-    header, end = {}, 0
+    header: dict[str, Any] = {}
+    end = 0
     for name, (dtype, shape) in tensors(layout, n).items():
         start, end = end, end + prod(shape) * getattr(torch, dtype).itemsize
         entry = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
@@ -206,6 +207,8 @@ def write_zeros(folder: Path, layout: str) -> Path:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
+        file.seek(8 + len(text) + header["t2d"]["data_offsets"][0])
+        file.write(b"\1" * n["draft"])  # as d2t has it, whose zeros keep the first tokens
     return folder
 
 
