@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from afaspec.train.losses import LOSSES, chunked_loss
+from afaspec.train.losses import LOSSES, chunked_loss, compiled_loss
 
 ROWS, WIDTH, VOCAB = 37, 16, 50
 
@@ -30,6 +34,7 @@ def test_chunked_equals_eager(
     expected = (LOSSES[name](head(normed), target) * weights).sum()
     expected_gradients = torch.autograd.grad(expected, [normed, head.weight])
     found = chunked_loss(name, head, normed, target, weights, chunk=chunk, compiled=compiled)
+    assert not compiled or compiled_loss(name).failure is None  # the plain one did not stand in
     found_gradients = torch.autograd.grad(found, [normed, head.weight])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for one, two in zip(found_gradients, expected_gradients, strict=True):
@@ -67,3 +72,23 @@ def test_weights_select_rows(case: tuple[nn.Linear, Tensor, Tensor, Tensor]) -> 
     weights[5] = 2.0
     found = chunked_loss("kl", head, normed, target, weights, chunk=8, compiled=False)
     torch.testing.assert_close(found, 2 * LOSSES["kl"](head(normed), target)[5])
+
+
+def test_without_a_compiler_the_plain_loss_stands_in(tmp_path: Path) -> None:
+    """A process whose compiler is not there, and that has compiled nothing before."""
+    script = """
+import torch
+from afaspec.train.losses import LOSSES, chunked_loss, compiled_loss
+torch.manual_seed(0)
+q, p, ones = torch.randn(9, 16, requires_grad=True), torch.randn(9, 16), torch.ones(9)
+found = chunked_loss("kl", lambda x: x, q, p, ones, chunk=4, compiled=True)
+found.backward()
+assert torch.equal(found, sum(LOSSES["kl"](a, b).sum() for a, b in zip(q.split(4), p.split(4))))
+print(compiled_loss("kl").failure)
+"""
+    env = os.environ | {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No working C++ compiler found" in done.stdout
