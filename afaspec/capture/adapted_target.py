@@ -6,6 +6,7 @@ What comes out is an ordinary target, with a hash of its own, for capture, train
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ UNMERGEABLE = {  # of LoRA's settings: each makes a model that no plain weights 
     "layer_replication": "repeats layers of the target",
 }
 VOCABULARY = ("embed_tokens", "lm_head")  # layers with a row for each token
+# Tensors of these that have one as well: saved whole, or a LoRA's half on the side of the tokens.
+OF_TOKENS = re.compile(
+    rf"\b({'|'.join(VOCABULARY)})(?:\.base_layer)?"
+    r"(?:\.weight|\.lora_B\.weight|\.lora_embedding_A)$"
+)
 TRAINED_FOR = "give the base model that the adapter was trained on"
 
 
@@ -137,14 +143,13 @@ def check_sizes(adapter: Path, target: TargetInfo) -> None:
             hint="save the adapter with safetensors; afaspec does not load pickles",
         )
     own = open_tensors(target.folder).headers
+    check_vocabulary(adapter, target)
     for name, header in read_header(adapter / WEIGHTS).items():
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         module = plain.partition(".lora_")[0]
         if ".experts" in module:  # transformers joins their tensors on loading: PEFT checks them
             continue
         ends = module.removesuffix(".weight").rpartition(".")[2]
-        if ends in VOCABULARY and (count := tokens(plain.removeprefix(module), header)):
-            check_vocabulary(count, ends, adapter, target)
         if ends in VOCABULARY and "lm_head.weight" not in own:
             raise UserError(
                 f"cannot be merged: it changes {ends}, which the target uses as embedding and as "
@@ -162,21 +167,18 @@ def check_sizes(adapter: Path, target: TargetInfo) -> None:
             )
 
 
-def tokens(part: str, header: Header) -> int:
-    """How many tokens a tensor of the adapter is of, where it is of an embedding or output layer;
-    0 where it does not say."""
-    if part == ".lora_embedding_A":
-        return header.shape[-1]
-    whole = part in ("", ".weight", ".lora_B.weight")
-    return header.shape[0] if whole and len(header.shape) == 2 else 0
-
-
-def check_vocabulary(count: int, layer: str, adapter: Path, target: TargetInfo) -> None:
+def check_vocabulary(adapter: Path, target: TargetInfo) -> None:
     """Raise `UserError` for an adapter of a target whose vocabulary was resized before training."""
-    if count == target.vocab_size:
-        return
+    for name, header in read_header(adapter / WEIGHTS).items():
+        found = OF_TOKENS.search(name)
+        count = header.shape[-1 if name.endswith("embedding_A") else 0]
+        if found and count != target.vocab_size:
+            raise resized(count, found[1], adapter, target)
+
+
+def resized(count: int, layer: str, adapter: Path, target: TargetInfo) -> UserError:
     more = count > target.vocab_size
-    raise UserError(
+    return UserError(
         f"{'adds' if more else 'drops'} {abs(count - target.vocab_size):,} tokens: its {layer} has "
         f"{count:,}, the target {target.vocab_size:,}, so that it cannot be merged into the target "
         "as it is",

@@ -302,7 +302,7 @@ def a_target_of_fewer_layers(target: Path, adapter: Path) -> tuple[Path, Path]:
     return write_target(adapter / "low", layers=3), adapter
 
 
-@case("adds 2 tokens: its embed_tokens has 514, the target 512")
+@case("adds 2 tokens: its lm_head has 514, the target 512")
 def added_tokens(target: Path, adapter: Path) -> tuple[Path, Path]:
     """Saved by PEFT after `resize_token_embeddings`: both layers whole, beside the LoRA."""
     path = adapter / "adapter_model.safetensors"
