@@ -29,7 +29,7 @@ from drafts.files import (
 from drafts.pickles import unpickle
 from drafts.registry import FAMILIES, module_names, read_draft
 from drafts.rewrite import Place, hash_tensor, rewrite
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import PICKLES, Header, open_tensors
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from drafts.families.lm.layouts import DraftModel
 from drafts.families.medusa.layouts import Medusa
 from drafts.families.peagle.layouts import PEagle
 from drafts.files import INDEX, PAPERS, TEXTS, read_index, weight_files, write_json
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.source import open_source
 from drafts.errors import UserError
 from drafts.registry import module_names, wanted_layer_ids
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import FLOATS
 from drafts.tokenizer_files import vocabulary
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 # The n-gram drafter looks for the last 2 to 4 tokens earlier in the text.
 NGRAM_LOOKUP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}

@@ -29,7 +29,7 @@ from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.nn.interface import Draft
 from drafts.registry import read_draft
-from drafts.target import TargetInfo, read_target
+from drafts.target.info import TargetInfo, read_target
 from serving import compatibility, speculation
 
 

@@ -20,7 +20,7 @@ from afaspec.embedded.names import resolve_model
 from drafts.errors import UserError, first_line
 from drafts.files import atomic_folder, cache_folder, read_json, write_json
 from drafts.hashes import hash_file, hash_model
-from drafts.target import TargetInfo, read_target
+from drafts.target.info import TargetInfo, read_target
 from drafts.tensors import Header, open_tensors, read_header
 from drafts.tokenizer_files import copy_tokenizer
 

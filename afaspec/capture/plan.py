@@ -32,7 +32,7 @@ from drafts.checkpoint.layer_ids import default_layer_ids
 from drafts.errors import UserError
 from drafts.files import weight_files
 from drafts.registry import wanted_layer_ids
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 GIB = 1 << 30
 LARGEST_BATCH = {"cpu": 64, "cuda": 256}

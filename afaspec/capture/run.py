@@ -23,7 +23,7 @@ from afaspec.store.read import FeatureStore
 from afaspec.store.write import StoreWriter, locked
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
 # Where prompts lie and how they are read: `prompts_sha256` says whether they are the same.

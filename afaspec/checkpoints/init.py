@@ -15,7 +15,7 @@ from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.errors import UserError
 from drafts.files import atomic_folder, require_empty
 from drafts.registry import init_draft, read_draft, save_draft
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import FLOATS
 from drafts.tokenizer_files import copy_tokenizer
 from serving.compatibility import require_compatible
@@ -36,7 +36,7 @@ def init_checkpoint(
     """Write the draft to the new folder `config.out`. Raises `UserError` for unfit settings."""
     import torch
 
-    from drafts.target_head import not_drafted
+    from drafts.target.head import not_drafted
 
     require_empty(config.out)
     if store is not None:

@@ -10,7 +10,7 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.source import open_source
 from drafts.files import read_json, weight_files
 from drafts.registry import FAMILIES, module_names, wanted_layer_ids
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.compatibility import Check, compare
 from serving.speculation import speculative_config
 

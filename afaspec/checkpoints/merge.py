@@ -37,7 +37,7 @@ from drafts.files import (
 from drafts.hashes import hash_file
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, module_names, read_draft, write_like
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import read_header
 
 ROUNDINGS = 8.0  # that a merge may cost where one costs more than usual

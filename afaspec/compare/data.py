@@ -22,7 +22,7 @@ from bench.records.settings import Split
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 FACTS = "facts.json"
 SPLITS: tuple[Split, ...] = ("train", "eval")

@@ -32,7 +32,7 @@ from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft, read_draft
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 CURVE, CURVE_POINTS = ("step", "loss", "acceptance_length"), 200  # that are kept of a training
 

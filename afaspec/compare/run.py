@@ -25,7 +25,7 @@ from bench.records.progress import Progress
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.registry import wanted_layer_ids
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.compatibility import require_compatible
 from serving.runtime import require_vllm
 

@@ -35,7 +35,7 @@ from bench.stats.offline import offline_acceptance
 from drafts.checkpoint.info import DraftInfo
 from drafts.files import read_json, write_json
 from drafts.registry import load_draft, read_draft
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 ARMS: tuple[ArmName, ...] = ("lora", "afa-lora")
 SPLITS: tuple[Split, ...] = ("train", "eval")

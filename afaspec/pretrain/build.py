@@ -29,7 +29,7 @@ from afaspec.train.run import train
 from drafts.checkpoint.family import InitOptions
 from drafts.files import atomic_file, atomic_folder
 from drafts.registry import init_draft, read_draft, save_draft
-from drafts.target import TargetInfo, read_target
+from drafts.target.info import TargetInfo, read_target
 
 DRAFT_BITS = 8
 Say = Callable[[str], None]

@@ -25,8 +25,8 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import NotFiniteError, UserError
 from drafts.nn.interface import Draft
 from drafts.registry import load_draft
-from drafts.target import TargetInfo
-from drafts.target_head import load_target_head
+from drafts.target.head import load_target_head
+from drafts.target.info import TargetInfo
 
 GRADIENT_STEPS = 4  # whose gradients decide on where adapters begin
 OF_WEIGHTS = ("pissa", "olora")  # inits that take A and B from the weight itself

@@ -14,7 +14,7 @@ from afaspec.train.step import sum_over
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.registry import module_names, wanted_layer_ids
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 LOOK = "look for such values in the draft's weights and in the store's hidden states"
 

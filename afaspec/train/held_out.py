@@ -24,8 +24,8 @@ from bench.records.acceptance import Acceptance
 from bench.stats.offline import offline_acceptance, offline_agreement
 from drafts.errors import NotFiniteError, UserError
 from drafts.nn.interface import Draft
-from drafts.target import TargetInfo
-from drafts.target_head import load_target_head
+from drafts.target.head import load_target_head
+from drafts.target.info import TargetInfo
 
 Measure = Literal["acceptance", "agreement"]
 WORDS: dict[Measure, str] = {

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from afaspec.train.losses import chunked_loss
 from drafts.nn.interface import Draft
-from drafts.target_head import TargetHead
+from drafts.target.head import TargetHead
 
 
 @dataclass

@@ -14,7 +14,7 @@ from afaspec.train.held_out import Measure, measure_of
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, remove_leftovers, write_json
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
 ANEW = "choose another --out, or remove the folder to start anew"

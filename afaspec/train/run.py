@@ -42,7 +42,7 @@ from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import NotFiniteError, UserError
 from drafts.files import atomic_folder, write_json
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 Note = Callable[[str], object]
 

@@ -14,7 +14,7 @@ from afaspec.train.objective import Batch
 from afaspec.train.step import training_step
 from drafts.checkpoint.info import DraftInfo
 from drafts.nn.interface import Draft
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 
 @dataclass(frozen=True)

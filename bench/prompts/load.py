@@ -14,7 +14,7 @@ from bench.prompts.rows import Prompt, as_conversation
 from bench.prompts.template import ChatTemplate, today
 from bench.records.config import BenchConfig
 from bench.records.settings import MeasureSettings, PromptSettings
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 
 def conversations(

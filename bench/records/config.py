@@ -8,7 +8,7 @@ from pydantic import Field, InstanceOf
 
 from bench.records.arms import Arm
 from bench.records.settings import BenchSettings
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 
 class BenchConfig(BenchSettings):

@@ -9,7 +9,7 @@ from typing import Any
 from bench.records.arms import Arm
 from bench.records.progress import Note
 from drafts.checkpoint.info import DraftInfo
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.sampling import defaults_words
 
 

@@ -18,7 +18,7 @@ from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.records.settings import PromptSettings
 from drafts.checkpoint.info import DraftInfo
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.runtime import installed_version, usable_cores
 from serving.sampling import NEUTRAL, sampling_defaults
 

@@ -12,7 +12,7 @@ from bench.records.config import BenchConfig
 from bench.records.settings import ClientSettings, MeasureSettings
 from bench.server.arrivals import Load
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.sampling import NEUTRAL
 
 SETTINGS = (

@@ -16,7 +16,7 @@ from bench.records.progress import Note
 from bench.server.client import Job
 from bench.server.config import OMITTABLE, ServerConfig
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.remote import RemoteServer
 from serving.sampling import NEUTRAL
 

@@ -12,7 +12,7 @@ from bench.records.arms import Arm
 from bench.records.config import Condition
 from bench.sweep.settings import SweepSettings
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 MIN_WAVES = 4  # of prompts at a concurrency: fewer say nothing about how much they differ
 

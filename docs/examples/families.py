@@ -41,7 +41,7 @@ from bench.report.files import read_report, write_report
 from bench.stats.offline import offline_acceptance
 from drafts.files import atomic_folder, read_json, write_json
 from drafts.registry import FAMILIES, load_draft, read_draft
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 K = 3
 RANK = 32

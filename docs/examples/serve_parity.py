@@ -41,7 +41,7 @@ from bench.server.measure import measure_servers
 from bench.server.run import prepare
 from bench.stats.latency import client_figures, latency_figures
 from drafts.files import write_json
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.metrics import sum_counters
 from serving.remote import connect
 from serving.runtime import runtime_environment

@@ -43,7 +43,7 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import atomic_folder, read_json, write_json
 from drafts.registry import load_draft, read_draft
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import has_bf16
 
 K = 3

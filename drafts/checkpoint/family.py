@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.source import Source
 from drafts.quantization import without_quantization
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from drafts.checkpoint.source import Source
 from drafts.hashes import hash_model
-from drafts.target import SHARED
+from drafts.target.info import SHARED
 
 if TYPE_CHECKING:
     from drafts.nn.interface import Reads

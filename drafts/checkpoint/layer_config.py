@@ -8,7 +8,7 @@ from typing import Any, Literal
 from drafts.checkpoint.fields import DEFAULTS
 from drafts.errors import UserError
 from drafts.rope import read_rope
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import dtype_name
 
 # What a config may leave to its reader, and a complete one has.

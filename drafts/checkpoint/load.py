@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from drafts.checkpoint.shared import shared_tensor
 from drafts.checkpoint.source import load_tensor, open_source
 from drafts.errors import UserError, first_line
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 if TYPE_CHECKING:
     from torch import dtype
@@ -52,7 +52,7 @@ def load_causal_lm(
     """
     from transformers.utils import logging
 
-    from drafts.target_head import model_class
+    from drafts.target.head import model_class
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

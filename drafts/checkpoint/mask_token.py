@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 
 def check_mask_token(token: Any, vocab_size: int, path: Path, field: str) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from drafts.errors import UserError
-from drafts.target import TargetInfo
-from drafts.target_weights import load_embedding
+from drafts.target.info import TargetInfo
+from drafts.target.weights import load_embedding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def take_from_target(draft: Draft, target: TargetInfo, kept: Tensor | None) -> N
     """
     import torch
 
-    from drafts.target_head import load_lm_head
+    from drafts.target.head import load_lm_head
 
     parameters = dict(draft.named_parameters())
     head = load_lm_head(target)
@@ -69,6 +69,6 @@ def shared_tensor(
 
 def from_target(name: str, target: TargetInfo) -> Tensor:
     """The target's own tensor [vocab, hidden] that is called `name` in drafts."""
-    from drafts.target_head import load_lm_head
+    from drafts.target.head import load_lm_head
 
     return {"embed_tokens.weight": load_embedding, "lm_head.weight": load_lm_head}[name](target)

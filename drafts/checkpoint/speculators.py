@@ -15,7 +15,7 @@ from drafts.checkpoint.shared import from_target, shared_tensor
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.hub import source
-from drafts.target import SHARED, TargetInfo
+from drafts.target.info import SHARED, TargetInfo
 from drafts.tensors import dtype_name, open_tensors
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.metrics import SpecCounters, counters_from_histogram, sum_counters
 from serving.runtime import require_vllm, runtime_environment, usable_cores
 from serving.speculation import engine_options, speculative_config

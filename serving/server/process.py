@@ -19,7 +19,7 @@ from typing import Literal
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import disk_errors
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.metrics import SpecCounters, counters_from_prometheus
 from serving.runtime import require_vllm, runtime_environment, vllm_package
 from serving.server.flags import API_KEY, NO_FLAGS, VllmFlags, require_key

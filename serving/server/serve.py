@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from drafts.checkpoint.info import DraftInfo
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from serving.compatibility import require_compatible, table
 from serving.sampling import defaults_words
 from serving.server.flags import API_KEY, read_flags, require_key

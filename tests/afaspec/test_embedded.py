@@ -17,7 +17,7 @@ from afaspec.pretrain.config import BuildConfig
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.opened import require_compatible
 
 

@@ -16,7 +16,7 @@ from drafts.convert import RECORD, changed, differences
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.registry import FAMILIES, save_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.drafts.test_registry import speculators_draft
 from tests.opened import convert, drafter, init_draft, load_draft, load_embedding

@@ -13,7 +13,7 @@ import pytest
 from drafts import hashes
 from drafts.hashes import hash_file, hash_model
 from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.speculation import engine_options
 from tests.opened import inspect_draft, require_compatible
 

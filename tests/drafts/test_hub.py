@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from drafts.hub import is_hub_id, source
 from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.tiny.hub import BROKEN, GATED, SECRET, Hub, serve_hub
 from tests.tiny.models import draft_tensors, write_draft
 

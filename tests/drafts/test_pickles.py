@@ -19,7 +19,7 @@ from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.pickles import find_pickles
 from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.command import run_command
 from tests.opened import load_draft
 from tests.tiny.models import DRAFT_VOCAB, HIDDEN, VOCAB, draft_config, draft_tensors

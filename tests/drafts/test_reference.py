@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from drafts.errors import UserError
 from drafts.registry import load_draft, read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.drafts.reference import CHECKPOINTS, FORWARD, ROWS, STEPS, VOCAB, Stored, write_target
 
 EXAMPLES = {"eagle3": 500, "eagle": 200, "medusa": 200}

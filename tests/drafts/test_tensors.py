@@ -13,7 +13,7 @@ from drafts.errors import UserError
 from drafts.files import INDEX, weight_files
 from drafts.hashes import hash_model
 from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from drafts.tensors import open_tensors
 from tests.command import run_command
 from tests.opened import convert, init_draft, load_lm_head, write_like

@@ -20,7 +20,7 @@ from bench.records.progress import Progress
 from bench.records.settings import Settings
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 if TYPE_CHECKING:
     from afaspec.compare.run import Forecast

@@ -9,7 +9,7 @@ from afaspec.cli.flags import configured
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from drafts.checkpoint.info import DraftInfo
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 
 @configured(TrainConfig)

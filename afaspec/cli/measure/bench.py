@@ -21,7 +21,7 @@ from bench.report.words import headline
 from bench.runs.saved import SavedRun
 from drafts.errors import UserError
 from drafts.files import require_writable
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 if TYPE_CHECKING:
     from bench.records.arms import Arm

@@ -34,7 +34,7 @@ from drafts.checkpoint.speculators import (
     to_speculators,
 )
 from drafts.errors import UserError
-from drafts.target import SHARED, TargetInfo
+from drafts.target.info import SHARED, TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ class DFlash(Family):
     def init(self, target: TargetInfo, options: InitOptions) -> DFlashDraft:
         from drafts.families.dflash.module import DFlashConfig, DFlashDraft
         from drafts.nn.layers import init_linears
-        from drafts.target_head import logit_scale
+        from drafts.target.head import logit_scale
 
         draft = DFlashDraft(
             DFlashConfig(

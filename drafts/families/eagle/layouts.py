@@ -19,7 +19,7 @@ from drafts.checkpoint.shapes import Shapes, check_whole, layer_shapes, prefixed
 from drafts.checkpoint.shared import take_from_target
 from drafts.checkpoint.source import Source, flatten, is_speculators, load_tensor
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,7 +118,7 @@ class Eagle(Family):
         """A random draft. Its vocabulary is always full."""
         from drafts.families.eagle.module import EagleConfig, EagleDraft
         from drafts.nn.layers import init_linears
-        from drafts.target_head import logit_scale
+        from drafts.target.head import logit_scale
 
         if options.kept is not None:
             raise UserError(

@@ -35,7 +35,7 @@ from drafts.checkpoint.speculators import (
     to_speculators,
 )
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import Header
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Eagle3(Family):
     def init(self, target: TargetInfo, options: InitOptions) -> Eagle3Draft:
         from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
         from drafts.nn.layers import init_linears
-        from drafts.target_head import logit_scale
+        from drafts.target.head import logit_scale
 
         draft = Eagle3Draft(
             Eagle3Config(

@@ -16,8 +16,8 @@ from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
 from drafts.quantization import quantization_of
 from drafts.rope import LONG
-from drafts.target import TargetInfo
-from drafts.target_weights import load_embedding
+from drafts.target.info import TargetInfo
+from drafts.target.weights import load_embedding
 from drafts.tensors import dtype_name
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class DraftModel(Family):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         from drafts.families.lm.module import LmDraft
-        from drafts.target_head import load_lm_head, logit_scale
+        from drafts.target.head import load_lm_head, logit_scale
 
         if options.kept is not None:
             raise UserError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drafts.nn.interface import Draft, Reads
-from drafts.target_head import scale_and_cap, scaled_and_capped
+from drafts.target.head import scale_and_cap, scaled_and_capped
 
 
 class LmDraft(Draft):

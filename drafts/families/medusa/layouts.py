@@ -15,7 +15,7 @@ from drafts.checkpoint.load import fill
 from drafts.checkpoint.shapes import Shapes, check_whole, linear_shapes
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import dtype_name
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Medusa(Family):
         import torch
 
         from drafts.families.medusa.module import MedusaConfig, MedusaDraft
-        from drafts.target_head import load_lm_head, logit_scale
+        from drafts.target.head import load_lm_head, logit_scale
 
         if options.kept is not None:
             raise UserError(

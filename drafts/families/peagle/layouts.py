@@ -20,7 +20,7 @@ from drafts.checkpoint.speculators import INNER
 from drafts.errors import UserError
 from drafts.families.eagle3.layouts import ARCHITECTURES as EAGLE3_ARCHITECTURES
 from drafts.families.eagle3.layouts import UNUSED_NORM, Eagle3, config_of, shapes, shared_names
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import Header, open_tensors
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from afaspec.store.read import FeatureStore
 from drafts.errors import UserError
 from drafts.hashes import hash_model
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.command import run_command
 from tests.nursery import Nursery, is_alive
 from tests.opened import merge, resolve_target

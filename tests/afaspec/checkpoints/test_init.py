@@ -15,7 +15,7 @@ from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
 from drafts.registry import FAMILIES, read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.command import run_command
 from tests.opened import init_checkpoint, load_draft, load_lm_head, require_compatible
 from tests.tiny.architectures import write_architecture

@@ -25,7 +25,7 @@ from afaspec.store.read import FeatureStore
 from bench.stats.offline import offline_acceptance
 from drafts.errors import UserError
 from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.nursery import Nursery, is_alive
 from tests.opened import capture, forecast, load_draft, merge
 from tests.opened import compare_arms as compare

@@ -18,7 +18,7 @@ from afaspec.train.loader import draw, split_sequences
 from bench.stats.offline import offline_acceptance, offline_agreement
 from drafts.checkpoint.load import load_causal_lm
 from drafts.errors import UserError
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.opened import capture, load_draft, load_lm_head, train
 from tests.tiny.architectures import write_architecture
 from tests.tiny.store import write_store

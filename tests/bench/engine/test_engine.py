@@ -23,7 +23,7 @@ from bench.prompts.template import ChatTemplate
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from drafts.errors import UserError
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.opened import arm, drafter
 from tests.tiny.models import write_target
@@ -220,7 +220,7 @@ def test_failure_shows_the_log(tiny_target: Path, tmp_path: Path) -> None:
 DRIVER = """
 import sys, time
 from pathlib import Path
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 target = read_target(Path(sys.argv[1]))
 settings = EngineSettings(target, max_model_len=128, enforce_eager=True)

@@ -11,7 +11,7 @@ import pytest
 
 from bench.lossless.sampled import ALPHA, DistributionTest, compare_distributions, gather, judge
 from bench.lossless.token_test import Draws, chance, chi_squares, power, smallest_found
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from tests.opened import drafter
 

@@ -12,7 +12,7 @@ from afaspec.config import load_config
 from bench.records.arms import choose_arms
 from bench.records.config import BenchConfig
 from drafts.errors import UserError
-from drafts.target import read_target
+from drafts.target.info import read_target
 
 
 def test_order_and_labels(tiny_draft: Path) -> None:

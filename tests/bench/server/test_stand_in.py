@@ -82,7 +82,7 @@ def test_the_target_counts_tokens_where_the_server_does_not(
 ) -> None:
     from transformers import AutoTokenizer
 
-    from drafts.target import read_target
+    from drafts.target.info import read_target
 
     server = StandIn(usage="none", tokenizes=False)
     (arm,) = bench(server, prompts, target=read_target(tiny_target)).arms
@@ -198,7 +198,7 @@ def test_a_refusal_in_html_is_one_line(prompts: Path, tmp_path: Path) -> None:
 
 def test_engines_state_the_same_sampling(tiny_target: Path) -> None:
     from bench.report.provenance import settings_of
-    from drafts.target import read_target
+    from drafts.target.info import read_target
 
     config = BenchConfig(prompts="x", target=read_target(tiny_target), arms=(), temperature=0.5)
     assert settings_of(config, [[1]])["sampling"] == {"temperature": 0.5, **NEUTRAL}

@@ -28,7 +28,7 @@ from bench.sweep.report import build_sweep, write_sweep
 from bench.sweep.run import run_sweep
 from bench.sweep.settings import parse_axis
 from drafts.errors import UserError
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.bench.sweep.made_cells import Truth, make_cell
 from tests.command import run_command
 from tests.opened import arm, init_checkpoint, no_draft_at, no_target_at

@@ -17,7 +17,7 @@ from drafts.errors import UserError
 from drafts.nn.layers import LayerConfig, rotary
 from drafts.registry import read_draft
 from drafts.rope import read_rope
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.opened import load_draft
 from tests.tiny.architectures import architectures
 from tests.tiny.models import draft_config, write_draft, write_target

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from drafts.errors import UserError
 from drafts.registry import load_draft as load_opened
 from drafts.registry import read_draft
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.command import run_command
 from tests.opened import load_draft, merge
 from tests.tiny.models import HIDDEN, write_draft

@@ -22,7 +22,7 @@ from drafts.families.eagle3.layouts import SWITCHES
 from drafts.families.eagle3.module import Eagle3Draft
 from drafts.nn.interface import Draft
 from drafts.registry import read_draft, save_draft, wanted_layer_ids
-from drafts.target import read_target
+from drafts.target.info import read_target
 from tests.drafts.families.test_lm import write_lm
 from tests.opened import convert, init_draft, load_draft, load_target_head, take_from_target
 from tests.tiny.architectures import write_architecture

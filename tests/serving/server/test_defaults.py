@@ -13,7 +13,7 @@ import pytest
 from bench.server.config import ServerConfig
 from bench.server.measure import measure_servers
 from bench.server.run import prepare
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from serving.remote import connect
 from serving.sampling import sampling_defaults

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from drafts.errors import UserError
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.server import flags
 from serving.server.flags import NO_FLAGS, REFUSED, read_flags, require_key
 from serving.server.serve import serve

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from drafts.errors import UserError
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.server.process import free_port
 from serving.server.serve import serve
 from tests.opened import compare, require_compatible, speculative_config

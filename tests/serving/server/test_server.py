@@ -20,7 +20,7 @@ from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
 from bench.server.run import prepare, run_server_bench
 from drafts.errors import UserError
-from drafts.target import read_target
+from drafts.target.info import read_target
 from serving.metrics import counters_from_prometheus, sum_counters
 from serving.remote import connect
 from tests.serving.server.servers import FAST, Command, get, post, serving

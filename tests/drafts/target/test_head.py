@@ -17,8 +17,8 @@ from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.load import load_causal_lm
 from drafts.errors import UserError
 from drafts.registry import FAMILIES, save_draft
-from drafts.target import read_target
-from drafts.target_head import scaled_and_capped
+from drafts.target.head import scaled_and_capped
+from drafts.target.info import read_target
 from tests.opened import init_draft, load_draft, load_embedding, load_lm_head, load_target_head
 from tests.tiny.architectures import (
     architectures,

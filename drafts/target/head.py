@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from drafts.errors import UserError, first_line
-from drafts.target import TargetInfo
-from drafts.target_weights import find_head, load_embedding, load_matrix
+from drafts.target.info import TargetInfo
+from drafts.target.weights import find_head, load_embedding, load_matrix
 from drafts.tensors import open_tensors
 
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.quantization import FP8, SUFFIXES, dequantized, find_scales
-from drafts.target import TargetInfo
+from drafts.target.info import TargetInfo
 from drafts.tensors import FLOATS, TensorFile, open_tensors
 
 if TYPE_CHECKING:
