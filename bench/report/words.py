@@ -14,7 +14,7 @@ NOTHING = "–"
 DISTRIBUTIONS = {
     True: "same distribution",
     False: "another distribution",
-    None: "cannot be told",
+    None: "not known",
 }
 MARKS = {"higher": "▲", "lower": "▼"}  # of verdicts; the others have "="
 

@@ -63,4 +63,4 @@ def test_a_distribution_that_cannot_be_told_is_not_called_the_same() -> None:
         if arm["distribution"]:
             arm["distribution"]["passed"] = None
     assert "cannot be told" in headline(made.arms)
-    assert table_rows(made.arms)[-1][-1].text == "cannot be told"
+    assert table_rows(made.arms)[-1][-1].text == "not known"
