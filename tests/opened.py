@@ -23,12 +23,13 @@ from afaspec.train import run as training
 from afaspec.train.config import TrainConfig
 from bench.records.arms import Arm
 from drafts import convert as conversion
-from drafts import registry, target_head, target_weights
+from drafts import registry
 from drafts.checkpoint import shared
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.nn.interface import Draft
 from drafts.registry import read_draft
+from drafts.target import head, weights
 from drafts.target.info import TargetInfo, read_target
 from serving import compatibility, speculation
 
@@ -50,15 +51,15 @@ def convert(draft: Path, layout: str, out: Path, of: Path | None = None) -> Draf
 
 
 def load_embedding(of: Path) -> Any:
-    return target_weights.load_embedding(read_target(of))
+    return weights.load_embedding(read_target(of))
 
 
 def load_lm_head(of: Path) -> Any:
-    return target_head.load_lm_head(read_target(of))
+    return head.load_lm_head(read_target(of))
 
 
 def load_target_head(of: Path) -> Any:
-    return target_head.load_target_head(read_target(of))
+    return head.load_target_head(read_target(of))
 
 
 def take_from_target(draft: Draft, of: Path, kept: Any) -> None:
