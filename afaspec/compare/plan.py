@@ -36,6 +36,7 @@ Done = Mapping[str, Json]  # results by task key
 # Of a run's settings: those that lie outside it, or that leave its result as it is.
 NOT_IN_KEY = {"store", "draft", "out", "target", "target_adapter", "eval_fraction"}
 NOT_IN_KEY |= {"validation_limit", "checkpoint_every", "tensorboard"}
+DIVISION = "root"  # how prompts are divided into sides: studies of another way are made anew
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def data_task(config: CompareConfig, facts: Facts, domain: str) -> Task:
         "target": facts.target_sha256,
         "draft": facts.draft_sha256,
         "prompts": facts.domains[domain],
+        "division": DIVISION,
         "validation": config.tuning.validation,
     }
     name = f"{domain}: the target's answers"

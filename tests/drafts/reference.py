@@ -63,6 +63,7 @@ def write_target(folder: Path) -> Path:
         for name in ("model.embed_tokens.weight", "lm_head.weight")
     }
     config = {"model_type": "llama", "hidden_size": WIDTH, "vocab_size": VOCAB}
+    config |= {"num_attention_heads": 2, "intermediate_size": 8}
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}))
     save_file(tensors, folder / "model.safetensors")
     return folder

@@ -105,7 +105,7 @@ def test_fields_mean_the_same_in_both_layouts(
     (base / "config.json").write_text(
         json.dumps({key: value for key, value in config.items() if changes.get(key, 0) is not None})
     )
-    there = convert(base, "speculators", tmp_path / "there").folder
+    there = convert(base, "speculators", tmp_path / "there", tiny_target).folder
     (there / RECORD).unlink(missing_ok=True)
     back = convert(there, "eagle", tmp_path / "back").folder
     before = load_draft(base, tiny_target).config

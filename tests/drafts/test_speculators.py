@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, Tensor | None, dict[str, Any]]] = {
         KEPT,
         {"qk_norm": True, "norm_before_fc": True, "norm_before_residual": True, "head_dim": 16},
     ),
-    "eagle3-biases": ("eagle3", KEPT, {"attention_bias": True, "hidden_act": "gelu"}),
+    "eagle3-biases": ("eagle3", KEPT, {"qkv_bias": True, "o_bias": True}),
     "peagle": ("peagle", KEPT, {"norm_before_residual": True}),
     "peagle-normed": ("peagle", None, {"fc_norm": True}),
     "dflash": ("dflash", KEPT, {"block_size": STEPS + 1, "num_layers": 2}),

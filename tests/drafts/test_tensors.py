@@ -55,16 +55,19 @@ def test_files_beside_an_index_are_no_part_of_the_model(tmp_path: Path) -> None:
     assert torch.equal(fresh.lm_head.weight, head.float())  # type: ignore[union-attr]
 
 
-def test_a_stray_file_beside_a_sharded_draft_counts_nowhere(tmp_path: Path) -> None:
+def test_a_stray_file_beside_a_sharded_draft_counts_nowhere(
+    tmp_path: Path, tiny_target: Path
+) -> None:
     base = write_draft(tmp_path / "base")
     tensors = shard(base)
     save_file({"fc.weight": torch.zeros(3)}, base / "old.safetensors")
-    for copy in (tmp_path / "written", convert(base, "speculators", tmp_path / "other").folder):
-        if copy.name == "written":
-            copy.mkdir()
-            write_like(base, copy, {})
+    other = convert(base, "speculators", tmp_path / "other", tiny_target).folder
+    written = tmp_path / "written"
+    written.mkdir()
+    write_like(base, written, {})
+    for copy, more in ((written, 0), (other, 1)):  # the target's embedding
         assert sorted(path.name for path in copy.glob("*.safetensors")) == list(SHARDS)
-        assert len(open_tensors(copy).headers) == len(tensors)
+        assert len(open_tensors(copy).headers) == len(tensors) + more
 
 
 def test_a_missing_shard_is_named_before_anything_starts(tmp_path: Path, tiny_draft: Path) -> None:

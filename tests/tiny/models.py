@@ -113,7 +113,7 @@ def draft_config(**changes: object) -> dict[str, object]:
     return {**config, **changes}
 
 
-def draft_tensors(seed: int = 1) -> dict[str, torch.Tensor]:
+def draft_tensors(seed: int = 1, vocab_size: int = VOCAB) -> dict[str, torch.Tensor]:
     """Random weights by the names of the EAGLE format, with a reduced vocabulary (d2t, t2d)."""
     import torch
 
@@ -125,7 +125,7 @@ def draft_tensors(seed: int = 1) -> dict[str, torch.Tensor]:
 
     norm = torch.ones(HIDDEN, dtype=torch.bfloat16)
     kept = torch.randperm(VOCAB, generator=generator)[:DRAFT_VOCAB].sort().values
-    t2d = torch.zeros(VOCAB, dtype=torch.bool)
+    t2d = torch.zeros(vocab_size, dtype=torch.bool)
     t2d[kept] = True
     return {
         "fc.weight": linear(HIDDEN, len(LAYER_IDS) * HIDDEN),
@@ -151,7 +151,8 @@ def write_draft(folder: Path, *, seed: int = 1, **changes: object) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(draft_config(**changes), indent=2)
-    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    save_file(draft_tensors(seed), folder / "model.safetensors", metadata={"format": "pt"})
+    config = draft_config(**changes)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = draft_tensors(seed, config["vocab_size"])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

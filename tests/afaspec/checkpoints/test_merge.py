@@ -91,7 +91,7 @@ def test_an_adapter_that_is_not_finite_is_refused(
     weights = load_file(file)
     weights[next(name for name in weights if "lora_B" in name)][0, 0] = value
     save_file(weights, file)
-    with pytest.raises(UserError, match="values that are NaN or infinite in bfloat16"):
+    with pytest.raises(UserError, match=r"lora_B.* values that are NaN or infinite"):
         merge(trained, None, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -36,7 +36,7 @@ def write_store(
         for part in (slice(half), slice(half, None)) if half else (slice(None),):
             numbers = list(range(len(keys)))[part]
             writer.append(
-                tokens[part], [2] * len(numbers), numbers, states[part], states[part],
+                tokens[part], [[0, 0, 1]] * len(numbers), numbers, states[part], states[part],
                 roots[part] if known else (),
             )  # fmt: skip
             writer.flush()

@@ -73,16 +73,19 @@ def test_a_draft_is_written_whole_or_not_at_all(
     for command in (
         ["merge", tmp_path / "run", "--out", out],
         ["init", "eagle", "--target", tiny_target, "--out", out],
-        ["convert", tiny_draft, "--to", "speculators", "--out", out],
+        ["convert", tiny_draft, "--to", "speculators", "--target", tiny_target, "--out", out],
     ):
         one_error(*run_command(*command))
         assert [path.name for path in small_disk.iterdir()] == ["filler"], command
 
 
-def test_a_file_where_a_folder_should_be(store: Path, tiny_draft: Path, tmp_path: Path) -> None:
+def test_a_file_where_a_folder_should_be(
+    store: Path, tiny_draft: Path, tiny_target: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file" / "out", tmp_path / "file" / "in" / "out"):
-        code, error = run_command("convert", tiny_draft, "--to", "speculators", "--out", out)
+        to = ["--to", "speculators", "--target", tiny_target]
+        code, error = run_command("convert", tiny_draft, *to, "--out", out)
         assert code == 2, error
         assert "this folder cannot be made" in error
         code, error = run_command(*training(store, tiny_draft, out, "--no-tensorboard"))

@@ -29,7 +29,7 @@ K = 2
 def config(store: Path, draft: Path, out: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "steps": 4, "eval_every": 2, "batch_size": 4, "rank": 4, "precision": "fp32",
-        "compiled": False, "tensorboard": False, "draft_steps": K, "validation": 0.3,
+        "compiled": False, "tensorboard": False, "draft_steps": K, "eval_fraction": 0.3,
     }  # fmt: skip
     return TrainConfig(store=store, draft=draft, out=out, **(settings | changes))
 
@@ -82,7 +82,7 @@ def test_responses_that_are_not_greedy_have_agreement_not_acceptance(
     assert not any("acceptance" in text for text in texts)
 
     store = FeatureStore.open(other)
-    held = [store[index] for index in split_sequences(len(store), settings)[1]]
+    held = [store[index] for index in split_sequences(store, settings)[1]]
     head = load_lm_head(tiny_target).float()
     likeliest = []
     for sequence in held:
@@ -103,7 +103,7 @@ def test_the_base_draft_is_measured_first(
     store = FeatureStore.open(greedy)
     for number, how in enumerate(({}, {"arm": "afa-lora", "init": "pissa"}, {"arm": "full"})):
         settings = config(greedy, tiny_draft, tmp_path / str(number), learning_rate=1e-9, **how)
-        held = [store[index] for index in split_sequences(len(store), settings)[1]]
+        held = [store[index] for index in split_sequences(store, settings)[1]]
         base = offline_acceptance(load_draft(tiny_draft, tiny_target), held, K, amp=False)
         trained = train(settings)
         assert metrics(settings.out)[0] == {

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from afaspec.train.loader import split_sequences
 from afaspec.train.step import training_step
@@ -85,7 +86,7 @@ def test_hidden_states_that_are_not_finite_are_named(
     store: Path, tiny_draft: Path, tiny_target: Path, tmp_path: Path
 ) -> None:
     """One infinity in one sequence, first among those that train, then among those held out."""
-    parts = split_sequences(12, config(store, tiny_draft, tmp_path))
+    parts = split_sequences(FeatureStore.open(store), config(store, tiny_draft, tmp_path))
     for number, part in enumerate(parts):
         folder = write_store(tmp_path / f"store{number}", tiny_target, tiny_draft, prompts=12)
         shard = folder / "shard-00000.safetensors"

@@ -79,7 +79,7 @@ def test_two_processes_have_the_gradient_of_one(
 
 RUN: dict[str, Any] = {
     "arm": "afa-lora", "rank": 4, "steps": 6, "eval_every": 2, "checkpoint_every": 2,
-    "batch_size": 5, "validation": 0.2, "learning_rate": 1e-3, "precision": "fp32",
+    "batch_size": 5, "eval_fraction": 0.2, "learning_rate": 1e-3, "precision": "fp32",
     "init": "default",
 }  # fmt: skip
 

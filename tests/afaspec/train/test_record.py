@@ -93,7 +93,7 @@ def test_what_is_trained_may_not(store: Path, tiny_draft: Path, tmp_path: Path) 
         "learning_rate": (0.02, r"learning_rate \(0.01, now 0.02\)"),
         "batch_size": (3, r"batch_size \(4, now 3\)"),
         "seed": (7, r"seed \(0, now 7\)"),
-        "validation": (0.3, "held-out part"),
+        "eval_fraction": (0.3, "held-out part"),
     }
     for name, (value, said) in changes.items():
         with pytest.raises(UserError, match=f"another .*{said}"):

@@ -84,7 +84,7 @@ def test_engines_that_share_a_measurement_of_none_come_in_groups() -> None:
         ({"ks": (0, 1)}, "--k has 0"),
         ({"ks": (2, 2)}, "twice"),
         ({"temperatures": (-0.1,)}, "--temperature has -0.1"),
-        ({"temperatures": (float("nan"),)}, "--temperature has nan"),
+        ({"temperatures": (float("nan"),)}, "is nan"),
         ({"max_tokens": (1,)}, "--max-tokens has 1"),
         ({"sample_methods": ("random",)}, "'random'"),
         ({"sample_methods": ()}, "empty"),

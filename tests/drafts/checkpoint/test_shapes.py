@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
+from drafts.checkpoint.fields import complete
 from drafts.checkpoint.layer_config import layer_fields
 from drafts.families.dflash import layouts as dflash
 from drafts.families.dflash.module import DFlashConfig, DFlashDraft
@@ -21,6 +23,8 @@ from drafts.families.medusa.module import MedusaDraft
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLMEagle3"],
+    "model_type": "llama",
+    "num_hidden_layers": 1,
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_attention_heads": 4,
@@ -54,7 +58,7 @@ def eagle3_module(flat: dict[str, Any]) -> nn.Module:
     sizes = {key: flat[key] for key in ("vocab_size", "draft_vocab_size", "target_hidden_size")}
     return Eagle3Draft(
         Eagle3Config(
-            **layer_fields(flat),
+            **layer_fields(flat, eagle3.layers_of(flat)),
             **sizes,
             **eagle3.switches(flat),
             qk_norm=eagle3.is_qwen3(flat),
@@ -66,13 +70,13 @@ def eagle3_module(flat: dict[str, Any]) -> nn.Module:
 def dflash_module(flat: dict[str, Any]) -> nn.Module:
     sizes = {key: flat[key] for key in ("vocab_size", "draft_vocab_size", "target_hidden_size")}
     return DFlashDraft(
-        DFlashConfig(**layer_fields(flat), **sizes, layer_ids=(1, 2), mask_token_id=3)
+        DFlashConfig(**layer_fields(flat, "dflash"), **sizes, layer_ids=(1, 2), mask_token_id=3)
     )
 
 
 CASES: list[tuple[Callable[[Any], Any], Callable[[Any], nn.Module], dict[str, Any]]] = [
     *((eagle3.shapes, eagle3_module, BASE | a | b) for a, b in product(LAYER, EAGLE3)),
-    *((eagle.shapes, lambda f: EagleDraft(eagle.config_of(f)), BASE | a) for a in LAYER),
+    *((eagle.shapes, lambda f: EagleDraft(eagle.config_of(f, None)), BASE | a) for a in LAYER),
     *(
         (lambda f: dflash.shapes(f, 2), dflash_module, BASE | a | b)
         for a, b in product(LAYER, [{}, {"draft_vocab_size": 10}])
@@ -93,6 +97,7 @@ CASES: list[tuple[Callable[[Any], Any], Callable[[Any], nn.Module], dict[str, An
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_they_are_those_of_the_module(case: int) -> None:
-    shapes, module, flat = CASES[case]
+    shapes, module, config = CASES[case]
+    flat = complete(config, Path("config.json"))
     state = module(flat).state_dict()
     assert shapes(flat) == {n: tuple(t.shape) for n, t in state.items() if n != "d2t"}

@@ -333,7 +333,7 @@ def test_vllm_proposes_the_same_from_both_layouts(
     name: str, tmp_path: Path, tiny_target: Path, vllm_worker: VllmWorker
 ) -> None:
     base = CASES[name][0](tmp_path / "base", tiny_target)
-    other = convert(base, "speculators", tmp_path / "speculators").folder
+    other = convert(base, "speculators", tmp_path / "speculators", tiny_target).folder
     first, second = (vllm_runs(vllm_worker, tiny_target, folder, 3) for folder in (base, other))
     assert first == second
     assert len({tuple(p) for run in first for p in run["proposed"]}) > 5
