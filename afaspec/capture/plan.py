@@ -33,6 +33,7 @@ from drafts.errors import UserError
 from drafts.files import weight_files
 from drafts.registry import wanted_layer_ids
 from drafts.target.info import TargetInfo
+from drafts.tensors import has_bf16
 
 GIB = 1 << 30
 LARGEST_BATCH = {"cpu": 64, "cuda": 256}
@@ -214,10 +215,15 @@ def choose_device(wanted: str) -> str:
 
 
 def compute_dtype(wanted: str, target: TargetInfo, device: str) -> str:
-    """`auto` is bfloat16, as at serving, but float16 for a float16 target on a GPU."""
+    """`auto` is bfloat16, as at serving, but float16 for a float16 target on a GPU, and float32 on
+    a processor that has no instructions for bf16."""
+    import torch
+
     if wanted != "auto":
         return wanted
-    return "float16" if target.dtype == "float16" and device == "cuda" else "bfloat16"
+    if target.dtype == "float16" and device == "cuda":
+        return "float16"
+    return "bfloat16" if has_bf16(torch.device(device)) else "float32"
 
 
 def choose_batch_size(plan: CapturePlan) -> int:
