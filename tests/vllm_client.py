@@ -23,14 +23,14 @@ class VllmWorker:
         )
 
     def serve(
-        self, target: Path, draft: Path, k: int, prompts: list[list[int]], new_tokens: int
+        self, target: Path, draft: Path | None, k: int, prompts: list[list[int]], new_tokens: int
     ) -> dict[str, Any]:
-        """Greedy outputs with a draft.
+        """Greedy outputs, with a draft or without.
 
         `runs` has for each prompt its `output` and what the drafter `proposed`, step by step;
         `counters` are vLLM's own. Where vLLM refuses, there is only `error`.
         """
-        request = {"target": str(target), "draft": str(draft), "k": k}
+        request = {"target": str(target), "draft": None if draft is None else str(draft), "k": k}
         return self._ask(request | {"prompts": prompts, "new_tokens": new_tokens})
 
     def serve_lora(
@@ -39,6 +39,11 @@ class VllmWorker:
         """Greedy answers `adapted` with a LoRA adapter and `base` without, by the same engine."""
         request = {"target": str(target), "adapter": str(adapter)}
         return self._ask(request | {"prompts": prompts, "new_tokens": new_tokens})
+
+    def parse_flags(self, lines: list[list[str]]) -> list[dict[str, Any]]:
+        """What vLLM's own parser makes of each of these lists of flags for its server."""
+        parsed: list[dict[str, Any]] = self._ask({"flags": lines})["parsed"]
+        return parsed
 
     def bench_serve_metrics(
         self, outputs: list[dict[str, Any]], percentiles: list[int]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from serving.metrics import counters_from_engine
+from serving.server.vllm_parser import make_parser, parse
 from tests.opened import engine_options, speculative_config
 
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would count more than the bytes below
 CACHE_BYTES = 32 << 20
 
 
@@ -40,7 +42,7 @@ def record(proposed: list[list[int]]) -> None:
 def answer(
     proposed: list[list[int]],
     target: str,
-    draft: str,
+    draft: str | None,
     k: int,
     prompts: list[list[int]],
     new_tokens: int,
@@ -48,9 +50,9 @@ def answer(
     """Serve the prompts, one at a time, by an engine of their own."""
     from vllm import LLM, SamplingParams
 
-    gc.unfreeze()
     gc.collect()  # the engine before
     gc.freeze()  # what stays need not be looked through whenever vLLM collects
+    drafting = None if draft is None else Path(draft)
     llm = LLM(
         model=target,
         dtype="float32",
@@ -61,8 +63,8 @@ def answer(
         async_scheduling=False,
         disable_log_stats=False,
         kv_cache_memory_bytes=CACHE_BYTES,
-        speculative_config=speculative_config(Path(draft), k),
-        **engine_options(Path(target), Path(draft)),
+        speculative_config=speculative_config(drafting, k),
+        **engine_options(Path(target), drafting),
     )
     before = counters_from_engine(llm)
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
@@ -81,8 +83,8 @@ def answer_with_lora(
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     llm = LLM(
         model=target,
         dtype="float32",
@@ -100,6 +102,12 @@ def answer_with_lora(
         outputs = llm.generate(asked, sampling, use_tqdm=False, lora_request=lora)
         answers[name] = [list(output.outputs[0].token_ids) for output in outputs]
     return answers
+
+
+def parse_flags(flags: list[list[str]]) -> dict[str, Any]:
+    """vLLM's own parser of flags, asked as the child of `serving.server.flags` asks it."""
+    parser = make_parser()
+    return {"parsed": [parse(parser, one) for one in flags]}
 
 
 def bench_serve_metrics(outputs: list[dict[str, Any]], percentiles: list[int]) -> dict[str, Any]:
@@ -180,6 +188,8 @@ def main() -> None:
                 result: dict[str, Any] = bench_serve_metrics(**request)
             elif "configs" in request:
                 result = read_configs(**request)
+            elif "flags" in request:
+                result = parse_flags(**request)
             elif "adapter" in request:
                 result = answer_with_lora(**request)
             else:

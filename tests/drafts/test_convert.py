@@ -16,10 +16,8 @@ from drafts.convert import RECORD, changed, differences
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.registry import FAMILIES, save_draft
-from drafts.target.info import read_target
-from serving.engine.engine import EngineProcess, EngineSettings
 from tests.drafts.test_registry import speculators_draft
-from tests.opened import convert, drafter, init_draft, load_draft, load_embedding
+from tests.opened import convert, init_draft, load_draft, load_embedding
 from tests.tiny.models import (
     HIDDEN,
     VOCAB,
@@ -28,6 +26,7 @@ from tests.tiny.models import (
     write_draft,
     write_target,
 )
+from tests.vllm_client import VllmWorker
 
 TWO_LAYOUTS = [name for name, family in FAMILIES.items() if len(family.formats) > 1]
 ONE_LAYOUT = [name for name, family in FAMILIES.items() if len(family.formats) == 1]
@@ -311,7 +310,7 @@ def test_a_verifier_that_would_replace_the_drafts_own_is_not_named(
     assert verifier == {"architectures": ["LlamaForCausalLM"], "name_or_path": None}
 
 
-def test_vllm_serves_both_layouts_alike(tmp_path: Path) -> None:
+def test_vllm_serves_both_layouts_alike(tmp_path: Path, vllm_worker: VllmWorker) -> None:
     """The embedded pair: same outputs as without a draft, same acceptance, in either layout."""
     from afaspec.capture.target_model import load_tokenizer
     from afaspec.embedded.names import resolve_model
@@ -321,22 +320,12 @@ def test_vllm_serves_both_layouts_alike(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(target)
     texts = ["def read(path):\n    with open(path", "import os\n\nclass Node:\n    def __init__"]
     prompts = [tokenizer.encode(text) for text in texts]
-    replies = []
-    for served in (None, draft, other):
-        settings = EngineSettings(
-            read_target(target),
-            drafter(served),
-            k=3,
-            dtype="float32",
-            max_model_len=128,
-            enforce_eager=True,
-        )
-        with EngineProcess(settings) as engine:
-            replies.append(engine.generate(prompts, 48, ignore_eos=True))
-    plain, first, second = replies
-    outputs = [[request.output_ids for request in reply.requests] for reply in replies]
+    replies = [
+        vllm_worker.serve(target, served, 3, prompts, 48) for served in (None, draft, other)
+    ]
+    outputs = [[run["output"] for run in reply["runs"]] for reply in replies]
     assert outputs[0] == outputs[1] == outputs[2]
-    assert plain.counters is None
-    assert first.counters == second.counters
-    assert first.counters is not None
-    assert first.counters.accepted_tokens > 20
+    plain, first, second = (reply["counters"] for reply in replies)
+    assert plain["drafts"] == 0
+    assert first == second
+    assert first["accepted_tokens"] > 20

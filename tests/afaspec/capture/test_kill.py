@@ -21,7 +21,7 @@ from tests.nursery import Nursery, is_alive
 
 KILLS = 20
 KILLS_IN_WRITING = 6  # after those, more at the moment that a temporary file is seen
-PROMPTS = 60
+PROMPTS = 32
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_killed_captures_end_with_the_same_bytes(
     rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     options = [
         "capture", tiny_target, rows, "--layer-ids", "1,2,3", "--max-new-tokens", 24,
-        "--batch-size", 4, "--shard-mib", 0.2, "--temperature", 0.7, "--device", "cpu",
+        "--batch-size", 4, "--shard-mib", 0.1, "--temperature", 0.7, "--device", "cpu",
     ]  # fmt: skip
 
     whole = tmp_path / "whole"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -184,38 +185,48 @@ def test_plots_are_pictures(written: tuple[Report, Path]) -> None:
 
 
 WRITER = """
-import sys
+import os, sys
 from pathlib import Path
 from bench.report.files import write_report
 from tests.bench.synthetic import report
 made = [report("first"), report("second")]
-print("ready", flush=True)
-while True:
-    for one in made:
-        write_report(one, Path(sys.argv[1]))
+for _ in sys.stdin:
+    child = os.fork()
+    while child == 0:
+        for one in made:
+            write_report(one, Path(sys.argv[1]))
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
 
 
 def test_a_kill_leaves_whole_files_only(tmp_path: Path) -> None:
     chance = random.Random(0)
-    root = Path(__file__).parents[3]
     seen = 0
-    for _ in range(6):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=root
-        )
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(chance.uniform(0.5, 3))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        for path in [*tmp_path.glob("*.json")]:
-            json.loads(path.read_text(encoding="utf-8"))
-            seen += 1
-        for path in tmp_path.glob("*.html"):
-            assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
-        for path in tmp_path.glob("*.png"):
-            if not path.name.startswith("."):
-                assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+        text=True,
+        bufsize=1,
+    ) as writers:
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        for _ in range(6):
+            print("next", file=writers.stdin)
+            writer = int(writers.stdout.readline())
+            time.sleep(chance.uniform(0.5, 3))
+            os.kill(writer, signal.SIGKILL)
+            assert writers.stdout.readline() == "ended\n"
+            for path in [*tmp_path.glob("*.json")]:
+                json.loads(path.read_text(encoding="utf-8"))
+                seen += 1
+            for path in tmp_path.glob("*.html"):
+                assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+            for path in tmp_path.glob("*.png"):
+                if not path.name.startswith("."):
+                    assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+        writers.stdin.close()
     assert seen > 0
