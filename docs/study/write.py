@@ -33,7 +33,7 @@ from afaspec.compare.tables import (
     served_rows,
     settings_line,
 )
-from afaspec.embedded.names import resolve_model
+from afaspec.pairs.names import resolve_model
 from bench.report.plots.style import styled
 from bench.stats.resample import Figure
 from bench.stats.verdict import Comparison, correct

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from afaspec.embedded.names import resolve_model
 from afaspec.embedded.quantize import pack_state, quantization_config, round_to_grid, unpack_state
 from afaspec.embedded.unpack import ASSETS, pack, unpack_to
+from afaspec.pairs.names import resolve_model
 from afaspec.pretrain.card import write_card
 from afaspec.pretrain.config import BuildConfig
 from drafts.errors import UserError
