@@ -38,12 +38,6 @@ def pack_draft(draft: str, out: Path, target: TargetInfo) -> int:
     """Write `draft`, which must fit `target`, packed to `out`; its weights' size in bytes."""
     info = open_draft(draft)
     require_compatible(target, info)
-    if info.family != "eagle3" or "embed_tokens" not in info.shared:
-        raise UserError(
-            f"is {info.family} with {', '.join(info.shared) or 'nothing'} of the target's",
-            where=info.folder,
-            hint=f"{SMOLLM2_DRAFT} is an EAGLE-3 draft that shares the target's embedding",
-        )
     return pack(info.folder, out, BITS, LARGEST)
 
 

@@ -102,7 +102,7 @@ def weights(reader: GGUFReader, config: dict[str, Any]) -> dict[str, Tensor]:
     state = {}
     for tensor in reader.tensors:
         name, kind = plain_name(tensor.name)
-        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
         if kind == "attn_q":
             values = halves_apart(values, config["num_attention_heads"])
         if kind == "attn_k":

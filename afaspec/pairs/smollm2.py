@@ -6,6 +6,7 @@ imported.
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,9 @@ def open_smollm2() -> Path:
 def _make(folder: Path) -> None:
     from afaspec.pairs.gguf_model import write_model
 
-    write_model(packaged_file(), folder)
+    file = packaged_file()
+    print(f"Making smollm2 in {made_folder()}: once, some ten seconds", file=sys.stderr, flush=True)
+    write_model(file, folder)
 
 
 def made_folder() -> Path:
