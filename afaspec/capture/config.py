@@ -43,7 +43,7 @@ class StorePlace(Settings):
 
     GROUP: ClassVar[str] = "Models"
 
-    target: ModelName = Field(description="the target model's folder or hub id, or `embedded`")
+    target: ModelName = Field(description="the target's folder or hub id, `smollm2` or `embedded`")
     target_adapter: TargetAdapter = None
     draft: OptionalModelName = Field(
         None, description="keep just the hidden states that this draft reads"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.adapted_target import open_target
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from afaspec.versions import versions
 from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo

@@ -17,11 +17,13 @@ from drafts.checkpoint.info import DraftInfo
 class ServeConfig(Settings):
     """What is served, and where."""
 
-    target: str = Field(description="the target's folder or hub id, or `embedded`")
+    target: str = Field(description="the target's folder or hub id, `smollm2` or `embedded`")
     vllm_flags: list[str] = Field([], description="flags for vLLM, after `--`")
     target_adapter: TargetAdapter = None
     draft: str = Field(
-        "none", description="the draft's folder or hub id, `embedded-draft`, `ngram`, or `none`"
+        "none",
+        description="the draft's folder or hub id, `smollm2-draft`, `embedded-draft`, `ngram`, "
+        "or `none`",
     )
     k: int = Field(3, ge=1, description="speculative tokens per step")
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -71,7 +73,7 @@ def serve(config: ServeConfig) -> None:
 
 
 def _drafter(draft: str) -> DraftInfo | Literal["ngram"] | None:
-    from afaspec.embedded.names import open_draft
+    from afaspec.pairs.names import open_draft
 
     if draft == "none":
         return None

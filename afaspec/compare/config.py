@@ -152,9 +152,11 @@ class VllmConfig(Settings):
 class CompareConfig(Settings):
     """A study. Lists in `ranks`, `steps`, `samples` and `seeds` are axes: all are combined."""
 
-    target: ModelName = Field(description="target model: a folder, a hub id, or embedded")
+    target: ModelName = Field(description="target model: a folder, a hub id, smollm2 or embedded")
     target_adapter: TargetAdapter = None
-    draft: ModelName = Field(description="base draft: a folder, a hub id, or embedded-draft")
+    draft: ModelName = Field(
+        description="base draft: a folder, a hub id, smollm2-draft or embedded-draft"
+    )
     out: Path = Field(Path("runs/compare"), description="folder of all results")
     k: int = Field(3, gt=0, le=16, description="speculative tokens per step")
     domains: dict[str, DomainConfig] = Field(min_length=1)

@@ -19,7 +19,7 @@ from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import merge
 from afaspec.demo.config import DemoConfig
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
 from afaspec.train.config import TrainConfig

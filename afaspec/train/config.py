@@ -35,7 +35,7 @@ class RunPlace(Settings):
 
     store: Path = Field(description="feature store that `afaspec capture` wrote")
     draft: ModelName = Field(
-        description="base draft to adapt: a folder, a hub id, or embedded-draft"
+        description="base draft to adapt: a folder, a hub id, smollm2-draft or embedded-draft"
     )
     out: Path = Field(description="folder of the run")
     target: OptionalModelName = Field(None, description="target model (default: the store's)")

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import console, progress
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from bench.engine.measure import measure
 from bench.prompts.load import load_prompts
 from bench.records.arms import Arm

@@ -27,7 +27,7 @@ from afaspec.checkpoints.init import init_checkpoint
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, progress
 from afaspec.demo.run import cpp_headers
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
 from afaspec.train.config import TrainConfig

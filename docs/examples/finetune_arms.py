@@ -29,7 +29,7 @@ from afaspec.adapters.callback import AnnealingCallback
 from afaspec.adapters.schedule import AnnealingSchedule
 from afaspec.capture.target_model import load_model
 from afaspec.cli.console import note, progress
-from afaspec.embedded.names import resolve_model
+from afaspec.pairs.names import resolve_model
 from bench.records.arms import LABELS
 from bench.report.plots.style import COLOURS, INK, WIDTH, styled
 from bench.stats.intervals import Quotient

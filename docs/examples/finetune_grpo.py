@@ -47,7 +47,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from afaspec.capture.target_model import load_tokenizer
 from afaspec.cli.console import console
-from afaspec.embedded.names import resolve_model
+from afaspec.pairs.names import resolve_model
 from drafts.errors import UserError
 
 ENOUGH = 4  # statements of a body that can count

@@ -40,7 +40,7 @@ from trl import SFTConfig, SFTTrainer
 from afaspec.capture.target_model import load_tokenizer
 from afaspec.cli.console import console
 from afaspec.demo.run import cpp_headers
-from afaspec.embedded.names import resolve_model
+from afaspec.pairs.names import resolve_model
 from bench.prompts.read import read_prompts
 from bench.records.settings import PromptSettings
 from drafts.errors import UserError

@@ -32,7 +32,7 @@ from transformers import AutoTokenizer
 
 from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import console, note
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from bench.prompts.load import load_prompts
 from bench.records.config import BenchConfig
 from bench.server.arrivals import Load

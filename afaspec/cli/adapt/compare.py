@@ -103,7 +103,7 @@ def read_study(asked: StudyConfig) -> CompareConfig:
 def open_models(config: CompareConfig) -> tuple[TargetInfo, DraftInfo]:
     """The target and the base draft that the study names."""
     from afaspec.capture.adapted_target import open_target
-    from afaspec.embedded.names import open_draft
+    from afaspec.pairs.names import open_draft
 
     return open_target(config.target, config.target_adapter, note), open_draft(config.draft)
 

@@ -42,7 +42,7 @@ def merge(config: MergeConfig) -> None:
     from afaspec.checkpoints.merge import merge as run
     from afaspec.checkpoints.merge import recorded_draft, recorded_target
     from afaspec.cli.console import console, note
-    from afaspec.embedded.names import open_draft
+    from afaspec.pairs.names import open_draft
 
     with console.status("merging and measuring parity"):
         base = open_draft(config.draft) if config.draft else recorded_draft(config.trained)

@@ -31,7 +31,7 @@ def train(config: TrainConfig) -> None:
     """
     from torch import distributed
 
-    from afaspec.embedded.names import pinned
+    from afaspec.pairs.names import pinned
     from afaspec.train.held_out import WORDS
     from afaspec.train.run import train as run
     from drafts.files import disk_errors
@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> None:
 def open_inputs(config: TrainConfig) -> tuple[FeatureStore, DraftInfo, TargetInfo]:
     """What `config` names: the store, the base draft, and the target, by default the store's."""
     from afaspec.capture.adapted_target import open_target, open_target_if_given
-    from afaspec.embedded.names import open_draft
+    from afaspec.pairs.names import open_draft
 
     store = FeatureStore.open(config.store)
     given = open_target_if_given(config.target, config.target_adapter, note)

@@ -14,7 +14,9 @@ from drafts.errors import UserError
 class ConvertConfig(Settings):
     """Which draft, and how it is to lie."""
 
-    draft: str = Field(description="the draft's folder or hub id, or `embedded-draft`")
+    draft: str = Field(
+        description="the draft's folder or hub id, `smollm2-draft` or `embedded-draft`"
+    )
     to: str | None = Field(
         None,
         description="layout: eagle, dflash or speculators; medusa or medusa-heads (default: as it "
@@ -47,7 +49,7 @@ def convert(config: ConvertConfig) -> None:
     """
     from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console
-    from afaspec.embedded.names import resolve_model
+    from afaspec.pairs.names import resolve_model
     from drafts.convert import RECORD, convert_pickles
     from drafts.convert import convert as run
     from drafts.pickles import find_pickles

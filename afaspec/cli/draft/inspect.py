@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 class InspectConfig(Settings):
     """What is looked at."""
 
-    draft: str = Field(description="the draft's folder or hub id, or `embedded-draft`")
+    draft: str = Field(
+        description="the draft's folder or hub id, `smollm2-draft` or `embedded-draft`"
+    )
     target: str | None = Field(
-        None, description="a target that the draft should fit, or `embedded`"
+        None, description="a target that the draft should fit, `smollm2` or `embedded`"
     )
     as_json: bool = Field(False, validation_alias="json", description="print JSON on stdout")
 
@@ -46,7 +48,7 @@ def inspect(config: InspectConfig) -> None:
     """
     from afaspec.capture.adapted_target import open_target
     from afaspec.checkpoints.inspect import inspect_draft
-    from afaspec.embedded.names import open_draft
+    from afaspec.pairs.names import open_draft
 
     target = open_target(config.target) if config.target else None
     found = inspect_draft(open_draft(config.draft), target)

@@ -33,7 +33,9 @@ class BenchCommand(GateSettings, ServerFlags, PromptSource, ModelNames):
     GROUP: ClassVar[str] = "Measuring"
 
     target: str | None = Field(
-        None, description="folder or hub id of the target model, or `embedded`; with --url optional"
+        None,
+        description="folder or hub id of the target model, `smollm2` or `embedded`; "
+        "with --url optional",
     )
     none: bool = Field(True, description="measure without speculation too, for the speedup")
     concurrency: Listed | None = Field(
@@ -76,7 +78,8 @@ def bench(config: BenchCommand) -> None:
     if config.target is not None:
         target = open_target(config.target, config.target_adapter, note)
     elif not config.url:
-        raise UserError("TARGET is missing", hint="give the target's folder, or 'embedded'")
+        hint = "give the target's folder, a hub id, `smollm2` or `embedded`"
+        raise UserError("TARGET is missing", hint=hint)
     baseline = read_baseline(config.gate, gated_settings(config))
     if baseline is not None and config.chat_date is None and target is not None:
         date = baseline.report.provenance.get("chat_date")

@@ -20,7 +20,9 @@ class ModelNames(Settings):
 
     target_adapter: TargetAdapter = None
     draft: list[str] = Field(
-        [], description="NAME=FOLDER of a draft, a hub id or embedded-draft for FOLDER; repeatable"
+        [],
+        description="NAME=FOLDER of a draft; for FOLDER a hub id, smollm2-draft or embedded-draft; "
+        "repeatable",
     )
     ngram: bool = Field(False, description="also measure prompt lookup")
 
@@ -35,7 +37,7 @@ class ModelNames(Settings):
 
         A hub id alone is named after its repository.
         """
-        from afaspec.embedded.names import NAMES, resolve_model
+        from afaspec.pairs.names import NAMES, resolve_model
         from drafts.hub import is_hub_id
 
         opened = []

@@ -18,7 +18,7 @@ class SweepCommand(SweepSettings, PromptSource, ModelNames):
 
     GROUP: ClassVar[str] = "Models"
 
-    target: str = Field(description="folder or hub id of the target model, or `embedded`")
+    target: str = Field(description="folder or hub id of the target model, `smollm2` or `embedded`")
     out: Path = Field(Path("runs/sweep"), description="folder of cells and result")
 
 

@@ -1,16 +1,24 @@
-"""Models by name: the shipped pair, unpacked once into a cache folder, folders, and hub ids."""
+"""Models by name: the pairs that come with afaspec, kept in a cache folder, folders, hub ids."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from afaspec.embedded.unpack import unpack
+from afaspec.pairs.smollm2 import open_smollm2
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.hub import fetch, is_hub_id, source
 from drafts.registry import read_draft
 
-NAMES = {"embedded": "target", "embedded-draft": "draft"}
+NAMES: dict[str, Callable[[], Path]] = {
+    "embedded": partial(unpack, "target"),
+    "embedded-draft": partial(unpack, "draft"),
+    "smollm2": open_smollm2,
+    "smollm2-draft": partial(unpack, "smollm2-draft"),
+}
 
 
 def open_draft(name_or_path: str | Path) -> DraftInfo:
@@ -19,8 +27,8 @@ def open_draft(name_or_path: str | Path) -> DraftInfo:
 
 
 def resolve_model(name_or_path: str | Path, *, pickles: bool = False) -> Path:
-    """The folder of a model: `embedded` and `embedded-draft` mean the shipped pair, `owner/name` or
-    `owner/name@revision` one on the hub where there is no such folder.
+    """The folder of a model: one of `NAMES`, a folder, or `owner/name` or `owner/name@revision` on
+    the hub where there is no such folder.
 
     `pickles` fetches those too, of models that are published so alone.
     """
@@ -29,7 +37,8 @@ def resolve_model(name_or_path: str | Path, *, pickles: bool = False) -> Path:
         raise UserError(
             "no such model folder",
             where=folder,
-            hint="give a folder with config.json and .safetensors files, a hub id, or `embedded`",
+            hint="give a folder with config.json and .safetensors files, a hub id, `smollm2` or "
+            "`embedded`",
         )
     return folder
 
@@ -42,7 +51,7 @@ def pinned(name: str) -> str:
 def _folder(name_or_path: str | Path, pickles: bool = False) -> Path:
     text = str(name_or_path)
     if text in NAMES:
-        return unpack(NAMES[text])
+        return NAMES[text]()
     if is_hub_id(text):
         return fetch(text, pickles=pickles)
     folder = Path(text).expanduser()

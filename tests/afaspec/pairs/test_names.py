@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from afaspec.cli.measure.models import ModelNames
-from afaspec.embedded.names import open_draft, pinned, resolve_model
+from afaspec.pairs.names import open_draft, pinned, resolve_model
 from afaspec.train.config import TrainConfig
 from drafts.errors import UserError
 from drafts.files import read_json
