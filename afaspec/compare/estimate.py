@@ -21,7 +21,7 @@ def remaining_seconds(
     plan: Plan,
     ledger: Ledger,
     timed: Mapping[str, StepCost] | None = None,
-    kinds: Collection[str] = ("data", "base", "run", "eval", "vllm"),
+    kinds: Collection[str] = ("data", "base", "run", "eval", "kept", "vllm"),
 ) -> float | None:
     """Estimated seconds of the tasks of `kinds` not done; None where one's time is unknown.
 
