@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -250,3 +251,19 @@ def test_a_store_of_another_target_is_refused(
     settings = settings.model_copy(update={"mix": [f"{foreign}=0.1"]})
     with pytest.raises(UserError, match="was captured from another target"):
         parts_of(settings, store, split_sequences(store, settings), draft, target)
+
+
+def test_the_command_says_what_was_kept(
+    config: Callable[..., TrainConfig], stores: Callable[[str], Path], tiny_draft: Path
+) -> None:
+    out = config().out
+    command = [
+        "train", "--store", stores("domain"), "--draft", tiny_draft, "--out", out, "--steps", 1,
+        "--mix", f"{stores('general')}=0.2", "--mix", f"{stores('sampled')}=0", "--no-compiled",
+        "--no-tensorboard", "--precision", "fp32", "--eval-fraction", 0.3,
+    ]  # fmt: skip
+    for _ in range(2):  # the second time it is finished already
+        code, output = run_command(*command)
+        assert code == 0
+        assert re.search(r"\bgeneral: \d\.\d\d before, \d\.\d\d after \(\d+% kept\)", output)
+        assert re.search(r"\bsampled: agreement \d\.\d\d before, \d\.\d\d after", output)
