@@ -14,7 +14,7 @@ from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Plan, Task
 
 if TYPE_CHECKING:
-    from afaspec.train.step_cost import StepCost
+    from afaspec.compare.step_cost import StepCost
 
 
 def remaining_seconds(

@@ -16,11 +16,11 @@ from afaspec.compare.data import FACTS, Facts, read_study_prompts
 from afaspec.compare.estimate import remaining_seconds
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, plan_tasks, train_config, variants
+from afaspec.compare.step_cost import StepCost, time_step
 from afaspec.compare.study import build_study, read_study, write_study
 from afaspec.store.manifest import Manifest, TargetRecord
 from afaspec.store.write import locked
 from afaspec.train.checks import check_fit, check_steps
-from afaspec.train.step_cost import StepCost, time_step
 from bench.records.progress import Progress
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
