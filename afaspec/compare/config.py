@@ -24,7 +24,13 @@ from drafts.errors import UserError
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-RESERVED = ("base", "none", "ngram")  # arms that every study or every benchmark has by itself
+GENERAL = "general"  # as a domain is called, but none that an arm is trained for
+RESERVED = (
+    GENERAL,
+    "base",
+    "none",
+    "ngram",
+)  # arms that every study or every benchmark has by itself
 # The whole study decides on these; an arm that set one would not be compared like with like.
 OF_THE_STUDY = ("seed", "steps", "eval_fraction", "validation_limit", "tensorboard")
 DEFAULT_RATES: dict[str, list[float]] = {
@@ -88,6 +94,10 @@ class ArmConfig(TrainSettings):
     against: list[str] | None = Field(
         None,
         description="arms that it is compared with [default: all]; fewer comparisons find more",
+    )
+
+    mix: float | None = Field(
+        None, gt=0, lt=1, description="share of the sequences that are replayed from `general`"
     )
 
     @field_validator("learning_rates")
@@ -160,6 +170,9 @@ class CompareConfig(Settings):
     out: Path = Field(Path("runs/compare"), description="folder of all results")
     k: int = Field(3, gt=0, le=16, description="speculative tokens per step")
     domains: dict[str, DomainConfig] = Field(min_length=1)
+    general: DomainConfig | None = Field(
+        None, description="prompts that every trained draft is measured on beside its domain's"
+    )
     arms: dict[str, ArmConfig] = Field(min_length=1)
     train: CommonSettings = CommonSettings()
     ranks: Counts[int] = Field([8])
@@ -185,6 +198,26 @@ class CompareConfig(Settings):
             if unknown := sorted(set(arm.against or []) - (self.arms.keys() - {name})):
                 raise ValueError(f"the arm {name} is against {unknown[0]!r}, which is no other arm")
         return self
+
+    @model_validator(mode="after")
+    def _general_beside(self) -> CompareConfig:
+        mixed = [name for name, arm in self.arms.items() if arm.mix is not None]
+        if self.general is None:
+            if mixed:
+                raise ValueError(f"the arm {mixed[0]} has mix, but the study has no general")
+            return self
+        for name, domain in self.domains.items():  # else one's eval side is another's train side
+            if domain.eval_fraction != self.general.eval_fraction:
+                raise ValueError(
+                    f"eval_fraction is {self.general.eval_fraction} in general and "
+                    f"{domain.eval_fraction} in {name}: give both the same"
+                )
+        return self
+
+    @property
+    def sets(self) -> dict[str, DomainConfig]:
+        """All prompts by name: the domains', and the general ones last."""
+        return self.domains | ({GENERAL: self.general} if self.general else {})
 
 
 def part(config: CompareConfig, names: Sequence[str]) -> CompareConfig:
@@ -215,12 +248,14 @@ def quick(config: CompareConfig) -> CompareConfig:
                 "eval_limit": min(domain.eval_limit or 16, 16),
             }
         )
-        for name, domain in config.domains.items()
+        for name, domain in config.sets.items()
     }
+    general = small.pop(GENERAL, None)
     return config.model_copy(
         update={
             "out": config.out.with_name(f"{config.out.name}-quick"),
             "domains": small,
+            "general": general,
             "ranks": config.ranks[:1],
             "steps": [min(*config.steps, 40)],
             "samples": [None],

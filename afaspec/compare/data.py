@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.compare.config import CompareConfig
+from afaspec.compare.config import GENERAL, CompareConfig
 from afaspec.store.division import Division, divide
 from afaspec.store.read import FeatureStore
 from bench.prompts.read import read_prompts
@@ -76,7 +76,7 @@ def read_study_prompts(
     """
     prompts: Prompts = {}
     domains: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, domain in config.domains.items():
+    for name, domain in config.sets.items():
         domains[name] = {}
         for split in SPLITS:
             of_split = capture_config(config, name, split, config.out)
@@ -100,7 +100,7 @@ def read_study_prompts(
                 where=domain.prompts,
                 hint="give more prompts (train_limit) or another tuning.validation",
             )
-        if held.count(False) < most:
+        if name != GENERAL and held.count(False) < most:
             raise UserError(
                 f"has {held.count(False)} prompts to train on, samples asks for {most}",
                 where=domain.prompts,
@@ -112,7 +112,7 @@ def read_study_prompts(
 
 def capture_config(config: CompareConfig, domain: str, split: Split, out: Path) -> CaptureConfig:
     """The capture of one split of a domain."""
-    settings = config.domains[domain]
+    settings = config.sets[domain]
     shared = settings.model_dump(exclude={"train_limit", "eval_limit"})
     return CaptureConfig(
         **shared,

@@ -14,14 +14,14 @@ from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Plan, Task
 
 if TYPE_CHECKING:
-    from afaspec.train.step_cost import StepCost
+    from afaspec.compare.step_cost import StepCost
 
 
 def remaining_seconds(
     plan: Plan,
     ledger: Ledger,
     timed: Mapping[str, StepCost] | None = None,
-    kinds: Collection[str] = ("data", "base", "run", "eval", "vllm"),
+    kinds: Collection[str] = ("data", "base", "run", "eval", "kept", "vllm"),
 ) -> float | None:
     """Estimated seconds of the tasks of `kinds` not done; None where one's time is unknown.
 

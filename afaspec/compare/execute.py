@@ -12,7 +12,7 @@ import torch
 from afaspec.capture.plan import plan_capture
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import find_result, load_merged, merge
-from afaspec.compare.config import CompareConfig
+from afaspec.compare.config import GENERAL, CompareConfig
 from afaspec.compare.data import SPLITS, capture_config, divide_store
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, Task, train_config
@@ -62,6 +62,7 @@ class Executor:
             "base": self._base,
             "run": self._run,
             "eval": self._eval,
+            "kept": self._kept,
             "vllm": self._vllm,
         }
         return by_kind[task.kind](task, plan)
@@ -89,7 +90,7 @@ class Executor:
         return capture(settings, self.target, self.draft, on_progress)
 
     def _base(self, task: Task, plan: Plan) -> Json:
-        return self._measure(load_draft(self.draft, self.target), task, plan)
+        return self._measure(load_draft(self.draft, self.target), task.domain, plan)
 
     def _run(self, task: Task, plan: Plan) -> Json:
         assert task.variant
@@ -99,7 +100,10 @@ class Executor:
         division = self.ledger[data.key]
         train_ids = division["train"][: task.variant.samples]
         store = self._store(data, "train")
+        share = self.config.arms[task.variant.arm].mix
+        general = share and self._store(plan.only("data", GENERAL), "train").folder
         places = {
+            "mix": [f"{general}={share}"] if share else None,
             "store": store.folder,
             "draft": self.draft.folder,
             "target": self.target.folder,
@@ -129,12 +133,18 @@ class Executor:
         }
 
     def _eval(self, task: Task, plan: Plan) -> Json:
-        result, _ = find_result(self._trained(plan.runs[task.key], plan))
-        return self._measure(load_merged(self.draft, result, self.target), task, plan)
+        return self._measure(self._merged_module(task, plan), task.domain, plan)
 
-    def _measure(self, draft: Draft, task: Task, plan: Plan) -> Json:
-        """Offline acceptance on the eval split of the task's domain."""
-        store = self._store(plan.only("data", task.domain), "eval")
+    def _kept(self, task: Task, plan: Plan) -> Json:
+        return self._measure(self._merged_module(task, plan), GENERAL, plan)
+
+    def _merged_module(self, task: Task, plan: Plan) -> Draft:
+        result, _ = find_result(self._trained(plan.runs[task.key], plan))
+        return load_merged(self.draft, result, self.target)
+
+    def _measure(self, draft: Draft, domain: str, plan: Plan) -> Json:
+        """Offline acceptance on the eval split of the domain."""
+        store = self._store(plan.only("data", domain), "eval")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return as_counts(offline_acceptance(draft.to(device), store, self.config.k))
 

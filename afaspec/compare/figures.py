@@ -15,6 +15,7 @@ import numpy as np
 from afaspec.compare.config import ArmConfig
 from afaspec.compare.plan import Json, Variant
 from bench.stats.intervals import Accounts, Floats, Quotient, Source, student
+from bench.stats.resample import Figure
 from bench.stats.seeds import seeded_comparison, seeded_figure, seeded_sources
 from bench.stats.verdict import ACCEPTANCE, Comparison, contrast
 
@@ -72,6 +73,19 @@ def figures_of(measured: Measured) -> Json:
             seeded_figure(measured.accepted[:, :, i], drafts).as_json() for i in range(measured.k)
         ],
         "by_seed": measured.seed_values,
+    }
+
+
+def kept_of(arm: Measured, base: Measured) -> Json:
+    """Acceptance length on general prompts, by seed too, and as a share of the base draft's.
+
+    The share's interval is paired by prompt.
+    """
+    relative = difference(arm, base).relative
+    share = Figure(*(1 + end for end in (relative.value, relative.low, relative.high)))
+    found = figures_of(arm)
+    return {name: found[name] for name in ("acceptance_length", "by_seed")} | {
+        "kept": share.as_json()
     }
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from afaspec.compare.plan import Json
 from afaspec.compare.plots import overall_plots, shown, study_plots
 from afaspec.compare.tables import (
-    COLUMNS,
     COMPARED,
     POOLED,
     SERVED,
+    columns_of,
     comparison_rows,
     domain_rows,
     headline,
@@ -51,7 +51,7 @@ def _domain(study: Json, domain: str) -> Json:
     compared, served = comparison_rows(results), served_rows(results)
     return {
         "name": domain,
-        "arms": PageTable(COLUMNS, domain_rows(results), swatches),
+        "arms": PageTable(columns_of(results), domain_rows(results), swatches),
         "counts": f"{sides['train']} sequences to train on, {sides['validation']} to validate on, "
         f"{sides['eval']} to measure on.",
         "verdicts": verdicts(results),

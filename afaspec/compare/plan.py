@@ -10,6 +10,7 @@ all the same call.
     base   the base draft on the eval split
     run    one training, and its acceptance length on the validation split
     eval   a trained draft, as merged, on the eval split
+    kept   the same on the eval split of the general prompts, where the study has such
     vllm   merged drafts side by side in vLLM, for one domain and seed
 """
 
@@ -25,17 +26,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from afaspec.compare.config import CompareConfig, TuningConfig
+from afaspec.compare.config import GENERAL, CompareConfig, TuningConfig
 from afaspec.compare.data import Facts
 from afaspec.train.config import AFA_ONLY, TrainConfig
 
 Json = dict[str, Any]
-Kind = Literal["data", "base", "run", "eval", "vllm"]
+Kind = Literal["data", "base", "run", "eval", "kept", "vllm"]
 Done = Mapping[str, Json]  # results by task key
 
 # Of a run's settings: those that lie outside it, or that leave its result as it is.
 NOT_IN_KEY = {"store", "draft", "out", "target", "target_adapter", "eval_fraction"}
-NOT_IN_KEY |= {"validation_limit", "checkpoint_every", "tensorboard"}
+NOT_IN_KEY |= {"validation_limit", "checkpoint_every", "tensorboard", "mix"}
 DIVISION = "root"  # how prompts are divided into sides: studies of another way are made anew
 
 
@@ -93,16 +94,14 @@ class Plan:
     tasks: list[Task] = field(default_factory=list)
     later: list[Task] = field(default_factory=list)
     choices: dict[tuple[str, Variant], Choice] = field(default_factory=dict)
-    runs: dict[str, Task] = field(default_factory=dict)  # by key of their eval task
+    runs: dict[str, Task] = field(default_factory=dict)  # by key of their eval and kept tasks
 
     def pending(self, done: Done) -> list[Task]:
         return [task for task in self.tasks if task.key not in done]
 
-    def evals(self, domain: str, variant: Variant) -> list[Task]:
-        """The final results of a variant, in the order of the seeds."""
-        return [
-            c for c in self.tasks if c.kind == "eval" and (c.domain, c.variant) == (domain, variant)
-        ]
+    def evals(self, domain: str, variant: Variant, kind: Kind = "eval") -> list[Task]:
+        """The final results of a variant, in the order of the seeds; or what they `kept`."""
+        return [c for c in self.tasks if (c.kind, c.domain, c.variant) == (kind, domain, variant)]
 
     def only(self, kind: Kind, domain: str) -> Task:
         """The domain's one task of that kind."""
@@ -113,7 +112,8 @@ def plan_tasks(config: CompareConfig, facts: Facts, done: Done) -> Plan:
     """Every task of the study: all tuning first, then finals seed by seed, then vLLM."""
     plan = Plan(config, facts)
     datas = [data_task(config, facts, domain) for domain in config.domains]
-    for data in datas:
+    general = [data_task(config, facts, GENERAL)] if config.general else []
+    for data in [*datas, *general]:
         inputs = {"data": data.key, "draft": facts.draft_sha256, "k": config.k}
         plan.tasks += [data, Task("base", data.domain, inputs, f"{data.domain}: base draft")]
     for variant, data in product(variants(config), datas):
@@ -149,18 +149,20 @@ def data_task(config: CompareConfig, facts: Facts, domain: str) -> Task:
         "validation": config.tuning.validation,
     }
     name = f"{domain}: the target's answers"
-    return _with_settings(Task("data", domain, inputs, name), config.domains[domain], {"prompts"})
+    return _with_settings(Task("data", domain, inputs, name), config.sets[domain], {"prompts"})
 
 
 def run_task(plan: Plan, data: Task, variant: Variant, rate: float, seed: int, steps: int) -> Task:
     """One training."""
     train = train_config(plan.config, variant, rate, seed, steps)
-    inputs = {
+    inputs: Json = {
         "data": data.key,
         "draft": plan.facts.draft_sha256,
         "samples": variant.samples,
         "validation_limit": plan.config.tuning.validation_limit,
     }
+    if mix := plan.config.arms[variant.arm].mix:
+        inputs["mix"] = {"share": mix, "data": plan.only("data", GENERAL).key}
     name = f"{data.domain}: {variant.label(plan.config)}, rate {rate:g}, seed {seed}"
     task = Task("run", data.domain, inputs, name, variant, rate, seed)
     of_adapters = {"rank", "init"} if train.arm == "full" else set()
@@ -185,7 +187,7 @@ def train_config(
     arm = config.arms[variant.arm]
     values: Json = {"draft_steps": config.k, "eval_every": steps, "checkpoint_every": 100}
     values |= config.train.model_dump(exclude_unset=True)
-    values |= arm.model_dump(exclude_unset=True, exclude={"learning_rates", "against"})
+    values |= arm.model_dump(exclude_unset=True, exclude={"learning_rates", "against", "mix"})
     values |= {"arm": arm.arm, "steps": steps, "learning_rate": rate, "seed": seed}
     if variant.rank is not None:
         values["rank"] = variant.rank
@@ -235,15 +237,19 @@ def _add_final(plan: Plan, data: Task, variant: Variant, seed: int) -> None:
     run = run_task(plan, data, variant, rate, seed, variant.steps)
     name = f"{run.name}: on the eval side"
     inputs = {"run": run.key, "k": config.k}
-    final = Task("eval", data.domain, inputs, name, variant, rate, seed)
+    finals = [Task("eval", data.domain, inputs, name, variant, rate, seed)]
+    if config.general:
+        inputs = {**inputs, "data": plan.only("data", GENERAL).key}
+        name = f"{run.name}: on general prompts"
+        finals.append(Task("kept", data.domain, inputs, name, variant, rate, seed))
     if choice.rate is not None:
-        plan.tasks += [run, final]
-        plan.runs[final.key] = run
+        plan.tasks += [run, *finals]
+        plan.runs |= {final.key: run for final in finals}
         return
     is_a_try = seed == config.tuning.seed and variant.steps <= (
         config.tuning.steps or variant.steps
     )
-    plan.later += [final] if is_a_try else [run, final]
+    plan.later += finals if is_a_try else [run, *finals]
 
 
 def _add_vllm(plan: Plan, domain: str, seed: int) -> None:

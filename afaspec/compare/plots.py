@@ -39,6 +39,9 @@ def study_plots(study: Json, domain: str) -> Iterator[Plot]:
     if results["arms"]:
         said = f"{domain}: acceptance length of each arm, with 95% intervals"
         yield f"{domain}_arms", said, lambda: by_arm(results, colours, domain)
+    if results.get("general"):
+        said = f"{domain}: acceptance length on its own and on general prompts, with 95% intervals"
+        yield f"{domain}_general", said, lambda: beside_general(results, domain)
     everything = results["sequences"]["train"]  # what samples: null stands for
     arms = [{**arm, "samples": arm["samples"] or everything} for arm in results["arms"]]
     for axis, title in AXES.items():
@@ -60,6 +63,25 @@ def all_plots(study: Json) -> Iterator[Plot]:
     yield from overall_plots(study)
     for domain in study["domains"]:
         yield from study_plots(study, domain)
+
+
+def beside_general(results: Json, domain: str) -> Figure:
+    """A row per arm, a mark for its domain and one for the general prompts."""
+    arms = [results["base"] | {"general": results["general"]}, *results["arms"]]
+    pairs = {
+        domain: [arm["acceptance_length"] for arm in arms],
+        "general": [(arm["general"] or {}).get("acceptance_length") for arm in arms],
+    }
+    series = [
+        Series(name, colour, marker, figures)
+        for (name, figures), colour, marker in zip(
+            pairs.items(), [*COLOURS.values()][2:], MARKERS, strict=False
+        )
+    ]
+    figure, axes = dots([LABELS["base"], *(shown(arm["label"]) for arm in arms[1:])], series)
+    axes.set_title(f"{domain}: what was learned, and what was kept")
+    axes.set_xlabel("acceptance length")
+    return figure
 
 
 def differences(study: Json) -> Figure:

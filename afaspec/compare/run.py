@@ -16,11 +16,11 @@ from afaspec.compare.data import FACTS, Facts, read_study_prompts
 from afaspec.compare.estimate import remaining_seconds
 from afaspec.compare.ledger import Ledger
 from afaspec.compare.plan import Json, Plan, plan_tasks, train_config, variants
+from afaspec.compare.step_cost import StepCost, time_step
 from afaspec.compare.study import build_study, read_study, write_study
 from afaspec.store.manifest import Manifest, TargetRecord
 from afaspec.store.write import locked
 from afaspec.train.checks import check_fit, check_steps
-from afaspec.train.step_cost import StepCost, time_step
 from bench.records.progress import Progress
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -94,7 +94,7 @@ def import_study(config: CompareConfig, stored: Path) -> None:
 def report_only(config: CompareConfig) -> Json:
     """Write the study again from its stored tasks; nothing is run or read beside them."""
     facts = Facts.read(config.out)
-    if missing := sorted(config.domains.keys() - facts.domains.keys()):
+    if missing := sorted(config.sets.keys() - facts.domains.keys()):
         raise UserError(
             f"has no prompts of the domain {missing[0]} yet",
             where=config.out,
@@ -128,7 +128,7 @@ def forecast(
     check_settings(config, target, draft)
     ledger = Ledger(config.out / "cells")
     plan = current_plan(config, facts, ledger)
-    tokens = max(((d.prompt_tokens, d.max_new_tokens) for d in config.domains.values()), key=sum)
+    tokens = max(((d.prompt_tokens, d.max_new_tokens) for d in config.sets.values()), key=sum)
     costs: dict[str, StepCost] = {}
     by_arm: dict[str, StepCost] = {}
     for variant in variants(config):

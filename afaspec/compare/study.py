@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from afaspec.compare.config import CompareConfig
+from afaspec.compare.config import GENERAL, CompareConfig
 from afaspec.compare.data import Facts
 from afaspec.compare.estimate import spent_seconds
 from afaspec.compare.figures import (
@@ -24,6 +24,7 @@ from afaspec.compare.figures import (
     difference,
     figures_of,
     gap_closed,
+    kept_of,
     pooled_difference,
 )
 from afaspec.compare.ledger import Ledger
@@ -67,6 +68,7 @@ def build_study(config: CompareConfig, facts: Facts, plan: Plan, ledger: Ledger)
             domain: {
                 "sequences": _sequences(plan, ledger, domain),
                 "base": figures_of(found[0]),
+                "general": _general(config, plan, ledger),
                 "arms": [
                     _arm(config, plan, ledger, domain, arm, gain, found)
                     for arm, gain in zip(found[1:], over_base[domain], strict=True)
@@ -193,11 +195,32 @@ def _arm(
         "draft_parameters": runs[0]["draft_parameters"],
         "train_seconds": [run["train_seconds"] for run in runs],
         **figures_of(measured),
+        "general": _kept(config, plan, ledger, domain, measured),
         "over_base": gain.as_json(),
         "gap_closed": gap_closed(measured, low, high)
         if low and high and measured not in (low, high)
         else None,
     }
+
+
+def _general(config: CompareConfig, plan: Plan, ledger: Ledger) -> Json | None:
+    """The base draft on the general prompts; None in a study that has none, or not yet."""
+    if config.general is None or plan.only("base", GENERAL).key not in ledger:
+        return None
+    return figures_of(Measured.of("base", [ledger[plan.only("base", GENERAL).key]]))
+
+
+def _kept(
+    config: CompareConfig, plan: Plan, ledger: Ledger, domain: str, measured: Measured
+) -> Json | None:
+    """The arm on the general prompts, beside the base draft; None unless all seeds are there."""
+    variant = measured.variant
+    assert variant
+    tasks = [c for c in plan.evals(domain, variant, "kept") if c.key in ledger]
+    if len(tasks) < len(config.seeds) or _general(config, plan, ledger) is None:
+        return None
+    base = Measured.of("base", [ledger[plan.only("base", GENERAL).key]])
+    return kept_of(Measured.of(measured.label, [ledger[c.key] for c in tasks], variant), base)
 
 
 def _ends(
@@ -245,7 +268,9 @@ def write_csv(study: Json, path: Path) -> None:
     """Write the table, atomically. `mean`, `low` and `high` are the arm's, over its seeds."""
     rows = []
     for domain, results in study["domains"].items():
-        rows.append(_row(domain, {"arm": "base", **results["base"]}, 0, None))
+        rows.append(
+            _row(domain, {"arm": "base", "general": results["general"], **results["base"]}, 0, None)
+        )
         for arm in results["arms"]:
             rows += [_row(domain, arm, *seed) for seed in enumerate(study["settings"]["seeds"])]
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -257,6 +282,7 @@ def write_csv(study: Json, path: Path) -> None:
 def _row(domain: str, arm: Json, i: int, seed: int | None) -> Json:
     """The row of an arm's seed, its i-th; the base draft has none, and nothing that was trained."""
     length, trained = arm["acceptance_length"], seed is not None
+    general = arm.get("general")
     return {
         "domain": domain,
         "arm": arm["arm"],
@@ -270,4 +296,6 @@ def _row(domain: str, arm: Json, i: int, seed: int | None) -> Json:
         "high": length["high"],
         "gain_over_base": arm["over_base"]["difference"]["value"] if trained else None,
         "gap_closed": (arm.get("gap_closed") or {}).get("value"),
+        "general_acceptance_length": general["by_seed"][i] if general else None,
+        "general_kept": general["kept"]["value"] if general and trained else None,
     }

@@ -28,12 +28,21 @@ COLUMNS = (
     "Trained weights",
 )
 
+BESIDE = ("General prompts", "Kept")  # where the study has such: acceptance length, share of base's
+
+
+def columns_of(results: Json) -> tuple[str, ...]:
+    """The columns of a domain's table."""
+    return COLUMNS + (BESIDE if results.get("general") else ())
+
 
 def domain_rows(results: Json) -> list[list[TableCell]]:
-    """One row per arm, in the order of `COLUMNS`; the longest acceptance is marked."""
+    """One row per arm, in the order of `columns_of`; the longest acceptance is marked."""
     best = max([arm["acceptance_length"]["value"] for arm in results["arms"]], default=0.0)
     base = results["base"]["acceptance_length"]
     rows = [[TableCell(LABELS["base"]), figure(base), *[TableCell(NOTHING)] * (len(COLUMNS) - 2)]]
+    if general := results.get("general"):
+        rows[0] += [figure(general["acceptance_length"]), TableCell(NOTHING)]
     for arm in results["arms"]:
         length = arm["acceptance_length"]
         lowest, highest = min(arm["by_seed"]), max(arm["by_seed"])
@@ -52,6 +61,12 @@ def domain_rows(results: Json) -> list[list[TableCell]]:
                 TableCell(f"{arm['trainable_parameters']:,}", f"{share:.1%}"),
             ]
         )
+        if general:
+            kept = arm["general"] or {}
+            rows[-1] += [
+                figure(kept.get("acceptance_length")),
+                figure(kept.get("kept"), "{:.1f}%", 100),
+            ]
     return rows
 
 
@@ -138,6 +153,8 @@ def headline(study: Json) -> str:
                 f"{domain}: {shown(top['label'])} came out highest, {length:.2f} tokens per target "
                 f"step (base draft {base:.2f})."
             )
+            if kept := top.get("general"):
+                sentences.append(f"On general prompts it kept {kept['kept']['value']:.1%}.")
     return " ".join(sentences)
 
 
@@ -165,7 +182,7 @@ def render_domain(domain: str, results: Json) -> Table:
     table = Table(
         title=domain, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False
     )
-    for column in COLUMNS:
+    for column in columns_of(results):
         justify = "left" if column == COLUMNS[0] else "right"
         table.add_column(column.replace(" ", "\n"), justify=justify, no_wrap=column == COLUMNS[0])  # type: ignore[arg-type]
     for row in domain_rows(results):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -40,6 +41,40 @@ class RunPlace(Settings):
     out: Path = Field(description="folder of the run")
     target: OptionalModelName = Field(None, description="target model (default: the store's)")
     target_adapter: TargetAdapter = None
+    mix: list[str] | None = Field(
+        None,
+        description="replay another feature store: with STORE=0.2 a fifth of the sequences that a "
+        "step sees are its own, and how good the draft stays on it is shown; STORE=0 only shows "
+        "that (repeat it)",
+    )
+
+    @field_validator("mix")
+    @classmethod
+    def _stores_and_shares(cls, mix: list[str] | None) -> list[str] | None:
+        shares = [share_of(text)[1] for text in mix or []]
+        if sum(shares) >= 1:
+            raise ValueError("the shares leave nothing to --store: expected a sum below 1")
+        return mix
+
+    @property
+    def mixed(self) -> list[tuple[Path, Fraction]]:
+        """The stores of `mix` with their shares."""
+        return [share_of(text) for text in self.mix or []]
+
+
+def share_of(text: str) -> tuple[Path, Fraction]:
+    """The store and the share that `STORE=SHARE` names. Raises `ValueError` for anything else."""
+    store, _, number = text.rpartition("=")
+    try:
+        share = Fraction(number)  # exact, so that a tenth is a tenth
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(-1)
+    if not store or not 0 <= share < 1:
+        raise ValueError(
+            f"expected STORE=SHARE, such as runs/general=0.2, with a share of 0 or more and below "
+            f"1; found {text!r}"
+        )
+    return Path(store), share
 
 
 class ArmSettings(Settings):
@@ -140,9 +175,12 @@ class TrainSettings(EvaluationSettings, OptimizerSettings, LossSettings, ArmSett
         assert self.precision != "auto"
         return self.precision == "bf16"
 
-    def peak_learning_rate(self, sequences: int) -> float:
-        """The given rate, else the arm's default for so many training sequences."""
-        passes = self.steps * self.batch_size * self.accumulation / sequences
+    def peak_learning_rate(self, sequences: int, share: float = 1.0) -> float:
+        """The given rate, else the arm's default for so many training sequences.
+
+        `share` is theirs of all that a step sees.
+        """
+        passes = share * self.steps * self.batch_size * self.accumulation / sequences
         by_arm = SMALL_DATA_RATES if passes > MANY_PASSES else DEFAULT_LEARNING_RATES
         return self.learning_rate or by_arm[self.arm]
 

@@ -38,13 +38,17 @@ ROWS = 256  # of the target's logits at once
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out sequences of a run; each process measures its part of them."""
+    """The held-out sequences of a run; each process measures its part of them.
+
+    `name` is that of a store beside the run's own, and stands before what is measured on it.
+    """
 
     config: TrainConfig
     store: FeatureStore
     target: TargetInfo
     indices: list[int]
     accelerator: Accelerator
+    name: str = ""
 
     @property
     def measure(self) -> Measure:
@@ -53,7 +57,10 @@ class HeldOut:
     @property
     def key(self) -> str:
         """The name of the length in metrics: `acceptance_length` or `agreement_length`."""
-        return f"{self.measure}_length"
+        return self._named(f"{self.measure}_length")
+
+    def _named(self, key: str) -> str:
+        return f"{self.name}/{key}" if self.name else key
 
     def evaluate(self, draft: Draft) -> dict[str, Any]:
         """A metrics row's `acceptance_length` or `agreement_length`, and `per_position` [k].
@@ -81,7 +88,7 @@ class HeldOut:
                 hint="capture longer responses, or give fewer --draft-steps",
             )
         rates = [hits / drafts for hits in accepted]
-        return {self.key: 1 + sum(accepted) / drafts, "per_position": rates}
+        return {self.key: 1 + sum(accepted) / drafts, self._named("per_position"): rates}
 
     def _count(self, draft: Draft) -> Acceptance:
         k, batch, amp = self.config.draft_steps, self.config.batch_size, self.config.bf16

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import chain
 
@@ -17,8 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from afaspec.store.division import divide
 from afaspec.store.read import FeatureStore
+from afaspec.train.checks import check_features
 from afaspec.train.config import TrainConfig
+from afaspec.train.mix import Part
 from afaspec.train.objective import DraftObjective, collate
+
+Drawn = tuple[int, int]  # the number of a part, and of a sequence in its store
 
 
 def split_sequences(store: FeatureStore, config: TrainConfig) -> tuple[list[int], list[int]]:
@@ -27,27 +32,39 @@ def split_sequences(store: FeatureStore, config: TrainConfig) -> tuple[list[int]
     return division.train, division.held_out
 
 
-def draw(train_ids: list[int], config: TrainConfig, batch: int) -> list[int]:
-    """The sequences of micro-batch number `batch`: epochs in seeded order, none skipped."""
+def draw(parts: Sequence[Part], config: TrainConfig, batch: int) -> list[Drawn]:
+    """The sequences of micro-batch number `batch`: epochs of each part in seeded order, none
+    skipped."""
     picked = []
+    shares = [part.share for part in parts[1:]]
     for i in range(batch * config.batch_size, (batch + 1) * config.batch_size):
-        epoch, offset = divmod(i, len(train_ids))
-        picked.append(train_ids[epoch_order(len(train_ids), config.seed, epoch)[offset]])
+        number, turn = turn_of(i, shares)
+        ids = parts[number].train
+        epoch, offset = divmod(turn, len(ids))
+        picked.append((number, ids[int(epoch_order(len(ids), config.seed, epoch)[offset])]))
     return picked
 
 
-@lru_cache(maxsize=2)  # a batch may lie across the end of an epoch
+def turn_of(draw: int, shares: Sequence[Fraction]) -> tuple[int, int]:
+    """Of the 0-based `draw`: whose turn it is, and how often it was its turn before.
+
+    Number 1 and on have `shares` of all draws, spread evenly; the rest are the domain's, number 0,
+    in the same order as without any others.
+    """
+    left = Fraction(1)
+    for number, share in enumerate(shares, 1):
+        before, after = (int(n * share / left) for n in (draw, draw + 1))
+        if after > before:
+            return number, before
+        draw, left = draw - before, left - share
+    return 0, draw
+
+
+@lru_cache(maxsize=16)  # a batch may lie across the ends of epochs, of several parts
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch's sequences, [count]."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(count, generator=generator)
-
-
-def load_tokens(store: FeatureStore, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Ids and masks [batch, n] of sequences, right-padded, without their hidden states."""
-    pairs = [store.tokens_at(index) for index in indices]
-    ids, masks = [ids for ids, _ in pairs], [mask for _, mask in pairs]
-    return pad_sequence(ids, batch_first=True), pad_sequence(masks, batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -55,15 +72,20 @@ class Batches:
     """The micro-batches of each optimizer step, each divided among the processes."""
 
     config: TrainConfig
-    store: FeatureStore
-    train_ids: list[int]
+    parts: Sequence[Part]
     objective: DraftObjective
     accelerator: Accelerator
 
-    def sequences(self, step: int) -> list[list[int]]:
+    def sequences(self, step: int) -> list[list[Drawn]]:
         """The sequences of each micro-batch of the 0-based `step`, those of all processes."""
         micros = range(step * self.config.accumulation, (step + 1) * self.config.accumulation)
-        return [draw(self.train_ids, self.config, micro) for micro in micros]
+        return [draw(self.parts, self.config, micro) for micro in micros]
+
+    def check(self, step: int) -> None:
+        """Raise `UserError` where hidden states of the 0-based `step` are not finite."""
+        drawn = [*chain.from_iterable(self.sequences(step))]
+        for number, part in enumerate(self.parts):
+            check_features(part.store, [index for whose, index in drawn if whose == number])
 
     def losses(self, step: int) -> list[Callable[[], Tensor]]:
         """This process's losses of the step, one for each micro-batch.
@@ -73,13 +95,19 @@ class Batches:
         """
         own, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = [micro[own::processes] for micro in self.sequences(step)]
-        ids, masks = load_tokens(self.store, [*chain.from_iterable(mine)])
+        ids, masks = self._tokens([*chain.from_iterable(mine)])
         device = self.accelerator.device
         tokens = self.objective.tokens(ids.to(device), masks.to(device))
         tokens = self.accelerator.reduce(tokens, reduction="sum")
         return [partial(self._loss, micro, tokens) for micro in mine]
 
-    def _loss(self, micro: list[int], tokens: Tensor) -> Tensor:
-        batch = collate([self.store[index] for index in micro])
+    def _tokens(self, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
+        """Ids and masks [batch, n], right-padded, without the hidden states."""
+        pairs = [self.parts[number].store.tokens_at(index) for number, index in drawn]
+        ids, masks = [ids for ids, _ in pairs], [mask for _, mask in pairs]
+        return pad_sequence(ids, batch_first=True), pad_sequence(masks, batch_first=True)
+
+    def _loss(self, micro: list[Drawn], tokens: Tensor) -> Tensor:
+        batch = collate([self.parts[number].store[index] for number, index in micro])
         loss: Tensor = self.objective(batch.to(self.accelerator.device), tokens)
         return loss

@@ -55,15 +55,17 @@ def training_curve(
 ) -> dict[str, list[Any]]:
     """The metrics of a run by step, as a report keeps them; None where there is no number.
 
-    With `points` only about so many steps are kept, and all that were evaluated; losses then have
-    five decimals.
+    Beside `keys` it has the lengths on stores of `mix`, such as `general/acceptance_length`. With
+    `points` only about so many steps are kept, and all that were evaluated; losses then have five
+    decimals.
     """
     rows = read_rows(run / METRICS)
+    watched = [key for key in (rows[0] if rows else {}) if key.endswith("/acceptance_length")]
     if points is not None:
         stride = -(-len(rows) // points)
         kept = [row for row in rows if row["step"] % stride == 0 or "acceptance_length" in row]
         rows = [row | {"loss": round(row["loss"], 5)} if "loss" in row else row for row in kept]
-    return {key: [_finite(row.get(key)) for row in rows] for key in keys}
+    return {key: [_finite(row.get(key)) for row in rows] for key in (*keys, *watched)}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import RunPlace, TrainConfig
 from afaspec.train.held_out import Measure, measure_of
+from afaspec.train.mix import Part
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json, remove_leftovers, write_json
@@ -20,7 +22,22 @@ CONFIG, MANIFEST = "config.json", "manifest.json"
 ANEW = "choose another --out, or remove the folder to start anew"
 # How a run is followed, and how its loss is computed: they may change when it goes on.
 FREE = {"eval_every", "checkpoint_every", "tensorboard", "chunk", "compiled"}
-Split = tuple[list[int], list[int]]  # sequences to train on, and held out
+
+
+@dataclass(frozen=True)
+class Watched:
+    """How good the draft was on a store beside the run's own, and how good the result is there."""
+
+    name: str
+    measure: Measure
+    before: float
+    after: float
+
+    @property
+    def words(self) -> str:
+        of = "" if self.measure == "acceptance" else f"{self.measure} "
+        kept = f"{self.after / self.before:.0%} kept"
+        return f"{self.name}: {of}{self.before:.2f} before, {self.after:.2f} after ({kept})"
 
 
 @dataclass(frozen=True)
@@ -28,8 +45,8 @@ class Trained:
     """A finished run: where its result lies and how good it was on held-out sequences.
 
     `length` is an acceptance length, or for stores of sampled or given responses an agreement
-    length, as `measure` says; `base_length` is the base draft's. `before` says that the run was
-    finished already when it was asked for.
+    length, as `measure` says; `base_length` is the base draft's. `watched` are the stores of `mix`.
+    `before` says that the run was finished already when it was asked for.
     """
 
     folder: Path
@@ -38,6 +55,7 @@ class Trained:
     measure: Measure
     length: float
     base_length: float
+    watched: tuple[Watched, ...] = ()
     before: bool = False
 
 
@@ -52,23 +70,34 @@ class Record:
     def of(
         cls,
         config: TrainConfig,
-        store: FeatureStore,
         draft: DraftInfo,
         target: TargetInfo,
-        split: Split,
+        parts: Sequence[Part],
     ) -> Record:
-        """Paths are absolute, so that the run is found from elsewhere; names stay names."""
+        """Paths are absolute, so that the run is found from elsewhere; names stay names.
+
+        `parts` are those of the store that is learned and of the stores mixed with it.
+        """
+        domain, *mixed = parts
         settings = json.loads(config.model_dump_json())
         settings["target"] = settings["target"] or str(target.folder)
-        for name in RunPlace.model_fields:
+        settings["mix"] = [f"{one.store.folder.resolve()}={one.share}" for one in mixed] or None
+        for name in RunPlace.model_fields.keys() - {"mix"}:
             if settings[name] and Path(settings[name]).expanduser().exists():
                 settings[name] = str(Path(settings[name]).expanduser().resolve())
         settings["inputs"] = {
-            "store": store.manifest.content_sha256,
+            "store": domain.store.manifest.content_sha256,
             "draft": draft.sha256,
             "target": target.sha256,
-            "held-out part": hashlib.sha256(json.dumps(split).encode()).hexdigest(),
+            "held-out part": _hash([domain.train, domain.held_out]),
         }
+        if mixed:
+            settings["inputs"]["mix"] = _hash(
+                [
+                    [one.store.manifest.content_sha256, str(one.share), one.train, one.held_out]
+                    for one in mixed
+                ]
+            )
         return cls(config.out, settings)
 
     def check(self) -> None:
@@ -88,10 +117,11 @@ class Record:
             for name in sorted(compared)
             if recorded.get(name) != self.settings[name]
         ]
+        was, now = recorded["inputs"], self.settings["inputs"]
         changed += [
-            f"{name} (hash {str(recorded['inputs'].get(name))[:12]}, now {value[:12]})"
-            for name, value in self.settings["inputs"].items()
-            if recorded["inputs"].get(name) != value
+            f"{name} (hash {str(was.get(name))[:12]}, now {str(now.get(name))[:12]})"
+            for name in {**now, **was}
+            if was.get(name) != now.get(name)
         ]
         if changed:
             raise UserError(
@@ -126,6 +156,10 @@ class Record:
         return found
 
 
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def result_folder(config: TrainConfig) -> Path:
     """Where the run's result lies: `adapter/` for adapters, `weights/` for full fine-tuning."""
     return config.out / ("weights" if config.arm == "full" else "adapter")
@@ -141,5 +175,6 @@ def read_trained(config: TrainConfig, store: FeatureStore) -> Trained:
         measure,
         manifest[f"held_out_{measure}_length"],
         manifest[f"base_{measure}_length"],
+        tuple(Watched(**one["watched"]) for one in manifest.get("mix", [])),
         before=True,
     )

@@ -7,7 +7,7 @@ A killed run goes on exactly where it was: same weights, bit for bit on CPU. Sev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -22,7 +22,6 @@ from afaspec.store.read import FeatureStore
 from afaspec.store.write import locked
 from afaspec.train.arm import GRADIENT_STEPS, Setup, init_from_gradients, learning_rate, set_up
 from afaspec.train.checks import (
-    check_features,
     check_fit,
     check_processes,
     check_same_step,
@@ -34,7 +33,15 @@ from afaspec.train.held_out import WORDS, HeldOut, doubts
 from afaspec.train.loader import Batches, split_sequences
 from afaspec.train.losses import compiled_loss
 from afaspec.train.metrics import Metrics, Report
-from afaspec.train.record import MANIFEST, Record, Split, Trained, read_trained, result_folder
+from afaspec.train.mix import Part, Split, parts_of
+from afaspec.train.record import (
+    MANIFEST,
+    Record,
+    Trained,
+    Watched,
+    read_trained,
+    result_folder,
+)
 from afaspec.train.state import Progress, load_state, random_states, save_state, trainable_state
 from afaspec.train.step import join_processes, training_step
 from afaspec.versions import versions
@@ -42,6 +49,7 @@ from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import NotFiniteError, UserError
 from drafts.files import atomic_folder, write_json
+from drafts.nn.interface import Draft
 from drafts.target.info import TargetInfo
 
 Note = Callable[[str], object]
@@ -59,7 +67,8 @@ def train(
     """Run (or go on with) the training that `config` describes, on what it names, opened.
 
     `report` gets the metrics row of each step; `note` is told how good the base draft is. `split`
-    are the store's sequences to train on and to hold out, in place of a random division. A run
+    are the store's sequences to train on and to hold out, in place of a random division; stores of
+    `config.mix` are opened here, and divided at random. A run
     that is given more steps than before is prolonged: its learning rate follows the longer schedule
     from there on, and beta too once that has come down to it. All processes call this alike.
     Raises `UserError`, for the first loss or gradient that is not finite too.
@@ -69,7 +78,8 @@ def train(
     check_fit(store.manifest, store.folder, base, target)
     check_steps(base, config.draft_steps)
     split = split or split_sequences(store, config)
-    record = Record.of(config, store, base, target, split)
+    parts = parts_of(config, store, split, base, target, note)
+    record = Record.of(config, base, target, parts)
     record.check()
     if record.finished():
         return read_trained(config, store)
@@ -77,46 +87,51 @@ def train(
     check_processes(config.batch_size, accelerator.num_processes)
     setup = set_up(config, base, target, accelerator.device)
     check_stored(setup.draft, base, lm_head=config.lm_head)
-    held_out = HeldOut(config, store, target, split[1], accelerator)
+    held_out = [
+        HeldOut(config, part.store, target, part.held_out, accelerator, part.name) for part in parts
+    ]
     first = accelerator.is_main_process
     with locked(config.out, "afaspec train") if first else nullcontext():
         if first:
             record.write()  # not before all of the input has proved good
-            roots = store.roots or []
-            learned = (roots[i] for i in split[0] if roots)
-            write_roots(config.out, read_roots(base.folder).union(learned))
+            learned = (part.roots(part.train) for part in parts if part.share)
+            write_roots(config.out, read_roots(base.folder).union(*learned))
         accelerator.wait_for_everyone()
-        progress = run(config, store, split[0], held_out, setup, report, note)
+        progress = run(config, parts, held_out, setup, report, note)
         if first:
-            write_manifest(config, store, base, progress, held_out, setup)
+            write_manifest(config, parts, base, progress, held_out, setup)
         accelerator.wait_for_everyone()
     return Trained(
         config.out,
         result_folder(config),
         progress.best_step,
-        held_out.measure,
+        held_out[0].measure,
         progress.best_length,
         progress.base_length,
+        watched_of(held_out[1:], progress),
     )
 
 
 def run(
     config: TrainConfig,
-    store: FeatureStore,
-    train_ids: list[int],
-    held_out: HeldOut,
+    parts: list[Part],
+    held_out: Sequence[HeldOut],
     setup: Setup,
     report: Report,
     note: Note,
 ) -> Progress:
-    """All steps from the checkpoint, or from the base draft, to the last."""
-    draft, optimizer, accelerator = setup.draft, setup.optimizer, held_out.accelerator
+    """All steps from the checkpoint, or from the base draft, to the last.
+
+    `held_out` are those of each part; the first alone decides which step is best.
+    """
+    draft, optimizer, accelerator = setup.draft, setup.optimizer, held_out[0].accelerator
     own, first = accelerator.process_index, accelerator.is_main_process
-    batches = Batches(config, store, train_ids, setup.objective, accelerator)
+    batches = Batches(config, parts, setup.objective, accelerator)
 
     progress = load_state(config.out / "checkpoint", draft, optimizer, accelerator) or Progress()
     check_same_step(accelerator, progress.step, config.out)
-    progress.peak = progress.peak or config.peak_learning_rate(len(train_ids))
+    learned = len(parts[0].train), float(parts[0].share)
+    progress.peak = progress.peak or config.peak_learning_rate(*learned)
     metrics = Metrics(config, progress.step, report) if first else None
     if progress.step == 0:
         found = measure_base(held_out, setup, progress, note)
@@ -165,9 +180,10 @@ def run(
         last = progress.step == config.steps
         if progress.step % config.eval_every == 0 or last:
             with stops_where_not_finite(batches, progress.step, rate):
-                row |= held_out.evaluate(draft)
+                row |= measure(held_out, draft)
                 if annealer.beta == 0:
-                    keep_best(row[held_out.key], setup, config, progress, write=first)
+                    lengths = [row[one.key] for one in held_out]
+                    keep_best(lengths, setup, config, progress, write=first)
         if metrics:
             metrics.add(row)
         if progress.step % config.checkpoint_every == 0 or last:
@@ -188,7 +204,7 @@ def stops_where_not_finite(batches: Batches, step: int, rate: float) -> Iterator
     try:
         yield
     except NotFiniteError as error:
-        check_features(batches.store, [*chain.from_iterable(batches.sequences(step - 1))])
+        batches.check(step - 1)
         config, instead = batches.config, "train anew in another --out with a lower --learning-rate"
         raise UserError(
             f"{error.problem} at step {step} of {config.steps}, where the learning rate is "
@@ -198,28 +214,53 @@ def stops_where_not_finite(batches: Batches, step: int, rate: float) -> Iterator
         ) from None
 
 
-def measure_base(held_out: HeldOut, setup: Setup, progress: Progress, note: Note) -> dict[str, Any]:
+def measure_base(
+    held_out: Sequence[HeldOut], setup: Setup, progress: Progress, note: Note
+) -> dict[str, Any]:
     """The base draft on the held-out sequences: what a result must be better than."""
     for layer in annealed_layers(setup.draft):
         layer.beta = 0.0  # as a LoRA, an adapter that was not trained leaves the draft as it is
-    found = held_out.evaluate(setup.draft)
-    progress.base_length = found[held_out.key]
+    found = measure(held_out, setup.draft)
+    progress.base_length, *progress.base_watched = (found[one.key] for one in held_out)
     progress.base_per_position = found["per_position"]
-    note(f"Base draft: {WORDS[held_out.measure]} {progress.base_length:.3f}")
-    if doubt := doubts(held_out.store, progress.base_per_position):
+    note(f"Base draft: {WORDS[held_out[0].measure]} {progress.base_length:.3f}")
+    if doubt := doubts(held_out[0].store, progress.base_per_position):
         note(doubt)
+    for one, length in zip(held_out[1:], progress.base_watched, strict=True):
+        note(f"{one.name}: {WORDS[one.measure]} {length:.3f}")
     return found
 
 
+def measure(held_out: Sequence[HeldOut], draft: Draft) -> dict[str, Any]:
+    """A metrics row of all of them. Looking at other stores than the run's leaves it as it is."""
+    own, *watched = held_out
+    found = own.evaluate(draft)
+    with torch.random.fork_rng(enabled=bool(watched)):
+        for one in watched:
+            found |= one.evaluate(draft)
+    return found
+
+
+def watched_of(held_out: Sequence[HeldOut], progress: Progress) -> tuple[Watched, ...]:
+    """What the best step did to the stores beside the run's own."""
+    lengths = zip(held_out, progress.base_watched, progress.watched, strict=True)
+    return tuple(Watched(one.name, one.measure, before, now) for one, before, now in lengths)
+
+
 def keep_best(
-    length: float, setup: Setup, config: TrainConfig, progress: Progress, *, write: bool
+    lengths: list[float], setup: Setup, config: TrainConfig, progress: Progress, *, write: bool
 ) -> None:
-    """Save the result if it is the best mergeable one so far. A tie keeps the earlier."""
+    """Save the result if it is the best mergeable one so far. A tie keeps the earlier.
+
+    The first of `lengths` decides, the domain's; the others are kept with it.
+    """
+    length, *watched = lengths
     if length <= progress.best_length:
         return
     if not all(parameter.isfinite().all() for parameter in setup.parameters):
         raise NotFiniteError("a trained weight is NaN or infinite")
     progress.best_step, progress.best_length = progress.step, length
+    progress.watched = watched
     if not write:
         return
     with atomic_folder(result_folder(config)) as temporary:
@@ -231,14 +272,15 @@ def keep_best(
 
 def write_manifest(
     config: TrainConfig,
-    store: FeatureStore,
+    parts: list[Part],
     base: DraftInfo,
     progress: Progress,
-    held_out: HeldOut,
+    held_out: Sequence[HeldOut],
     setup: Setup,
 ) -> None:
     """Describe the finished run and its result."""
-    measure = held_out.measure
+    kind, store = held_out[0].measure, parts[0].store
+    mixed = zip(parts[1:], watched_of(held_out[1:], progress), strict=True)
     write_json(
         config.out / MANIFEST,
         {
@@ -246,14 +288,24 @@ def write_manifest(
             "arm": config.arm,
             "draft_sha256": base.sha256,
             "store": {"path": str(store.folder), "target": dict(store.manifest.target)},
+            "mix": [
+                {
+                    "store": str(part.store.folder),
+                    "share": float(part.share),
+                    "train_sequences": len(part.train),
+                    "held_out_sequences": len(part.held_out),
+                    "watched": vars(watched),
+                }
+                for part, watched in mixed
+            ],
             "trainable_parameters": sum(p.numel() for p in setup.parameters),
             "draft_parameters": sum(p.numel() for p in setup.draft.parameters()),
             "best_step": progress.best_step,
-            f"held_out_{measure}_length": progress.best_length,
-            f"base_{measure}_length": progress.base_length,
+            f"held_out_{kind}_length": progress.best_length,
+            f"base_{kind}_length": progress.base_length,
             "base_per_position": progress.base_per_position,
             "better_than_base": progress.best_length > progress.base_length,
-            "processes": held_out.accelerator.num_processes,
+            "processes": held_out[0].accelerator.num_processes,
             "seconds": round(progress.seconds, 2),
             "versions": versions(),
         },

@@ -20,7 +20,8 @@ class Progress:
     """Where a run stands: finished optimizer steps, and the best held-out length so far.
 
     `base_length` and `base_per_position` are the base draft's, measured before the first step;
-    `peak` is the learning rate that the run began with.
+    `peak` is the learning rate that the run began with. `watched` and `base_watched` are lengths on
+    the stores of `mix`, in their order: at `best_step`, and the base draft's.
     """
 
     step: int = 0
@@ -30,6 +31,8 @@ class Progress:
     base_per_position: list[float] = field(default_factory=list)
     peak: float = 0.0
     seconds: float = 0.0
+    watched: list[float] = field(default_factory=list)
+    base_watched: list[float] = field(default_factory=list)
     annealing: dict[str, Any] = field(default_factory=dict)  # the annealer's state
 
 

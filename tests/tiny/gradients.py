@@ -1,6 +1,6 @@
 """The gradient of one optimizer step of a training run, in one process or in several.
 
-torchrun --nproc-per-node 2 -m tests.tiny.gradients STORE DRAFT OUT BATCH_SIZE ACCUMULATION
+torchrun --nproc-per-node 2 -m tests.tiny.gradients STORE DRAFT OUT BATCH_SIZE ACCUMULATION [MIX]
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from afaspec.cli.adapt.train import open_inputs
 from afaspec.train.arm import set_up
 from afaspec.train.config import TrainConfig
-from afaspec.train.loader import Batches
+from afaspec.train.loader import Batches, split_sequences
+from afaspec.train.mix import parts_of
 from afaspec.train.step import join_processes, sum_gradients
 
 
@@ -28,7 +29,9 @@ def step_gradient(config: TrainConfig, step: int = 1) -> dict[str, Tensor]:
     with torch.no_grad():
         for parameter in setup.parameters:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    batches = Batches(config, store, list(range(len(store))), setup.objective, accelerator)
+    split = (list(range(len(store))), []) if not config.mix else split_sequences(store, config)
+    parts = parts_of(config, store, split, draft, target)
+    batches = Batches(config, parts, setup.objective, accelerator)
     for loss in batches.losses(step):
         loss().backward()
     if accelerator.num_processes > 1:
@@ -38,17 +41,19 @@ def step_gradient(config: TrainConfig, step: int = 1) -> dict[str, Tensor]:
 
 
 def run_settings(
-    store: Path, draft: Path, out: Path, batch_size: int, accumulation: int
+    store: Path, draft: Path, out: Path, batch_size: int, accumulation: int, *mix: str
 ) -> TrainConfig:
     return TrainConfig(
         store=store, draft=draft, out=out, batch_size=batch_size, accumulation=accumulation,
         arm="afa-lora", rank=4, init="default", precision="fp32", compiled=False,
+        mix=list(mix) or None,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
     store, draft, out = map(Path, sys.argv[1:4])
-    found = step_gradient(run_settings(store, draft, out, int(sys.argv[4]), int(sys.argv[5])))
+    sizes = int(sys.argv[4]), int(sys.argv[5])
+    found = step_gradient(run_settings(store, draft, out, *sizes, *sys.argv[6:]))
     if torch.distributed.get_rank() == 0:
         save_file(found, out)
     torch.distributed.destroy_process_group()

@@ -27,6 +27,8 @@ def train(config: TrainConfig) -> None:
 
       afaspec train --config train.yaml --learning-rate 1e-3 --rank 8
 
+      afaspec train --store runs/store --draft DRAFT --out runs/kept --mix runs/general=0.2
+
       torchrun --nproc-per-node 2 -m afaspec train --store runs/store --draft DRAFT --out runs/two
     """
     from torch import distributed
@@ -51,9 +53,14 @@ def train(config: TrainConfig) -> None:
             )
             for measure, words in WORDS.items():
                 if f"{measure}_length" in row:
+                    watched = "".join(
+                        f"  {key.partition('/')[0]} {value:.3f}"
+                        for key, value in row.items()
+                        if key.endswith(("/acceptance_length", "/agreement_length"))
+                    )
                     bar.console.print(
                         f"step {row['step']:>5}  loss {row['loss']:.4f}{beta}  "
-                        f"{words} {row[f'{measure}_length']:.3f}"
+                        f"{words} {row[f'{measure}_length']:.3f}{watched}"
                     )
 
         trained = run(config, *open_inputs(config), report, note=note)
@@ -62,8 +69,12 @@ def train(config: TrainConfig) -> None:
     words = f"{WORDS[trained.measure]} {trained.length:.3f}"
     if trained.before:
         console.print(f"{config.out} is finished already: {words} at step {trained.best_step}.")
+        for watched in trained.watched:
+            console.print(watched.words, highlight=False)
         return
     console.print(f"Best: step {trained.best_step}, {words}, in {trained.result}")
+    for watched in trained.watched:
+        console.print(watched.words, highlight=False)
     if trained.length <= trained.base_length:
         note(
             f"It is not better than the base draft, whose is {trained.base_length:.3f}: train "

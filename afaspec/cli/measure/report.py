@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+import typer
+from pydantic import Field, field_validator
 from rich.console import Console
 
 from afaspec.cli.console import console, note
@@ -12,7 +13,8 @@ from afaspec.cli.flags import configured
 from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
 from bench.report.console import render_table
 from bench.report.words import headline
-from bench.runs.saved import SavedRun, read_runs
+from bench.runs.gate import EXIT_CODE
+from bench.runs.saved import SavedRun, read_run, read_runs
 from drafts.errors import UserError
 
 
@@ -25,6 +27,31 @@ class ReportConfig(GateSettings):
         description="report.json of a run, or its folder; the first is the reference"
     )
     out: Path | None = Field(None, description="folder for the page (one run: default its own)")
+    keep: str | None = Field(
+        None,
+        description="a run of the same drafts over general prompts, shown beside this one: "
+        "RUN=0.98 gives exit code 3 if a draft keeps less than 98% of the base draft's acceptance "
+        "length there, beyond its interval; RUN=0 only shows it",
+    )
+
+    @field_validator("keep")
+    @classmethod
+    def _run_and_share(cls, keep: str | None) -> str | None:
+        if keep is not None:
+            kept_run(keep)
+        return keep
+
+
+def kept_run(text: str) -> tuple[Path, float]:
+    """The run and the share that `RUN=SHARE` names. Raises `ValueError` for anything else."""
+    run, _, number = text.rpartition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = -1.0
+    if not run or not 0 <= share <= 1:
+        raise ValueError("expected RUN=SHARE with a share from 0 to 1, such as runs/general=0.98")
+    return Path(run), share
 
 
 @configured(ReportConfig, arguments=("runs",))
@@ -34,6 +61,7 @@ def report(config: ReportConfig) -> None:
     With several runs: each arm of the later ones beside the same of the first, with intervals, and
     the settings that differ. With one: its table, page, plots and CSV are made again. With one and
     --gate: exit code 3 if it is worse than the baseline by more than chance; no page without --out.
+    --keep shows acceptance on general prompts beside it, and can require it.
 
     [bold]Examples[/]
 
@@ -42,22 +70,45 @@ def report(config: ReportConfig) -> None:
       afaspec report runs/bench
 
       afaspec report runs/bench --gate baseline/report.json --gate-tolerance 0.02
+
+      afaspec report runs/bench --keep runs/bench-general=0.98
     """
     out = config.out
     if config.gate is not None and len(config.runs) > 1:
         raise UserError(
             "--gate holds one run against the baseline", hint="give one report.json with --gate"
         )
+    if config.keep is not None and len(config.runs) > 1:
+        raise UserError(
+            "--keep is about the drafts of one run", hint="give one report.json with --keep"
+        )
     baseline = read_baseline(config.gate)
     saved = read_runs(config.runs)
     if len(saved) == 1:
         _show(saved[0])
+        failures = _keep(saved[0], config.keep) if config.keep else []
         if baseline is None or out is not None:
             _render(saved[0], out)
+        for words in failures:
+            note(f"{words}.")
     else:
         _compare(saved, out)
+        failures = []
     if baseline is not None:
         hold(baseline, saved[0], config.gate_tolerance)
+    if failures:
+        raise typer.Exit(EXIT_CODE)
+
+
+def _keep(run: SavedRun, keep: str) -> list[str]:
+    """Show what the run's drafts keep on general prompts; the sentences of those that lost more."""
+    from bench.runs.keep import kept_on, lost, render_kept
+
+    path, share = kept_run(keep)
+    general = read_run(path)
+    found = kept_on(run, general)
+    Console().print(render_kept(found, run, general))
+    return lost(found, general, share)
 
 
 def _show(run: SavedRun) -> None:

@@ -14,17 +14,22 @@ if TYPE_CHECKING:
 def training(report: Report) -> Figure:
     """Curves by arm: `{"step": [...], "loss": [...], "acceptance_length": [...]}`, two panels.
 
-    Entries of `loss` and `acceptance_length` may be None where a step measured only the other.
+    Entries of `loss` and `acceptance_length` may be None where a step measured only the other. Each
+    `NAME/acceptance_length`, on a store that was watched, has a panel of its own.
     """
     from matplotlib import pyplot
 
     colours = colours_of([{"name": name} for name in report.training])
     labels = {arm["name"]: arm["label"] for arm in report.arms}
+    length = "acceptance_length"
+    known = dict.fromkeys(key for curve in report.training.values() for key in curve)
+    watched = [key for key in known if key.endswith(f"/{length}")]
     panels = [
         (key, title)
         for key, title in (
             ("loss", "Training loss"),
-            ("acceptance_length", "Held-out acceptance length"),
+            (length, "Held-out acceptance length"),
+            *((key, f"Held-out acceptance length, {key.partition('/')[0]}") for key in watched),
         )
         if any(curve.get(key) for curve in report.training.values())
     ]

@@ -15,6 +15,7 @@ from afaspec.train.arm import decay_groups
 from afaspec.train.config import TrainConfig
 from afaspec.train.held_out import doubts, target_choice
 from afaspec.train.loader import draw, split_sequences
+from afaspec.train.mix import Part
 from bench.stats.offline import offline_acceptance, offline_agreement
 from drafts.checkpoint.load import load_causal_lm
 from drafts.errors import UserError
@@ -145,16 +146,19 @@ def test_norms_and_biases_do_not_decay(tiny_draft: Path, tiny_target: Path) -> N
     assert sum(len(group["params"]) for group in groups) == len(list(draft.parameters()))
 
 
-def test_an_epoch_has_the_order_that_it_always_had(tiny_draft: Path, tmp_path: Path) -> None:
-    settings = config(tmp_path, tiny_draft, tmp_path, batch_size=3, seed=2)
+def test_an_epoch_has_the_order_that_it_always_had(
+    greedy: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    settings = config(greedy, tiny_draft, tmp_path, batch_size=3, seed=2)
     ids = [10 * i for i in range(7)]
+    domain = Part("", FeatureStore.open(greedy), ids, [])
     for batch in range(6):
         expected = []
         for i in range(3 * batch, 3 * batch + 3):
             epoch, offset = divmod(i, len(ids))
             generator = torch.Generator().manual_seed(2 * 1_000_003 + epoch)
             expected.append(ids[torch.randperm(len(ids), generator=generator)[offset]])
-        assert draw(ids, settings, batch) == expected
+        assert [index for _, index in draw([domain], settings, batch)] == expected
 
 
 def test_the_targets_choice_is_that_of_its_own_logits(tmp_path: Path) -> None:

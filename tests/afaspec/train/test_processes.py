@@ -28,9 +28,12 @@ WORDS = "for every value in the list of all pairs"
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_target: Path, tiny_draft: Path) -> Path:
     """Responses of several lengths, so that parts of a step differ in what they count."""
-    folder = tmp_path_factory.mktemp("uneven") / "store"
+    return uneven(tmp_path_factory.mktemp("uneven") / "store", tiny_target, tiny_draft, "def")
+
+
+def uneven(folder: Path, tiny_target: Path, tiny_draft: Path, word: str) -> Path:
     rows = folder.with_suffix(".jsonl")
-    pairs = [(f"def f{i}(x)", f"{WORDS} {i}" * (i % 5 + 1)) for i in range(24)]
+    pairs = [(f"{word} f{i}(x)", f"{WORDS} {i}" * (i % 5 + 1)) for i in range(24)]
     lines = [json.dumps({"prompt": prompt, "response": text}) + "\n" for prompt, text in pairs]
     rows.write_text("".join(lines))
     settings = CaptureConfig(
@@ -67,12 +70,16 @@ def test_four_micro_batches_of_two_have_the_gradient_of_one_of_eight(
 
 
 def test_two_processes_have_the_gradient_of_one(
-    store: Path, tiny_draft: Path, tmp_path: Path
+    store: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    """Batches of five, of which one process gets three; and two of them in a step."""
-    whole = step_gradient(run_settings(store, tiny_draft, tmp_path, 10, 1))
+    """Batches of five, of which one process gets three; and two of them in a step.
+
+    A third of the sequences comes from another store.
+    """
+    mix = f"{uneven(tmp_path / 'other', tiny_target, tiny_draft, 'class')}=0.3"
+    whole = step_gradient(run_settings(store, tiny_draft, tmp_path, 10, 1, mix))
     out = tmp_path / "gradient.safetensors"
-    done = torchrun("tests.tiny.gradients", store, tiny_draft, out, 5, 2)
+    done = torchrun("tests.tiny.gradients", store, tiny_draft, out, 5, 2, mix)
     assert done.returncode == 0, done.stderr
     assert_same(whole, load_file(out))
 

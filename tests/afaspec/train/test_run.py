@@ -16,6 +16,7 @@ from afaspec.store.read import FeatureStore
 from afaspec.train.arm import learning_rate
 from afaspec.train.config import DEFAULT_LEARNING_RATES, MANY_PASSES, SMALL_DATA_RATES, TrainConfig
 from afaspec.train.loader import draw, split_sequences
+from afaspec.train.mix import Part
 from afaspec.train.objective import DraftObjective, collate
 from bench.prompts.trained_on import read_roots
 from drafts.errors import UserError
@@ -164,10 +165,10 @@ def test_micro_batches_add_up(store: Path, tiny_draft: Path, tmp_path: Path) -> 
     """Two micro-batches of 4 see the sequences that one batch of 8 sees."""
     big = config(store, tiny_draft, tmp_path, batch_size=8)
     small = config(store, tiny_draft, tmp_path, batch_size=4, accumulation=2)
-    ids = list(range(20))
+    parts = [Part("", FeatureStore.open(store), list(range(20)), [])]
     for step in range(6):
-        halves = draw(ids, small, 2 * step) + draw(ids, small, 2 * step + 1)
-        assert draw(ids, big, step) == halves
+        halves = draw(parts, small, 2 * step) + draw(parts, small, 2 * step + 1)
+        assert draw(parts, big, step) == halves
 
 
 def test_order_is_seeded_and_epochs_skip_nothing(
@@ -175,12 +176,13 @@ def test_order_is_seeded_and_epochs_skip_nothing(
 ) -> None:
     settings = config(store, tiny_draft, tmp_path, batch_size=5)
     ids = list(range(20))
-    epoch = [i for batch in range(4) for i in draw(ids, settings, batch)]
+    parts = [Part("", FeatureStore.open(store), ids, [])]
+    epoch = [i for batch in range(4) for _, i in draw(parts, settings, batch)]
     assert sorted(epoch) == ids
     assert epoch != ids
-    assert draw(ids, settings, 0) != draw(ids, settings, 4)
+    assert draw(parts, settings, 0) != draw(parts, settings, 4)
     other = settings.model_copy(update={"seed": 1})
-    assert draw(ids, other, 0) != draw(ids, settings, 0)
+    assert draw(parts, other, 0) != draw(parts, settings, 0)
 
 
 def test_held_out_sequences_are_never_trained_on(
