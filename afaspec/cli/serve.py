@@ -39,7 +39,8 @@ def serve(config: ServeConfig) -> None:
     """Serve TARGET with a draft through vLLM, after checking that the two fit.
 
     Ctrl-C or SIGTERM ends vLLM and all its children. Clients must send the key that VLLM_API_KEY
-    holds; without one the server listens on this machine only.
+    holds; without one the server listens on this machine only. They call the model as TARGET says:
+    `embedded`, the hub id, or the folder's name, unless vLLM is given --served-model-name.
 
     [bold]Examples[/]
 
@@ -51,6 +52,7 @@ def serve(config: ServeConfig) -> None:
     """
     from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console, note
+    from afaspec.embedded.names import served_name
     from serving.server.serve import serve as run
 
     target = open_target(config.target, config.target_adapter, note)
@@ -63,6 +65,7 @@ def serve(config: ServeConfig) -> None:
         config.vllm_flags,
         cache_gib=config.cache_gib,
         log=config.log,
+        name=served_name(config.target, config.target_adapter),
         allow_no_key=config.allow_no_key,
         ready_seconds=config.ready_seconds,
         console=console,

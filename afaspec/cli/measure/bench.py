@@ -127,6 +127,7 @@ def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Re
 
 def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str) -> Report:
     """The report of servers that run, or are started for it."""
+    from afaspec.embedded.names import served_name
     from bench.records.arms import parse_arm
     from bench.server.arrivals import parse_loads
     from bench.server.config import ServerConfig
@@ -142,5 +143,6 @@ def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str
         if config.url
         else config.open_arms(none=config.none)
     )
+    name = served_name(config.target, config.target_adapter) if config.target else None
     with progress(refresh_per_second=1) as bars:  # drawing them delays the streams
-        return measure(config, settings, arms, stage_bars(bars), config.out / "logs")
+        return measure(config, settings, arms, stage_bars(bars), config.out / "logs", name)
