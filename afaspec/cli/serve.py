@@ -51,14 +51,16 @@ def serve(config: ServeConfig) -> None:
       afaspec serve embedded --draft runs/demo/afa-lora-merged -- --max-model-len 2048
     """
     from afaspec.capture.adapted_target import open_target
-    from afaspec.cli.console import console, note
+    from afaspec.cli.console import console, note, working
     from afaspec.embedded.names import served_name
     from serving.server.serve import serve as run
 
-    target = open_target(config.target, config.target_adapter, note)
+    with working("reading target and draft"):
+        target = open_target(config.target, config.target_adapter, note)
+        drafter = _drafter(config.draft)
     code = run(
         target,
-        _drafter(config.draft),
+        drafter,
         config.k,
         config.host,
         config.port,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from rich.console import Console
 
-from afaspec.cli.console import console, note, progress
+from afaspec.cli.console import console, note, progress, working
 from afaspec.cli.flags import configured
 from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
 from afaspec.cli.measure.models import ModelNames
@@ -74,7 +74,8 @@ def bench(config: BenchCommand) -> None:
     require_one_way(config)
     target = None
     if config.target is not None:
-        target = open_target(config.target, config.target_adapter, note)
+        with working("reading the target"):
+            target = open_target(config.target, config.target_adapter, note)
     elif not config.url:
         raise UserError("TARGET is missing", hint="give the target's folder, or 'embedded'")
     baseline = read_baseline(config.gate, gated_settings(config))
