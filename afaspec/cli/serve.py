@@ -41,7 +41,8 @@ def serve(config: ServeConfig) -> None:
     """Serve TARGET with a draft through vLLM, after checking that the two fit.
 
     Ctrl-C or SIGTERM ends vLLM and all its children. Clients must send the key that VLLM_API_KEY
-    holds; without one the server listens on this machine only.
+    holds; without one the server listens on this machine only. They call the model as TARGET says:
+    `embedded`, the hub id, or the folder's name, unless vLLM is given --served-model-name.
 
     [bold]Examples[/]
 
@@ -52,19 +53,23 @@ def serve(config: ServeConfig) -> None:
       afaspec serve embedded --draft runs/demo/afa-lora-merged -- --max-model-len 2048
     """
     from afaspec.capture.adapted_target import open_target
-    from afaspec.cli.console import console, note
+    from afaspec.cli.console import console, note, working
+    from afaspec.pairs.names import served_name
     from serving.server.serve import serve as run
 
-    target = open_target(config.target, config.target_adapter, note)
+    with working("reading target and draft"):
+        target = open_target(config.target, config.target_adapter, note)
+        drafter = _drafter(config.draft)
     code = run(
         target,
-        _drafter(config.draft),
+        drafter,
         config.k,
         config.host,
         config.port,
         config.vllm_flags,
         cache_gib=config.cache_gib,
         log=config.log,
+        name=served_name(config.target, config.target_adapter),
         allow_no_key=config.allow_no_key,
         ready_seconds=config.ready_seconds,
         console=console,

@@ -86,10 +86,11 @@ def run_demo(config: DemoConfig, stage: Stage, say: Callable[[str], None]) -> De
         drafts[arm] = read_draft(merged)
         curves[arm] = training_curve(trained.folder)
 
-    offline = {
-        name: offline_acceptance(load_draft(draft, target), eval_store, config.k)
-        for name, draft in drafts.items()
-    }
+    offline = {}
+    for done, (name, draft) in enumerate(drafts.items()):
+        stage("offline acceptance", done, len(drafts))
+        offline[name] = offline_acceptance(load_draft(draft, target), eval_store, config.k)
+    stage("offline acceptance", len(drafts), len(drafts))
     report = run_bench(
         BenchConfig(
             target=target,

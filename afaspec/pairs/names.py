@@ -10,7 +10,7 @@ from afaspec.embedded.unpack import unpack
 from afaspec.pairs.smollm2 import open_smollm2
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
-from drafts.hub import fetch, is_hub_id, source
+from drafts.hub import fetch, folder_name, is_hub_id, source
 from drafts.registry import read_draft
 
 NAMES: dict[str, Callable[[], Path]] = {
@@ -41,6 +41,16 @@ def resolve_model(name_or_path: str | Path, *, pickles: bool = False) -> Path:
             "`embedded`",
         )
     return folder
+
+
+def served_name(name_or_path: str | Path, adapter: Path | None = None) -> str:
+    """What a server calls a target: name, hub id or folder's name, with `+` its adapter's."""
+    text = str(name_or_path)
+    if text in NAMES or is_hub_id(text):
+        name = text.partition("@")[0]
+    else:
+        name = folder_name(Path(text).expanduser())
+    return name if adapter is None else f"{name}+{folder_name(adapter.expanduser())}"
 
 
 def pinned(name: str) -> str:

@@ -39,7 +39,7 @@ Stage = Callable[[str, int, int], None]
 def build_embedded(config: BuildConfig, say: Say, stage: Stage) -> None:
     """Build target and draft and pack them into `config.out`. `stage` follows the long parts."""
     config.work.mkdir(parents=True, exist_ok=True)
-    target = read_target(build_target(config, say))
+    target = read_target(build_target(config, say, stage))
     draft = build_draft(config, target, say, stage)
     pack(draft, config.out / "draft", DRAFT_BITS)
     write_card(config.work, config.out, config.model_dump(mode="json"))
@@ -50,7 +50,7 @@ def folder_mib(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**20
 
 
-def build_target(config: BuildConfig, say: Say) -> Path:
+def build_target(config: BuildConfig, say: Say, stage: Stage) -> Path:
     """Corpus, tokenizer and pre-training; returns the unpacked target that ships."""
     folder = config.work / "target"
     if folder.exists():
@@ -69,7 +69,7 @@ def build_target(config: BuildConfig, say: Say) -> Path:
     say(f"tokens by domain: { {name: len(ids) for name, ids in streams.items()} }")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     model_config = target_config(config.target, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    model = pretrain(config.target, streams, corpus.weights, model_config, config.work, say)
+    model = pretrain(config.target, streams, corpus.weights, model_config, config.work, say, stage)
 
     trained = config.work / "trained"
     with atomic_folder(trained) as temporary:

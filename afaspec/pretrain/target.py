@@ -59,11 +59,13 @@ def pretrain(
     model_config: LlamaConfig,
     folder: Path,
     say: Callable[[str], None] = print,
+    stage: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> LlamaForCausalLM:
     """Train within the budget and return the model, its weights not yet rounded.
 
     `streams` are int32 token ids per domain; the last 2% of each are kept for validation.
-    Writes `loss.jsonl` and the resumable `state.pt` to `folder`.
+    `stage` is told the tokens or seconds of the budget. Writes `loss.jsonl` and the
+    resumable `state.pt` to `folder`.
     """
     accelerator = Accelerator()
     torch.manual_seed(config.seed)
@@ -81,10 +83,12 @@ def pretrain(
         return spent + time.monotonic() - started
 
     def done() -> float:
-        if config.tokens is not None:
-            return tokens / config.tokens
-        assert config.minutes is not None
-        return seconds() / (60 * config.minutes)
+        used: tuple[float, float] = tokens, config.tokens or 0
+        if config.tokens is None:
+            assert config.minutes is not None
+            used = seconds(), 60 * config.minutes
+        stage("training the target", int(used[0]), int(used[1]))
+        return used[0] / used[1]
 
     while (progress := done()) < 1.0:
         long = progress >= 1 - config.long_fraction

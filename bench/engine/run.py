@@ -71,6 +71,7 @@ def run_bench(
             run.engine = {**run.engine, "cut_prompts": run.cut}
     settings = settings_of(config, inputs, turns=len(order))
     settings |= template_record(config.target, config)
+    settings["threads"] = runs[0].engine.get("threads")  # all engines have the same environment
     common = common_provenance(config.target, settings)
     report = build_report(
         runs,

@@ -124,6 +124,9 @@ def settings_line(provenance: Json) -> str:
         f"{provenance['rounds']} round" + ("s" if provenance["rounds"] != 1 else ""),
         str(provenance["dtype"]),
     ]
+    machine = provenance.get("machine") or {}
+    if (threads := provenance.get("threads")) and not machine.get("gpus"):
+        parts.append(f"{threads} of {machine['cores']} cores")
     return ", ".join(parts)
 
 

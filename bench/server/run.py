@@ -38,11 +38,13 @@ def run_server_bench(
     *,
     drafts: Mapping[str, Arm] | None = None,
     note: Note = lambda text: None,
+    threads: Mapping[str, int] | None = None,
 ) -> Report:
     """Measure the servers at `urls` (by arm name) and return the report.
 
     `drafts` says, for those arms where the user told us, what their servers draft with. `note` is
-    told what is known before the run and should be, which the report has as warnings.
+    told what is known before the run and should be, which the report has as warnings. `threads` is
+    how many run each model, of the servers that we started on CPUs.
     Raises `UserError` before any load if a server, the target or the prompts do not fit.
     """
     servers = connect_all(config, urls)
@@ -51,7 +53,7 @@ def run_server_bench(
     results = measure_servers(config, servers, requests, progress)
     plain = next((server for server in servers.values() if server.k == 0), None)
     explained = explain_differences(config, results, requests, plain, progress)
-    return finish(config, results, servers, requests, drafts or {}, explained)
+    return finish(config, results, servers, requests, drafts or {}, explained, threads or {})
 
 
 def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, RemoteServer]:
@@ -173,10 +175,13 @@ def finish(
     requests: Sequence[Request],
     drafts: Mapping[str, Arm],
     explained: Explained,
+    threads: Mapping[str, int],
 ) -> Report:
     """The report of all that was measured."""
     arms = arms_of(servers, drafts)
     common = _common(config, servers, requests)
+    if len(set(threads.values())) == 1:  # of one kind of server on one machine
+        common["threads"] = next(iter(threads.values()))
     report = build_server_report(
         results,
         arms=arms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,13 +50,15 @@ def run_served_bench(
     extra_args: Sequence[str] = (),
     ready_seconds: float = READY_SECONDS,
     log_folder: Path | None = None,
+    name: str | None = None,
     note: Note = lambda text: None,
 ) -> Report:
     """Serve the target with each arm's draft and measure the servers.
 
     `together` starts all at once, so that they take turns round by round; `in-turn` has only one
     run at a time, for machines that hold no more, and meets the machine as it is at that time.
-    `own_args` and a user's `extra_args` go to every vLLM, which has `ready_seconds` to start in.
+    `own_args` and a user's `extra_args` go to every vLLM, which has `ready_seconds` to start in and
+    calls the target by `name` (default: as its folder).
     `note` is told what is known before the run and should be. Raises `UserError` before anything
     starts if drafts, prompts or flags do not fit.
     """
@@ -83,20 +85,30 @@ def run_served_bench(
             log=logs / f"server-{arm.name}.log",
             draft_sample_method=draft_sample_method,
             ready_seconds=ready_seconds,
+            name=name,
         )
         for arm in arms
     }
     drafts = {arm.name: arm for arm in arms}
     if how == "together":
-        with _started(settings, progress) as urls:
-            return run_server_bench(config, urls, progress, drafts=drafts, note=note)
+        with _started(settings, progress) as started:
+            return run_server_bench(
+                config,
+                _urls(started),
+                progress,
+                drafts=drafts,
+                note=note,
+                threads=_threads(started),
+            )
     results: list[list[LoadRun]] = [[] for _ in config.loads]
     servers: dict[str, RemoteServer] = {}
     explained: Explained = (None, None)
+    threads: dict[str, int] = {}
     plain_last = sorted(arms, key=lambda arm: arm.draft is None)  # it explains the differences
     for arm in plain_last:
-        with _started({arm.name: settings[arm.name]}, progress) as urls:
-            found = connect_all(config, urls)
+        with _started({arm.name: settings[arm.name]}, progress) as started:
+            found = connect_all(config, _urls(started))
+            threads |= _threads(started)
             servers |= found
             tell(note, known_before(config, found, requests, drafts))
             for runs, more in zip(
@@ -110,19 +122,30 @@ def run_served_bench(
     order = {arm.name: position for position, arm in enumerate(arms)}
     for runs in results:
         runs.sort(key=lambda run: order[run.name])
-    return finish(config, results, servers, requests, drafts, explained)
+    return finish(config, results, servers, requests, drafts, explained, threads)
+
+
+def _urls(servers: Mapping[str, ServerProcess]) -> dict[str, str]:
+    return {name: server.url for name, server in servers.items()}
+
+
+def _threads(servers: Mapping[str, ServerProcess]) -> dict[str, int]:
+    """How many threads run each model, of those whose logs say so."""
+    return {name: found for name, server in servers.items() if (found := server.threads())}
 
 
 @contextmanager
-def _started(settings: dict[str, ServerSettings], progress: Progress) -> Iterator[dict[str, str]]:
-    """The servers' addresses while they run. They load side by side, each mostly on one core."""
+def _started(
+    settings: dict[str, ServerSettings], progress: Progress
+) -> Iterator[dict[str, ServerProcess]]:
+    """The servers while they run. They load side by side, each mostly on one core."""
     with ExitStack() as stack:
         servers = {name: stack.enter_context(ServerProcess(one)) for name, one in settings.items()}
         for done, server in enumerate(servers.values()):
             progress("starting servers", done, len(servers))
             server.wait_ready()
         progress("starting servers", len(servers), len(servers))
-        yield {name: server.url for name, server in servers.items()}
+        yield servers
 
 
 def _own_flags(arm: Arm, positions: int, given: VllmFlags, servers: int) -> list[str]:

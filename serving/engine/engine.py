@@ -256,7 +256,7 @@ def _child_environment(settings: EngineSettings) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
-        "OMP_NUM_THREADS": str(usable_cores()),  # all: vLLM would keep one back for a scheduler
+        "OMP_NUM_THREADS": str(usable_cores()),  # in one process vLLM neither binds nor reserves
         "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
         "NUMBA_NUM_THREADS": "1",  # what vLLM's n-gram drafter uses; more only wait for each other
         **os.environ,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Literal
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import disk_errors
+from drafts.hub import folder_name
 from drafts.target.info import TargetInfo
 from serving.metrics import SpecCounters, counters_from_prometheus
 from serving.runtime import require_vllm, runtime_environment, vllm_package
@@ -29,6 +31,8 @@ GRACE_SECONDS = 10.0  # to end in, beyond what vLLM was told to let requests fin
 READY_SECONDS = 1800.0
 TAIL_LINES = 15
 GUARDIAN = Path(__file__).with_name("guardian.py")
+# What vLLM's log says of each worker: the cores that the threads of its model are bound to.
+BOUND = re.compile(r"\blocal_rank=\d+, core ids=\[([\d, ]+)\]")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class ServerSettings:
 
     `own_args` go to vLLM as they are, and `flags`, which a user gave, behind them: the last counts.
     Beyond this machine it listens with a key in the environment, or where `allow_no_key` says so.
-    The server has `ready_seconds` to start in.
+    The server has `ready_seconds` to start in. It answers for the model by `name`, unless the
+    flags give another; None means the folder's own.
     """
 
     target: TargetInfo
@@ -52,6 +57,7 @@ class ServerSettings:
     draft_sample_method: str | None = None
     allow_no_key: bool = False
     ready_seconds: float = READY_SECONDS
+    name: str | None = None
 
 
 class ServerProcess:
@@ -83,6 +89,8 @@ class ServerProcess:
         s = self.settings
         command = [sys.executable, "-P", "-m", *server_module(), str(s.target.folder)]
         command += ["--host", s.host, "--port", str(self.port)]
+        if "served_model_name" not in s.flags.given:
+            command.append(f"--served-model-name={s.name or folder_name(s.target.folder)}")
         speculative = speculative_config(s.draft, s.k, draft_sample_method=s.draft_sample_method)
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
@@ -145,6 +153,11 @@ class ServerProcess:
         """The name under which the server answers for the model."""
         names = self._get("/v1/models")
         return str(json.loads(names)["data"][0]["id"] if names else self.settings.target.folder)
+
+    def threads(self) -> int | None:
+        """How many threads run the model on CPUs, by vLLM's log; None where it does not say."""
+        bound = BOUND.findall(self.log.read_text(encoding="utf-8", errors="replace"))
+        return sum(len(cores.split(",")) for cores in bound) or None
 
     def counters(self) -> SpecCounters | None:
         """Speculation so far; None when the server does not say."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.request import getproxies
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +20,7 @@ from rich.markup import escape
 from drafts.checkpoint.info import DraftInfo
 from drafts.target.info import TargetInfo
 from serving.compatibility import require_compatible, table
+from serving.runtime import usable_cores
 from serving.sampling import defaults_words
 from serving.server.flags import API_KEY, read_flags, require_key
 from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
@@ -40,6 +42,7 @@ def serve(
     *,
     cache_gib: float = 1.0,
     log: Path | None = None,
+    name: str | None = None,
     allow_no_key: bool = False,
     ready_seconds: float = READY_SECONDS,
     prompt: str = "def main():",
@@ -47,7 +50,8 @@ def serve(
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit status (130 and 143 for these two).
 
-    `extra_args` are a user's flags for vLLM. Raises `UserError` when the draft does not fit, a flag
+    `extra_args` are a user's flags for vLLM, `name` is what clients call the model (default: as its
+    folder). Raises `UserError` when the draft does not fit, a flag
     may not be passed on, others could use the server without a key, the port is taken, or the
     server dies.
     """
@@ -70,6 +74,7 @@ def serve(
         log=log,
         allow_no_key=allow_no_key,
         ready_seconds=ready_seconds,
+        name=name,
     )
     try:
         with _sigterm_as_exception(), ServerProcess(settings) as server:
@@ -124,17 +129,27 @@ def _wait_with_progress(server: ServerProcess, console: Console) -> None:
 
 def _greet(server: ServerProcess, prompt: str, console: Console) -> None:
     seconds = time.monotonic() - server.started
-    console.print(f"Ready after {seconds:.0f} s at {server.url} (OpenAI API). Try it:\n")
+    console.print(f"Ready after {seconds:.0f} s at {server.url} (OpenAI API).{_cores(server)}")
+    key = f" (in a shell that has {API_KEY})" if os.environ.get(API_KEY) else ""
+    console.print(f"Try it{key}:\n")
     print(curl_line(server, prompt), file=sys.stdout, flush=True)
     if defaults := defaults_words(server.settings.target.folder):
         console.print(f"\nRequests that do not say how to sample get the target's own: {defaults}.")
     console.print("\nCtrl-C ends the server.")
 
 
+def _cores(server: ServerProcess) -> str:
+    """On how many cores vLLM's model runs, where its log says so: on CPUs."""
+    threads = server.threads()
+    return "" if threads is None else f" The model runs on {threads} of {usable_cores()} cores."
+
+
 def curl_line(server: ServerProcess, prompt: str) -> str:
     """A command that completes `prompt` through the running server."""
     body = {"model": server.model_name(), "prompt": prompt, "max_tokens": 64, "temperature": 0}
     parts = ["curl", "-s", f"{server.url}/v1/completions", "-H", "Content-Type: application/json"]
+    if getproxies():
+        parts += ["--noproxy", "*"]  # the server is here, and no proxy need find it
     command = shlex.join([*parts, "-d", json.dumps(body)])
     if os.environ.get(API_KEY):
         command += f' -H "Authorization: Bearer ${API_KEY}"'

@@ -320,9 +320,7 @@ def test_vllm_serves_both_layouts_alike(tmp_path: Path, vllm_worker: VllmWorker)
     tokenizer = load_tokenizer(target)
     texts = ["def read(path):\n    with open(path", "import os\n\nclass Node:\n    def __init__"]
     prompts = [tokenizer.encode(text) for text in texts]
-    replies = [
-        vllm_worker.serve(target, served, 3, prompts, 48) for served in (None, draft, other)
-    ]
+    replies = [vllm_worker.serve(target, served, 3, prompts, 48) for served in (None, draft, other)]
     outputs = [[run["output"] for run in reply["runs"]] for reply in replies]
     assert outputs[0] == outputs[1] == outputs[2]
     plain, first, second = (reply["counters"] for reply in replies)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.progress import TaskID
+
 from afaspec.capture.config import CaptureConfig
 from afaspec.cli.flags import configured
 
@@ -30,25 +32,16 @@ def capture(config: CaptureConfig) -> None:
     from afaspec.cli.console import note, progress
     from afaspec.pairs.names import open_draft
 
-    target = open_target(config.target, config.target_adapter, note)
-    draft = open_draft(config.draft) if config.draft else None
+    with progress() as bars:
+        target = open_target(config.target, config.target_adapter, note)
+        draft = open_draft(config.draft) if config.draft else None
+        tasks: list[TaskID] = []
 
-    bar = progress()
-    task = bar.add_task("capture", total=None, start=False, unit="prompts")
+        def show(now: CaptureProgress) -> None:
+            if not tasks:  # not before: a complete store needs no bar
+                tasks.append(bars.add_task("capture", total=now.total, unit="prompts"))
+            seconds = bars.tasks[0].elapsed
+            words = f"capture, {now.tokens / seconds:,.0f} tokens/s" if seconds else "capture"
+            bars.update(tasks[0], completed=now.done, total=now.total, description=words)
 
-    def show(now: CaptureProgress) -> None:
-        if not bar.live.is_started:  # not before: a complete store needs no bar
-            bar.start()
-            bar.start_task(task)
-        seconds = bar.tasks[0].elapsed
-        bar.update(
-            task,
-            completed=round(now.done),
-            total=now.total,
-            description=f"capture, {now.tokens / seconds:,.0f} tokens/s" if seconds else "capture",
-        )
-
-    try:
         run(config, target, draft, show, note)
-    finally:
-        bar.stop()

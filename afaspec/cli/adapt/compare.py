@@ -9,10 +9,10 @@ import yaml
 from pydantic import Field
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 from rich.table import Table
 
-from afaspec.cli.console import Bars, console, note
+from afaspec.cli.console import Bars, console, note, progress
 from afaspec.cli.flags import configured
 from afaspec.compare.config import CompareConfig, part, quick
 from afaspec.config import load_config
@@ -126,27 +126,20 @@ def run_with_bars(config: CompareConfig) -> dict[str, Any]:
     from afaspec.compare.run import StudyProgress
     from afaspec.compare.run import compare as run
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    with Bars(*columns, console=console, refresh_per_second=4) as bars:
+    with progress() as bars:
         whole: list[TaskID] = []
 
         def study_progress(now: StudyProgress) -> None:
             seconds = now.seconds_left
             left = "" if seconds is None else f"about {format_duration(seconds)} left"
             if not whole:
-                whole.append(bars.add_task("study", left=left))
+                whole.append(bars.add_task("study", total=now.total, unit="cells", left=left))
             bars.update(whole[0], completed=now.done, total=now.total, left=left)
 
         return run(config, *open_models(config), current_bar(bars), study_progress, note)
 
 
-def current_bar(bars: Any) -> Progress:
+def current_bar(bars: Bars) -> Progress:
     """A progress callback with one bar, which a new piece of work takes over."""
     held: dict[str, Any] = {}
 
@@ -154,7 +147,7 @@ def current_bar(bars: Any) -> Progress:
         if held.get("what") != what:
             if held:
                 bars.remove_task(held["task"])
-            held.update(what=what, task=bars.add_task(what, total=total, left=""))
+            held.update(what=what, task=bars.add_task(what, total=total))
         bars.update(held["task"], completed=done, total=total)
 
     return report

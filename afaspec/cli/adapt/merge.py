@@ -41,10 +41,10 @@ def merge(config: MergeConfig) -> None:
     from afaspec.capture.adapted_target import open_target_if_given
     from afaspec.checkpoints.merge import merge as run
     from afaspec.checkpoints.merge import recorded_draft, recorded_target
-    from afaspec.cli.console import console, note
+    from afaspec.cli.console import console, note, working
     from afaspec.pairs.names import open_draft
 
-    with console.status("merging and measuring parity"):
+    with working("merging and measuring parity"):
         base = open_draft(config.draft) if config.draft else recorded_draft(config.trained)
         target = open_target_if_given(config.target, config.target_adapter, note)
         parity = run(config.trained, base, config.out, target or recorded_target(config.trained))

@@ -48,20 +48,23 @@ def convert(config: ConvertConfig) -> None:
       afaspec convert models/EAGLE3-pickled --out models/EAGLE3
     """
     from afaspec.capture.adapted_target import open_target
-    from afaspec.cli.console import console
+    from afaspec.cli.console import console, working
     from afaspec.pairs.names import resolve_model
     from drafts.convert import RECORD, convert_pickles
     from drafts.convert import convert as run
     from drafts.pickles import find_pickles
     from drafts.registry import read_draft
 
-    folder, out = resolve_model(config.draft, pickles=True), config.out
-    target = open_target(config.target) if config.target else None
-    if find_pickles(folder):
-        made = convert_pickles(folder, config.to, out, target)
-    elif config.to is None:
-        raise UserError("is stored as safetensors already", where=folder, hint="give --to LAYOUT")
-    else:
-        made = run(read_draft(folder), config.to, out, target)
+    out = config.out
+    with working("converting"):
+        folder = resolve_model(config.draft, pickles=True)
+        target = open_target(config.target) if config.target else None
+        if find_pickles(folder):
+            made = convert_pickles(folder, config.to, out, target)
+        elif config.to is None:
+            hint = "give --to LAYOUT"
+            raise UserError("is stored as safetensors already", where=folder, hint=hint)
+        else:
+            made = run(read_draft(folder), config.to, out, target)
     kept = f" What it has no place for is in {RECORD}." if (out / RECORD).exists() else ""
     console.print(f"{out}: {made.family} in the layout {made.format}.{kept}", soft_wrap=True)

@@ -23,12 +23,13 @@ def init(config: InitConfig) -> None:
     """
     from afaspec.capture.adapted_target import open_target
     from afaspec.checkpoints.init import init_checkpoint, next_commands
-    from afaspec.cli.console import note
+    from afaspec.cli.console import note, working
     from afaspec.store.read import FeatureStore
 
-    target = open_target(config.target)
-    store = FeatureStore.open(config.store) if config.store else None
-    info = init_checkpoint(config, target, store, note)
+    with working("writing a draft"):
+        target = open_target(config.target)
+        store = FeatureStore.open(config.store) if config.store else None
+        info = init_checkpoint(config, target, store, note)
     note(f"{config.out}: a random draft ({info.family}, {info.dtype}). Next:")
     for command in next_commands(config, info, str(config.target)):
         note(f"  {command}")

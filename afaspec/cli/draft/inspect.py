@@ -48,10 +48,12 @@ def inspect(config: InspectConfig) -> None:
     """
     from afaspec.capture.adapted_target import open_target
     from afaspec.checkpoints.inspect import inspect_draft
+    from afaspec.cli.console import working
     from afaspec.pairs.names import open_draft
 
-    target = open_target(config.target) if config.target else None
-    found = inspect_draft(open_draft(config.draft), target)
+    with working("reading"):
+        target = open_target(config.target) if config.target else None
+        found = inspect_draft(open_draft(config.draft), target)
     if config.as_json:
         typer.echo(json.dumps({**asdict(found), "fits": found.fits}, indent=2))
     else:

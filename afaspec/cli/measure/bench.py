@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from rich.console import Console
 
-from afaspec.cli.console import console, note, progress
+from afaspec.cli.console import console, note, progress, working
 from afaspec.cli.flags import configured
 from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
 from afaspec.cli.measure.models import ModelNames
@@ -76,7 +76,8 @@ def bench(config: BenchCommand) -> None:
     require_one_way(config)
     target = None
     if config.target is not None:
-        target = open_target(config.target, config.target_adapter, note)
+        with working("reading the target"):
+            target = open_target(config.target, config.target_adapter, note)
     elif not config.url:
         hint = "give the target's folder, a hub id, `smollm2` or `embedded`"
         raise UserError("TARGET is missing", hint=hint)
@@ -130,6 +131,7 @@ def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Re
 
 def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str) -> Report:
     """The report of servers that run, or are started for it."""
+    from afaspec.pairs.names import served_name
     from bench.records.arms import parse_arm
     from bench.server.arrivals import parse_loads
     from bench.server.config import ServerConfig
@@ -145,5 +147,6 @@ def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str
         if config.url
         else config.open_arms(none=config.none)
     )
+    name = served_name(config.target, config.target_adapter) if config.target else None
     with progress(refresh_per_second=1) as bars:  # drawing them delays the streams
-        return measure(config, settings, arms, stage_bars(bars), config.out / "logs")
+        return measure(config, settings, arms, stage_bars(bars), config.out / "logs", name)

@@ -66,8 +66,10 @@ def measure(
     arms: tuple[Arm, ...],
     progress: Progress,
     log_folder: Path,
+    name: str | None,
 ) -> Report:
-    """The report of the servers at --url, or of those that --serve starts."""
+    """The report of the servers at --url, or of those that --serve starts and that call the target
+    `name`."""
     from bench.server.config import served_arms
     from bench.server.run import run_server_bench
     from bench.server.served import run_served_bench
@@ -87,6 +89,7 @@ def measure(
         extra_args=vllm_flags(flags),
         ready_seconds=flags.ready_seconds,
         log_folder=log_folder,
+        name=name,
         note=note,
     )
 

@@ -40,7 +40,7 @@ def sweep(config: SweepCommand) -> None:
       --draft-sample-method greedy,probabilistic --concurrency 1,8,32 --max-tokens 64,256
     """
     from afaspec.capture.adapted_target import open_target
-    from afaspec.cli.console import console, note, progress
+    from afaspec.cli.console import console, note, progress, working
     from bench.prompts.suites import prompt_source
     from bench.report.console import stage_bars
     from bench.sweep.grid import SweepConfig
@@ -52,12 +52,13 @@ def sweep(config: SweepCommand) -> None:
 
     out = config.out
     require_writable(out)
-    settings = SweepConfig(
-        **config.shared_with(SweepSettings),
-        prompts=prompt_source(config.prompts, config.suite, config.size),
-        target=open_target(config.target, config.target_adapter, note),
-        arms=config.open_arms(none=False),
-    )
+    with working("reading the models"):
+        settings = SweepConfig(
+            **config.shared_with(SweepSettings),
+            prompts=prompt_source(config.prompts, config.suite, config.size),
+            target=open_target(config.target, config.target_adapter, note),
+            arms=config.open_arms(none=False),
+        )
     with progress() as bars:
         results = run_sweep(settings, out, stage_bars(bars), note=note)
     result = build_sweep(results, sweep_provenance(settings, out))

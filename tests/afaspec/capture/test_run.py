@@ -136,6 +136,11 @@ def test_store_holds_prompt_response_and_mask(config: CaptureConfig, model: Any)
     seen: list[CaptureProgress] = []
     notes: list[str] = []
     store = capture(config, seen.append, notes.append)
+    done = [now.done for now in seen]
+    assert done == sorted(done)
+    assert done[-1] == 20
+    taken = {round(now % 4, 6) for now in done}  # of a batch of 4, after its answers are written
+    assert taken >= {3.7, 3.8, 3.9}
     tokenizer = AutoTokenizer.from_pretrained(config.target)
     texts = [json.loads(line)["prompt"] for line in Path(config.prompts).read_text().splitlines()]
     assert sorted(store[i].prompt_index for i in range(len(store))) == list(range(20))

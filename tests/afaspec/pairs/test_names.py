@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from afaspec.cli.measure.models import ModelNames
-from afaspec.pairs.names import open_draft, pinned, resolve_model
+from afaspec.pairs.names import open_draft, pinned, resolve_model, served_name
 from afaspec.train.config import TrainConfig
 from drafts.errors import UserError
 from drafts.files import read_json
@@ -89,3 +89,36 @@ def test_a_path_is_never_a_hub_id(
         with pytest.raises(UserError, match="no such"):
             open_draft(name)
     assert hub.fetched == []
+
+
+HUB = "hub/models--tiny--target/snapshots/0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("target", "adapter", "name"),
+    [
+        ("embedded", None, "embedded"),
+        ("tiny/target", None, "tiny/target"),
+        ("tiny/target@main", None, "tiny/target"),
+        ("../models/Llama-3.1-8B", None, "Llama-3.1-8B"),
+        ("../models/Llama-3.1-8B/", None, "Llama-3.1-8B"),
+        ("models/a b/../c", None, "c"),
+        (HUB, None, "tiny/target"),
+        ("embedded", "adapters/support", "embedded+support"),
+        ("tiny/target@main", "adapters/support/", "tiny/target+support"),
+    ],
+)
+def test_a_server_calls_a_target_as_its_user_does(
+    target: str, adapter: str | None, name: str
+) -> None:
+    assert served_name(target, Path(adapter) if adapter else None) == name
+
+
+def test_a_folder_is_called_as_itself_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "current").symlink_to("new")
+    monkeypatch.chdir(tmp_path / "new")
+    assert served_name(".") == "new"
+    assert served_name("../current") == "current"

@@ -74,6 +74,8 @@ def test_one_command_serves_and_measures(prompts: Path, tmp_path: Path) -> None:
     assert base["lossless"]["matching"] + len(differing) == PROMPTS
     assert all(found["near_tie"] for found in differing)
     assert base["provenance"]["method"] == "eagle3"
+    assert {arm["provenance"]["model"] for arm in report.arms} == {"embedded"}
+    assert 1 <= report.provenance["threads"] <= report.provenance["machine"]["cores"]
     assert none["provenance"]["method"] is None
     urls = {arm["provenance"]["server"].rsplit(":", 1)[1] for arm in report.arms}
     listening = {str(c.laddr.port) for c in psutil.net_connections() if c.status == "LISTEN"}

@@ -16,6 +16,7 @@ from bench.server.run import prepare
 from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from serving.remote import connect
+from serving.runtime import FEW_CORES, usable_cores
 from serving.sampling import sampling_defaults
 from tests.serving.server.servers import FAST, serving
 
@@ -45,6 +46,8 @@ def test_served_outputs_are_the_engines_whatever_the_targets_settings(
     own_sampling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", KEY)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("bench.server.measure.PAUSE_SECONDS", 0)
     file = tmp_path / "prompts.jsonl"
     texts = ["def add(a, b):", "class Parser:", "import os", "for line in file:"]
@@ -62,6 +65,10 @@ def test_served_outputs_are_the_engines_whatever_the_targets_settings(
         assert not [line for line in lines if KEY in line]
         line = next(line for line in command.out.splitlines() if line.startswith("curl"))
         assert KEY not in command.out + command.err
+        assert f'"model": "{own_sampling.name}"' in line
+        cores = re.search(r"The model runs on (\d+) of (\d+) cores", " ".join(command.err.split()))
+        assert cores is not None
+        assert cores[1] == cores[2] == str(min(usable_cores(), FEW_CORES))
         answer = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
         assert json.loads(answer.stdout)["usage"]["completion_tokens"] > 0
         server = connect(re.findall(r"http://127\.0\.0\.1:\d+", command.out)[0])

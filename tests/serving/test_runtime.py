@@ -1,0 +1,43 @@
+"""The environment of processes that run vLLM: which cores its model gets."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from serving import runtime
+from serving.runtime import CORES, FEW_CORES, runtime_environment
+
+RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+
+
+@pytest.fixture(autouse=True)
+def cpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_gpu", lambda: False)
+    for name in CORES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "reserved"), [(1, "0"), (2, "0"), (FEW_CORES, "0"), (FEW_CORES + 1, None)]
+)
+def test_no_core_of_few_is_kept_from_the_model(
+    cores: int, reserved: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "usable_cores", lambda: cores)
+    assert runtime_environment().get(RESERVED) == reserved
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_user_who_says_which_cores_is_heard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 2)
+    monkeypatch.setenv(name, "1")
+    assert RESERVED not in runtime_environment()
+    assert os.environ[name] == "1"
+
+
+def test_on_a_gpu_nothing_is_said_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 2)
+    assert RESERVED not in runtime_environment()
