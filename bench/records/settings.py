@@ -12,6 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
+from drafts.tensors import Float
+from serving.runtime import compute_dtype
+
 Split = Literal["train", "eval"]
 
 
@@ -215,7 +218,11 @@ class VllmSettings(Settings):
 
     GROUP: ClassVar[str] = "vLLM"
 
-    dtype: str = Field("bfloat16", description="type that vLLM computes in")
+    dtype: Annotated[Literal["auto", Float], AfterValidator(compute_dtype)] = Field(
+        "auto",
+        validate_default=True,
+        description="type that vLLM computes in: bf16, where the processor has it",
+    )
     enforce_eager: bool = Field(False, description="do not compile: starts sooner, runs slower")
     cache_gib: float = Field(1.0, gt=0, description="KV cache per engine, in GiB")
 

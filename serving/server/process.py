@@ -23,7 +23,7 @@ from drafts.files import disk_errors
 from drafts.hub import folder_name
 from drafts.target.info import TargetInfo
 from serving.metrics import SpecCounters, counters_from_prometheus
-from serving.runtime import require_vllm, runtime_environment, vllm_package
+from serving.runtime import compute_dtype, require_vllm, runtime_environment, vllm_package
 from serving.server.flags import API_KEY, NO_FLAGS, VllmFlags, require_key
 from serving.speculation import engine_options, speculative_config
 
@@ -91,6 +91,8 @@ class ServerProcess:
         command += ["--host", s.host, "--port", str(self.port)]
         if "served_model_name" not in s.flags.given:
             command.append(f"--served-model-name={s.name or folder_name(s.target.folder)}")
+        if "dtype" not in s.flags.given and (dtype := compute_dtype("auto")) == "float32":
+            command += ["--dtype", dtype]
         speculative = speculative_config(s.draft, s.k, draft_sample_method=s.draft_sample_method)
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
