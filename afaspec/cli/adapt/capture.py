@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.progress import TaskID
+
 from afaspec.capture.config import CaptureConfig
 from afaspec.cli.flags import configured
 
@@ -11,8 +13,9 @@ def capture(config: CaptureConfig) -> None:
     """Let TARGET answer PROMPTS and record tokens and hidden states in a feature store.
 
     PROMPTS is a JSONL(.gz) file, a folder of source files, a parquet file, a dataset folder, or a
-    hub dataset id (owner/name, owner/name:config@split). An interrupted capture goes on where it
-    stopped when the same command runs again.
+    hub dataset id (owner/name, owner/name:config@split). With --self-prompts N the target writes
+    them itself, into self_prompts.jsonl in the store's folder. An interrupted capture goes on where
+    it stopped when the same command runs again.
 
     [bold]Examples[/]
 
@@ -21,6 +24,8 @@ def capture(config: CaptureConfig) -> None:
       afaspec capture embedded /usr/include --suffixes .h --limit 500 --out runs/cpp
 
       afaspec capture MODEL chats.jsonl --draft DRAFT --temperature 0.7 --out runs/chats
+
+      afaspec capture MODEL --self-prompts 2000 --temperature 0.7 --out runs/general
 
       afaspec capture MODEL answered.jsonl --use-responses --out runs/answered
     """
@@ -34,18 +39,17 @@ def capture(config: CaptureConfig) -> None:
     draft = open_draft(config.draft) if config.draft else None
 
     bar = progress()
-    task = bar.add_task("capture", total=None, start=False, unit="prompts")
+    tasks: dict[str, TaskID] = {}
 
     def show(now: CaptureProgress) -> None:
         if not bar.live.is_started:  # not before: a complete store needs no bar
             bar.start()
-            bar.start_task(task)
-        seconds = bar.tasks[0].elapsed
+        if now.stage not in tasks:
+            tasks[now.stage] = bar.add_task(now.stage, total=None, unit="prompts")
+        task = bar.tasks[tasks[now.stage]]
+        rate = f", {now.tokens / task.elapsed:,.0f} tokens/s" if task.elapsed else ""
         bar.update(
-            task,
-            completed=round(now.done),
-            total=now.total,
-            description=f"capture, {now.tokens / seconds:,.0f} tokens/s" if seconds else "capture",
+            task.id, completed=round(now.done), total=now.total, description=now.stage + rate
         )
 
     try:
