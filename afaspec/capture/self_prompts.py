@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from afaspec.capture.config import SELF_PROMPTS
@@ -28,6 +29,7 @@ FILES = {SELF_PROMPTS, JOURNAL, REPORT}
 FILTER = 1  # raised when another filter would keep others
 SHORTEST = 4  # tokens
 NGRAM, VARIED = 4, 0.6  # at least this share of a prompt's n-grams of tokens must be different
+SPARE = 1.25  # as many are drawn as are wanted, where one block is enough
 GIVE_UP_BLOCKS, GIVE_UP_SHARE = 4, 0.02  # of the last blocks' draws, kept at least
 
 
@@ -115,18 +117,18 @@ def write_self_prompts(
     sieve = Sieve(setup, turn, wanted)
     for block in journal.blocks:
         sieve.add(block)
-    tokens = 0
+    tokens, size = 0, min(writer.block, ceil(SPARE * wanted))
     while len(sieve.kept) < wanted:
         number = len(journal.blocks)
 
         def step(fraction: float, new: int) -> None:
             nonlocal tokens
             tokens += new
-            share = len(sieve.kept) / sieve.drawn if sieve.drawn else 1.0
-            on_progress(min(len(sieve.kept) + fraction * share * writer.block, wanted), tokens)
+            share = len(sieve.kept) / sieve.drawn if sieve.drawn else 1 / SPARE
+            on_progress(min(len(sieve.kept) + fraction * share * size, wanted), tokens)
 
         drawn = writer.write(
-            [turn.ids] * writer.block,
+            [turn.ids] * size,
             new_tokens=min(config.self_prompt_tokens, setup.target.max_positions - len(turn.ids)),
             temperature=config.self_prompt_temperature,
             ends=turn.ends,
