@@ -100,6 +100,7 @@ class MachineSettings(Settings):
         description="what writes prompts and responses [default: vllm for --self-prompts where it "
         "is installed, else transformers]",
     )
+    enforce_eager: bool = Field(False, description="vLLM does not compile: starts sooner, slower")
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
 
 

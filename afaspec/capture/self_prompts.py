@@ -8,7 +8,7 @@ prompts like any other.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -30,7 +30,7 @@ FILTER = 1  # raised when another filter would keep others
 SHORTEST = 4  # tokens
 NGRAM, VARIED = 4, 0.6  # at least this share of a prompt's n-grams of tokens must be different
 SPARE = 1.25  # as many are drawn as are wanted, where one block is enough
-GIVE_UP_BLOCKS, GIVE_UP_SHARE = 4, 0.02  # of the last blocks' draws, kept at least
+GIVE_UP_DRAWS, GIVE_UP_KEPT = 500, 10  # of the last so many drawn, fewer kept
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def write_self_prompts(
         )
         journal.add(drawn)
         sieve.add(drawn)
-        sieve.require_some(setup)
+        sieve.require_some()
     on_progress(wanted, tokens)
     _write(setup, sieve, settings)
     note(f"{config.out / SELF_PROMPTS}: {sieve.told()}")
@@ -152,7 +152,7 @@ class Sieve:
         self.kept: list[str] = []
         self.dropped: Counter[str] = Counter()
         self._seen = NearCopies()
-        self._kept_by_block: list[int] = []
+        self._last: deque[bool] = deque(maxlen=GIVE_UP_DRAWS)
 
     @property
     def drawn(self) -> int:
@@ -160,7 +160,6 @@ class Sieve:
 
     def add(self, block: list[list[int]]) -> None:
         """Judge the token ids of drawn prompts, in order, until there are enough."""
-        before = len(self.kept)
         for ids in block:
             if len(self.kept) == self.wanted:
                 break
@@ -173,19 +172,16 @@ class Sieve:
                 self.dropped[fault] += 1
             else:
                 self.kept.append(text)
-        self._kept_by_block.append(len(self.kept) - before)
+            self._last.append(fault is None)
 
-    def require_some(self, setup: Setup) -> None:
-        """Raise `UserError` where the last blocks brought next to nothing."""
-        last = self._kept_by_block[-GIVE_UP_BLOCKS:]
-        drawn = self.drawn / len(self._kept_by_block)
-        if len(self.kept) == self.wanted or len(last) < GIVE_UP_BLOCKS:
-            return
-        if sum(last) < GIVE_UP_SHARE * drawn * GIVE_UP_BLOCKS:
+    def require_some(self) -> None:
+        """Raise `UserError` where next to nothing of the last draws could be used."""
+        enough = len(self.kept) == self.wanted or len(self._last) < GIVE_UP_DRAWS
+        if not enough and sum(self._last) < GIVE_UP_KEPT:
             raise UserError(
                 f"writes hardly any usable prompt: {self.told()}",
-                where=setup.target.folder,
-                hint="ask for fewer, give --self-prompt-temperature or --self-prompt-tokens, or "
+                where=self.setup.target.folder,
+                hint="ask for fewer, change --self-prompt-temperature or --self-prompt-tokens, or "
                 "give PROMPTS",
             )
 

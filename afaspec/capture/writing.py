@@ -125,16 +125,18 @@ class VllmWriter:
     def record(self) -> dict[str, Any]:
         from serving.runtime import vllm_package
 
-        return {"with": vllm_package(), "dtype": self.dtype, "block": self.block}
+        name, version = vllm_package() or ("vllm", "")
+        return {
+            "with": f"{name} {version}",
+            "dtype": self.setup.dtype,
+            "block": self.block,
+            "enforce_eager": self.setup.config.enforce_eager,
+        }
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-
-    @property
-    def dtype(self) -> str:
-        return self.setup.dtype
 
     def _started(self, longest: int) -> Any:
         """The engine for sequences of `longest` tokens; started anew where it has less room."""
@@ -147,8 +149,9 @@ class VllmWriter:
             self._engine = EngineProcess(
                 EngineSettings(
                     self.setup.target,
-                    dtype=self.dtype,
+                    dtype=self.setup.dtype,
                     max_model_len=longest,
+                    enforce_eager=self.setup.config.enforce_eager,
                     batch=batch,
                     cache_gib=self._cache_gib(longest, batch),
                 )
@@ -157,7 +160,7 @@ class VllmWriter:
 
     def _cache_gib(self, longest: int, batch: int) -> float:
         """A cache that holds the batch; less where memory is short, then vLLM lets some wait."""
-        one = longest * self.setup.cache_bytes(4 if self.dtype == "float32" else 2)
+        one = longest * self.setup.cache_bytes(4 if self.setup.dtype == "float32" else 2)
         room = MEMORY_SHARE * free_memory(self.setup.device)
         if one > room:
             raise UserError(
