@@ -227,7 +227,7 @@ def test_vllm_writes_prompts_and_answers_and_resumes(
     target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 8 of the 20 prompts. Of the answers' journal, a kill has cut the last block."""
-    monkeypatch.setattr(writing, "VLLM_BLOCK", 8)
+    monkeypatch.setattr(writing.VllmWriter, "block", 8)
     more = {"generate_with": "vllm", "enforce_eager": True}
     config = settings(target, tmp_path / "store", **more)
     stopped_at(config, "capture", 0)  # all is written, nothing is stored yet
@@ -244,7 +244,7 @@ def test_vllm_writes_prompts_and_answers_and_resumes(
     monkeypatch.setattr("serving.engine.engine.EngineProcess.__init__", None)
     whole = capture(config)  # needs no engine any more
     monkeypatch.undo()
-    monkeypatch.setattr(writing, "VLLM_BLOCK", 8)
+    monkeypatch.setattr(writing.VllmWriter, "block", 8)
     check(capture(resumed), whole)
     assert not (resumed.out / ANSWERS).exists()
     for one in whole:
