@@ -91,9 +91,9 @@ def _capture(
         if manifest is None:
             manifest = plan.manifest(config.batch_size or choose_batch_size(plan))
         _announce(plan, manifest, say)
+        model, turns_of = _written(plan, writer, on_progress)
         shards = StoreWriter(config.out, manifest, int(config.shard_mib * (1 << 20)))
         shards.prepare()
-        model, turns_of = _written(plan, writer, on_progress)
         _run(plan, shards, model, turns_of, on_progress)
         (config.out / ANSWERS).unlink(missing_ok=True)
     store = FeatureStore.open(config.out)
@@ -186,7 +186,7 @@ def _resume(plan: CapturePlan) -> Manifest | None:
     if plan.config.overwrite:
         return None
     if not (out / NAME).exists():
-        if any(path.name not in FILES for path in out.iterdir()):
+        if any(path.name not in {*FILES, ANSWERS} for path in out.iterdir()):
             raise UserError(
                 "is a folder with other files in it, not a feature store",
                 where=out,

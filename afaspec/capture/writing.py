@@ -13,7 +13,6 @@ from afaspec.capture.target_model import load_target
 from drafts.errors import UserError
 
 OnStep = Callable[[float, int], None]  # how much of the block is done, and the new tokens
-VLLM_BLOCK = 512  # prompts: several times as many as run at once, so that few run alone at its end
 
 
 class Writer(Protocol):
@@ -95,7 +94,7 @@ class TransformersWriter:
 class VllmWriter:
     """vLLM's engine in a child process, started with the first block."""
 
-    block = VLLM_BLOCK
+    block = 512  # several times as many as run at once, so that few run alone at its end
 
     def __init__(self, setup: Setup):
         self.setup = setup
