@@ -109,7 +109,7 @@ def capture(
 
 
 def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> planning.CapturePlan:
-    return planning.plan_capture(config, *_models(config, note), note)
+    return planning.plan_capture(planning.settle(config, *_models(config, note)), note)
 
 
 def train(config: TrainConfig, *rest: Any, **options: Any) -> training.Trained:

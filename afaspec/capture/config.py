@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from afaspec.capture.turns import TrainTurns
 from afaspec.config import TargetAdapter
@@ -18,6 +18,8 @@ from bench.records.settings import (
 )
 from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.tensors import Float
+
+SELF_PROMPTS = "self_prompts.jsonl"  # in a store's folder: prompts that the target has written
 
 # What a store must share with the settings of a run that goes on with it.
 FIXED = (
@@ -55,6 +57,22 @@ class StorePlace(Settings):
     overwrite: bool = Field(False, description="replace a store of other settings")
 
 
+class SelfPromptSettings(Settings):
+    """Prompts that the target writes itself, in the place of given ones."""
+
+    GROUP: ClassVar[str] = "Self-prompts"
+
+    self_prompts: int | None = Field(
+        None, gt=0, description="prompts that the target is to write itself, instead of PROMPTS"
+    )
+    self_prompt_temperature: float = Field(
+        1.0, gt=0, le=10, description="at which it writes them; 1 is its own distribution"
+    )
+    self_prompt_tokens: int = Field(
+        256, gt=0, description="longest of them; one that does not end is left out"
+    )
+
+
 class AnswerSettings(Settings):
     """How the target answers."""
 
@@ -77,16 +95,24 @@ class MachineSettings(Settings):
     batch_size: int | None = Field(None, gt=0, le=4096, description="default: fits the memory")
     dtype: Literal["auto", Float] = Field("auto", description="type that the target computes in")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
+    generate_with: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="what writes prompts and responses [default: vllm for --self-prompts where it "
+        "is installed, else transformers]",
+    )
+    enforce_eager: bool = Field(False, description="vLLM does not compile: starts sooner, slower")
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
 
 
-class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace):
+class CaptureConfig(
+    MachineSettings, AnswerSettings, SelfPromptSettings, PromptSettings, StorePlace
+):
     """A run of `afaspec capture`. The target writes greedily unless `temperature` is set."""
 
     GROUP: ClassVar[str] = "Prompts"
 
-    prompts: str = Field(
-        description="JSONL file, folder of source files, dataset id, or suite:NAME"
+    prompts: str | None = Field(
+        None, description="JSONL file, folder of source files, dataset id, or suite:NAME"
     )
     suffixes: list[str] | None = Field(
         None, description="endings of the files to read in a folder (repeat it) [default: source]"
@@ -95,6 +121,18 @@ class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace)
         "auto",
         description="chat template: for conversations (auto), for plain prompts too (always)",
     )
+
+    @model_validator(mode="after")
+    def _prompts_from_one_place(self) -> CaptureConfig:
+        if (self.prompts is None) == (self.self_prompts is None):
+            raise ValueError("give either PROMPTS or --self-prompts N")
+        if self.self_prompts is None:
+            return self
+        if self.use_responses:
+            raise ValueError("--self-prompts has no responses to use: no --use-responses")
+        if self.chat == "never":
+            raise ValueError("--self-prompts needs the chat template: no --chat never")
+        return self
 
     @field_validator("layer_ids")
     @classmethod
@@ -108,10 +146,25 @@ class CaptureConfig(MachineSettings, AnswerSettings, PromptSettings, StorePlace)
     def _dotted(cls, suffixes: list[str] | None) -> list[str] | None:
         return [s if s.startswith(".") else f".{s}" for s in suffixes] if suffixes else None
 
+    @property
+    def source(self) -> str:
+        """Where the prompts are read: as given, or what the target has written into the store."""
+        return self.prompts if self.prompts is not None else str(self.out / SELF_PROMPTS)
+
     def chosen_layer_ids(self) -> tuple[int, ...] | None:
         if self.layer_ids is None:
             return None
         return () if self.layer_ids == "none" else parse_layer_ids(self.layer_ids)
+
+    def self_prompt_settings(self) -> dict[str, Any] | None:
+        """How many prompts the target writes, and how; None where they are given."""
+        if self.self_prompts is None:
+            return None
+        return {
+            "count": self.self_prompts,
+            "temperature": self.self_prompt_temperature,
+            "tokens": self.self_prompt_tokens,
+        }
 
     def fixed_settings(self) -> dict[str, Any]:
         """The settings that decide what a store holds, as JSON values."""

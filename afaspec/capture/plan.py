@@ -7,7 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.target_model import end_ids, load_tokenizer, read_model_config
@@ -34,6 +34,7 @@ from drafts.files import weight_files
 from drafts.registry import wanted_layer_ids
 from drafts.target.info import TargetInfo
 from drafts.tensors import has_bf16
+from serving.runtime import require_vllm, vllm_package
 
 GIB = 1 << 30
 LARGEST_BATCH = {"cpu": 64, "cuda": 256}
@@ -50,26 +51,42 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class CapturePlan:
-    """Settled inputs of one capture. `batches` hold prompt numbers, in the order of the store.
+class Setup:
+    """What of a capture is settled before its prompts are read.
 
-    `ends` are the tokens that end an answer.
+    `ends` are the tokens that end an answer; `write_with` is what writes the answers.
     """
 
     config: CaptureConfig
     target: TargetInfo
     encoder: Encoder
     ends: list[int]
-    prompts: list[Asked]
     layer_ids: tuple[int, ...]
     device: str
     dtype: str
-    prompts_sha256: str
+    write_with: Literal["transformers", "vllm"]
     model_config: Any  # transformers' own
 
     @property
     def token_bytes(self) -> int:
         return token_bytes(self.target.hidden_size, len(self.layer_ids))
+
+    def cache_bytes(self, value_bytes: int) -> int:
+        """Keys and values of one token, in values of so many bytes."""
+        config = self.model_config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        return int(2 * heads * width * self.target.num_layers * value_bytes)
+
+
+@dataclass(frozen=True)
+class CapturePlan(Setup):
+    """Settled inputs of one capture. `batches` hold prompt numbers, in the order of the store."""
+
+    prompts: list[Asked]
+    prompts_sha256: str
 
     def longest(self, asked: Asked) -> int:
         """The most tokens that a sequence of this prompt and its responses can have."""
@@ -107,7 +124,7 @@ class CapturePlan:
             layer_ids=self.layer_ids,
             dtype=self.dtype,
             settings={
-                "prompts": self.config.prompts,
+                "prompts": self.config.source,
                 "field": self.config.field,
                 "skip_bad_rows": self.config.skip_bad_rows,
                 "prompts_sha256": self.prompts_sha256,
@@ -115,6 +132,8 @@ class CapturePlan:
                 **self.config.fixed_settings(),
                 **self._chat_settings(),
                 "sampling": "neutral",  # the temperature alone, nothing of generation_config
+                "self_prompts": self.config.self_prompt_settings(),
+                "written_with": None if self.write_with == "transformers" else self.write_with,
                 "batch_size": batch_size,
                 "device": self.device,
             },
@@ -129,24 +148,11 @@ class CapturePlan:
         return self.encoder.template.record()
 
 
-def plan_capture(
-    config: CaptureConfig,
-    target: TargetInfo,
-    draft: DraftInfo | None,
-    note: Callable[[str], None],
-) -> CapturePlan:
-    """Check the layers and every prompt. Raises `UserError` for the first fault."""
+def settle(config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None) -> Setup:
+    """Check all that needs no prompts. Raises `UserError` for the first fault."""
     model_config = read_model_config(target.folder)
     layer_ids = choose_layer_ids(config, target, draft)
     device = choose_device(config.device)
-    dtype = compute_dtype(config.dtype, target, device)
-    prompts = read_prompts(
-        config.prompts,
-        config,
-        seed=config.seed,
-        suffixes=tuple(config.suffixes) if config.suffixes else None,
-        note=note,
-    )
     encoder = make_encoder(
         ChatTemplate(load_tokenizer(target.folder), config.chat_template_kwargs, _date(config)),
         max_positions=target.max_positions,
@@ -155,30 +161,41 @@ def plan_capture(
         truncate=config.truncate_prompts,
         chat=config.chat,
     )
-    ends = end_ids(target.folder, encoder.tokenizer)
+    return Setup(
+        config=config,
+        target=target,
+        encoder=encoder,
+        ends=end_ids(target.folder, encoder.tokenizer),
+        layer_ids=layer_ids,
+        device=device,
+        dtype=compute_dtype(config.dtype, target, device),
+        write_with=choose_writer(config),
+        model_config=model_config,
+    )
+
+
+def plan_capture(setup: Setup, note: Callable[[str], None]) -> CapturePlan:
+    """Read and check every prompt. Raises `UserError` for the first fault."""
+    config, encoder, ends = setup.config, setup.encoder, setup.ends
+    prompts = read_prompts(
+        config.source,
+        config,
+        seed=config.seed,
+        suffixes=tuple(config.suffixes) if config.suffixes else None,
+        note=note,
+    )
     make = _recorded if config.use_responses else _to_write
     made = usable(
         prompts,
         lambda prompt: make(prompt, encoder, ends, config),
-        config.prompts,
+        config.source,
         skip=config.skip_bad_rows,
         note=note,
     )
     asked = [one for one in made if one is not None]
     _tell(asked, encoder, ends, note)
-    _check_vocabulary(asked, target)
-    return CapturePlan(
-        config=config,
-        target=target,
-        encoder=encoder,
-        ends=ends,
-        prompts=asked,
-        layer_ids=layer_ids,
-        device=device,
-        dtype=dtype,
-        prompts_sha256=_hash(asked),
-        model_config=model_config,
-    )
+    _check_vocabulary(asked, setup.target)
+    return CapturePlan(**vars(setup), prompts=asked, prompts_sha256=_hash(asked))
 
 
 def choose_layer_ids(
@@ -226,22 +243,20 @@ def compute_dtype(wanted: str, target: TargetInfo, device: str) -> str:
     return "bfloat16" if has_bf16(torch.device(device)) else "float32"
 
 
+def choose_writer(config: CaptureConfig) -> Literal["transformers", "vllm"]:
+    """What writes prompts and answers. Raises `UserError` for a vLLM that is not installed."""
+    if config.generate_with == "vllm":
+        require_vllm()
+        return "vllm"
+    wanted = config.generate_with == "auto" and config.self_prompts is not None
+    return "vllm" if wanted and vllm_package() is not None else "transformers"
+
+
 def choose_batch_size(plan: CapturePlan) -> int:
     """The largest power of two whose caches and features fit the free memory."""
-    import torch
-
-    config = plan.model_config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     longest = max(plan.longest(prompt) for prompt in plan.prompts)
-    cache = 4 * heads * width * plan.target.num_layers
-    row = longest * (cache + 2 * plan.token_bytes) + 12 * plan.target.vocab_size
-    if plan.device == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        import psutil
-
-        free = psutil.virtual_memory().available
+    row = longest * (plan.cache_bytes(2) + 2 * plan.token_bytes) + 12 * plan.target.vocab_size
+    free = free_memory(plan.device)
     weights = sum(path.stat().st_size for path in weight_files(plan.target.folder))
     if weights >= free:
         raise UserError(
@@ -252,6 +267,17 @@ def choose_batch_size(plan: CapturePlan) -> int:
     fits = max(1, int(MEMORY_SHARE * (free - weights) / row))
     largest: int = min(fits, LARGEST_BATCH[plan.device], max(1, len(plan.prompts)))
     return 1 << (largest.bit_length() - 1)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on a device."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def check_space(plan: CapturePlan, done_bytes: int) -> int:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from afaspec.capture.answers import JOURNAL as ANSWERS
+from afaspec.capture.answers import write_ahead, write_turns
 from afaspec.capture.config import CaptureConfig
+from afaspec.capture.journal import AGAIN
 from afaspec.capture.plan import (
-    Asked,
     CapturePlan,
     check_space,
     choose_batch_size,
     plan_capture,
+    settle,
     size,
 )
+from afaspec.capture.self_prompts import FILES, longest_sequence, write_self_prompts
 from afaspec.capture.target_model import load_target
 from afaspec.capture.turns import Turn, joined
+from afaspec.capture.writing import OnStep, TransformersWriter, Writer, open_writer
 from afaspec.store.manifest import NAME, Manifest, read_manifest
 from afaspec.store.read import FeatureStore
 from afaspec.store.write import StoreWriter, locked
@@ -31,13 +36,21 @@ FEATURES_SHARE = 0.1  # of a batch's time, roughly, for a bar that moves as they
 NOT_COMPARED = ("prompts", "field", "skip_bad_rows")
 
 
+Stage = Literal["prompts", "answers", "capture"]
+TurnsOf = Callable[[list[int], int, OnStep], list[list[Turn]]]  # batch and its number
+
+
 @dataclass(frozen=True)
 class CaptureProgress:
-    """How far a capture is: sequences (in parts, within a batch) and tokens of this run."""
+    """How far a stage is: prompts (in parts, within a batch) and tokens of this run.
+
+    Prompts are written where the target writes them itself, answers where vLLM writes them ahead.
+    """
 
     done: float
     total: int
     tokens: int
+    stage: Stage = "capture"
 
 
 def capture(
@@ -54,7 +67,22 @@ def capture(
     only, not on how often it was interrupted. Raises `UserError`.
     """
     say = note or (lambda _: None)
-    plan = plan_capture(config, target, draft, say)
+    tell = on_progress or (lambda _: None)
+    setup = settle(config, target, draft)
+    with closing(open_writer(setup)) as writer:
+        if config.self_prompts is not None:
+            with locked(config.out):
+                write_self_prompts(setup, writer, say, _stage(tell, "prompts", config.self_prompts))
+        return _capture(plan_capture(setup, say), writer, tell, say)
+
+
+def _capture(
+    plan: CapturePlan,
+    writer: Writer,
+    on_progress: Callable[[CaptureProgress], None],
+    say: Callable[[str], None],
+) -> FeatureStore:
+    config = plan.config
     with locked(config.out):
         manifest = _resume(plan)
         if manifest is not None and manifest.complete:
@@ -64,28 +92,70 @@ def capture(
         if manifest is None:
             manifest = plan.manifest(config.batch_size or choose_batch_size(plan))
         _announce(plan, manifest, say)
-        model = load_target(plan.target.folder, plan.dtype, plan.device)
-        _run(plan, manifest, model, on_progress or (lambda _: None))
+        model, turns_of = _written(plan, writer, on_progress)
+        shards = StoreWriter(config.out, manifest, int(config.shard_mib * (1 << 20)))
+        shards.prepare()
+        _run(plan, shards, model, turns_of, on_progress)
+        (config.out / ANSWERS).unlink(missing_ok=True)
     store = FeatureStore.open(config.out)
     say(f"{config.out}: {_describe(store)}")
     return store
 
 
+def _stage(
+    on_progress: Callable[[CaptureProgress], None], stage: Stage, total: int
+) -> Callable[[float, int], None]:
+    return lambda done, tokens: on_progress(CaptureProgress(done, total, tokens, stage))
+
+
+def _written(
+    plan: CapturePlan, writer: Writer, on_progress: Callable[[CaptureProgress], None]
+) -> tuple[Any, TurnsOf]:
+    """The model that gives the features, and what gives the turns of a batch."""
+    config, target = plan.config, plan.target
+    longest = max(plan.longest(asked) for asked in plan.prompts)
+    if config.use_responses:
+
+        def recorded(batch: list[int], number: int, step: OnStep) -> list[list[Turn]]:
+            turns = [plan.prompts[i].turns for i in batch]
+            step(0.0, sum(len(turn.answer) for of in turns for turn in of))
+            return turns
+
+        return load_target(target.folder, plan.dtype, plan.device), recorded
+    if isinstance(writer, TransformersWriter):
+
+        def write(batch: list[int], number: int, step: OnStep) -> list[list[Turn]]:
+            return write_turns(plan, writer, batch, f"{config.seed}:{number}", longest, step)
+
+        return writer.model, write
+    if config.self_prompts is not None:  # as for those prompts, so that one engine serves both
+        longest = longest_sequence(plan)
+    told = _stage(on_progress, "answers", len(plan.prompts))
+    written = write_ahead(plan, writer, longest, told)
+    writer.close()  # its memory is needed
+
+    def ready(batch: list[int], number: int, step: OnStep) -> list[list[Turn]]:
+        turns = [written[i] for i in batch]
+        step(0.0, sum(len(turn.answer) for of in turns for turn in of))
+        return turns
+
+    return load_target(target.folder, plan.dtype, plan.device), ready
+
+
 def _run(
     plan: CapturePlan,
-    manifest: Manifest,
+    shards: StoreWriter,
     model: Any,
+    turns_of: TurnsOf,
     on_progress: Callable[[CaptureProgress], None],
 ) -> None:
     from afaspec.capture.features import features
 
-    writer = StoreWriter(plan.config.out, manifest, int(plan.config.shard_mib * (1 << 20)))
-    writer.prepare()
     done, new_tokens, total = 0, 0, len(plan.prompts)
     train = plan.config.train_turns
     share = 1.0 if plan.config.use_responses else FEATURES_SHARE
-    skip = FeatureStore(plan.config.out, manifest).prompts
-    for number, batch in enumerate(plan.batches(manifest.settings["batch_size"])):
+    skip = FeatureStore(plan.config.out, shards.manifest).prompts
+    for number, batch in enumerate(plan.batches(shards.manifest.settings["batch_size"])):
         if done < skip:  # shards end where batches end
             done += len(batch)
             continue
@@ -95,14 +165,14 @@ def _run(
             new_tokens += tokens
             on_progress(CaptureProgress(done + fraction * len(batch), total, new_tokens))
 
-        turns = _turns(plan, model, batch, number, lambda part, n: step((1 - share) * part, n))
+        turns = turns_of(batch, number, lambda part, n: step((1 - share) * part, n))
         kept = [(i, one) for i, of in zip(batch, turns, strict=True) for one in joined(of, train)]
         sequences = [one.ids for _, one in kept]
         taken = []
         for one in features(model, sequences, plan.layer_ids, FORWARD_TOKENS):
             taken.append(one)
             step(1 - share + share * len(taken) / len(sequences), 0)
-        writer.append(
+        shards.append(
             sequences,
             [one.mask for _, one in kept],
             [i for i, _ in kept],
@@ -112,55 +182,7 @@ def _run(
         )
         done += len(batch)
         on_progress(CaptureProgress(done, total, new_tokens))
-    writer.finish()
-
-
-def _turns(
-    plan: CapturePlan,
-    model: Any,
-    batch: list[int],
-    number: int,
-    step: Callable[[float, int], None],
-) -> list[list[Turn]]:
-    """The turns of each of the batch's prompts, written by the target one after another."""
-    from afaspec.capture.generate import generate
-
-    config, prompts = plan.config, [plan.prompts[i] for i in batch]
-    if config.use_responses:
-        step(0.0, sum(len(turn.answer) for asked in prompts for turn in asked.turns))
-        return [asked.turns for asked in prompts]
-    most = max(len(asked.turns) for asked in prompts)
-    turns: list[list[Turn]] = [[] for _ in prompts]
-    for turn in range(most):
-        rows = [row for row, asked in enumerate(prompts) if len(asked.turns) > turn]
-        inputs = [_next_prompt(plan, prompts[row], turns[row]) for row in rows]
-        seed = f"{config.seed}:{number}" + f":{turn}" * (turn > 0)
-
-        def told(i: int, tokens: int, turn: int = turn) -> None:
-            step((turn + (i + 1) / config.max_new_tokens) / most, tokens)
-
-        answers = generate(
-            model,
-            inputs,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            end_ids=frozenset(plan.ends),
-            seed=int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16),
-            on_step=told,
-        )
-        for row, ids, answer in zip(rows, inputs, answers, strict=True):
-            turns[row].append(Turn(ids, answer))
-    return turns
-
-
-def _next_prompt(plan: CapturePlan, asked: Asked, before: list[Turn]) -> list[int]:
-    """Token ids of the turn after `before`, whose answers are carried forward as text."""
-    dialogue = asked.prompt.dialogue
-    if dialogue is None or not before:
-        return asked.prompt.input_ids
-    decode = plan.encoder.tokenizer.decode
-    said = [decode(turn.answer, skip_special_tokens=True) for turn in before]
-    return replace(plan.encoder, truncate=True).ask(dialogue, said).ids
+    shards.finish()
 
 
 def _resume(plan: CapturePlan) -> Manifest | None:
@@ -169,7 +191,7 @@ def _resume(plan: CapturePlan) -> Manifest | None:
     if plan.config.overwrite:
         return None
     if not (out / NAME).exists():
-        if any(out.iterdir()):
+        if any(path.name not in {*FILES, ANSWERS} for path in out.iterdir()):
             raise UserError(
                 "is a folder with other files in it, not a feature store",
                 where=out,
@@ -200,7 +222,7 @@ def _compare(found: Manifest, plan: CapturePlan) -> None:
             raise UserError(
                 f"this store was captured with other settings: {what} was {old}, now it is {new}",
                 where=plan.config.out,
-                hint="choose another --out, the old settings, or --overwrite to replace it",
+                hint=AGAIN,
             )
 
 

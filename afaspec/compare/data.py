@@ -81,7 +81,7 @@ def read_study_prompts(
         for split in SPLITS:
             of_split = capture_config(config, name, split, config.out)
             found = read_prompts(
-                of_split.prompts,
+                of_split.source,
                 of_split,
                 seed=of_split.seed,
                 suffixes=tuple(of_split.suffixes) if of_split.suffixes else None,

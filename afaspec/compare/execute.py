@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from afaspec.capture.plan import plan_capture
+from afaspec.capture.plan import plan_capture, settle
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import find_result, load_merged, merge
 from afaspec.compare.config import GENERAL, CompareConfig
@@ -162,7 +162,8 @@ class Executor:
         settings = capture_config(
             self.config, task.domain, "eval", self._store_folder(data, "eval")
         )
-        asked = plan_capture(settings, self.target, self.draft, lambda text: None).prompts
+        setup = settle(settings, self.target, self.draft)
+        asked = plan_capture(setup, lambda text: None).prompts
         prompts = [one.prompt for one in asked]
         bench = BenchConfig(
             target=self.target,

@@ -151,6 +151,24 @@ class ChatTemplate:
             return ""
 
     @cached_property
+    def user_turn(self) -> tuple[str, str]:
+        """What stands before a user's first words, and what follows them up to the answer.
+
+        Raises `UserError` where there is no template, or one that shows no user's words.
+        """
+        where = str(getattr(self.tokenizer, "name_or_path", "the target"))
+        said = self.text([{"role": "user", "content": MARK}], where, ask=True)
+        before, found, after = said.partition(MARK)
+        if not found:
+            raise UserError(
+                "its chat template leaves out what a user says",
+                where=where,
+                hint="use the template that the model is served with (chat_template.jinja in its "
+                "folder)",
+            )
+        return before, after
+
+    @cached_property
     def end_id(self) -> int | None:
         """The special token that ends an assistant's turn, None where the template writes none."""
         special = set(self.tokenizer.all_special_ids)

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -174,6 +174,35 @@ class EngineProcess:
             - min(row["first"] for row in reply["requests"]),
             counters=sum_counters([spec for spec in counters if spec is not None]),
         )
+
+    def stream(
+        self,
+        prompt_token_ids: Sequence[Sequence[int]],
+        max_tokens: int,
+        *,
+        seeds: Sequence[int],
+        stop_token_ids: Sequence[int],
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield (place in the prompts, token ids) of each prompt when it is finished.
+
+        All are handed over at once, and `settings.batch` of them run together. A text ends at the
+        first of `stop_token_ids`, which it keeps, or after `max_tokens`; the model's own end tokens
+        do not count. Read it to the end before anything else is asked.
+        """
+        self.wait_ready()
+        self._send(
+            {
+                "op": "stream",
+                "prompts": [list(ids) for ids in prompt_token_ids],
+                "max_tokens": max_tokens,
+                "temperature": self.temperature,
+                "seeds": list(seeds),
+                "stop_token_ids": list(stop_token_ids),
+            }
+        )
+        for _ in prompt_token_ids:
+            reply = self._receive()
+            yield reply["place"], reply["output_ids"]
 
     def score(
         self, prompt_token_ids: list[int], output_ids: list[int], top: int

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import IO, Any
 
@@ -39,7 +40,12 @@ def main() -> None:
         llm = load(settings)
         reply(describe(llm))
         while True:
-            reply(answer(llm, settings, requests.get()))
+            request = requests.get()
+            if request["op"] == "stream":
+                for message in stream(llm, request):
+                    reply(message)
+            else:
+                reply(answer(llm, settings, request))
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
@@ -156,6 +162,33 @@ def generate(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dic
             }
         )
     return {"requests": rows, "wall_seconds": wall}
+
+
+def stream(llm: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Complete the prompts, all handed over at once, and yield each when it is finished."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from serving.sampling import NEUTRAL
+
+    engine = llm.llm_engine
+    for place, (ids, seed) in enumerate(zip(request["prompts"], request["seeds"], strict=True)):
+        sampling = SamplingParams(
+            temperature=request["temperature"],
+            **NEUTRAL,
+            seed=seed if request["temperature"] > 0 else None,
+            max_tokens=request["max_tokens"],
+            ignore_eos=True,
+            stop_token_ids=request["stop_token_ids"],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        engine.add_request(str(place), {"prompt_token_ids": ids}, sampling)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                ids = list(output.outputs[0].token_ids)
+                yield {"place": int(output.request_id), "output_ids": ids}
 
 
 def seed_of(seed: int, prompt: list[int]) -> int:

@@ -13,8 +13,9 @@ def capture(config: CaptureConfig) -> None:
     """Let TARGET answer PROMPTS and record tokens and hidden states in a feature store.
 
     PROMPTS is a JSONL(.gz) file, a folder of source files, a parquet file, a dataset folder, or a
-    hub dataset id (owner/name, owner/name:config@split). An interrupted capture goes on where it
-    stopped when the same command runs again.
+    hub dataset id (owner/name, owner/name:config@split). With --self-prompts N the target writes
+    them itself, into self_prompts.jsonl in the store's folder. An interrupted capture goes on where
+    it stopped when the same command runs again.
 
     [bold]Examples[/]
 
@@ -23,6 +24,8 @@ def capture(config: CaptureConfig) -> None:
       afaspec capture embedded /usr/include --suffixes .h --limit 500 --out runs/cpp
 
       afaspec capture MODEL chats.jsonl --draft DRAFT --temperature 0.7 --out runs/chats
+
+      afaspec capture MODEL --self-prompts 2000 --temperature 0.7 --out runs/general
 
       afaspec capture MODEL answered.jsonl --use-responses --out runs/answered
     """
@@ -35,13 +38,13 @@ def capture(config: CaptureConfig) -> None:
     with progress() as bars:
         target = open_target(config.target, config.target_adapter, note)
         draft = open_draft(config.draft) if config.draft else None
-        tasks: list[TaskID] = []
+        tasks: dict[str, TaskID] = {}
 
         def show(now: CaptureProgress) -> None:
-            if not tasks:  # not before: a complete store needs no bar
-                tasks.append(bars.add_task("capture", total=now.total, unit="prompts"))
-            seconds = bars.tasks[0].elapsed
-            words = f"capture, {now.tokens / seconds:,.0f} tokens/s" if seconds else "capture"
-            bars.update(tasks[0], completed=now.done, total=now.total, description=words)
+            if now.stage not in tasks:  # not before: a complete store needs no bar
+                tasks[now.stage] = bars.add_task(now.stage, total=now.total, unit="prompts")
+            task = bars.tasks[tasks[now.stage]]
+            rate = f", {now.tokens / task.elapsed:,.0f} tokens/s" if task.elapsed else ""
+            bars.update(task.id, completed=now.done, total=now.total, description=now.stage + rate)
 
         run(config, target, draft, show, note)

@@ -17,9 +17,8 @@ from afaspec.store.manifest import read_manifest
 from afaspec.store.read import FeatureStore
 from bench.prompts.template import ChatTemplate
 from drafts.errors import UserError
-from drafts.files import write_json
 from tests.opened import capture, plan_capture
-from tests.tiny.models import write_target
+from tests.tiny.chat import with_template, write_digits
 from tests.tiny.templates import (
     CHATML,
     CLOCK,
@@ -27,7 +26,6 @@ from tests.tiny.templates import (
     REASONING,
     TOOLS,
     WEATHER,
-    chat_tokenizer,
     weather_call,
 )
 
@@ -39,27 +37,10 @@ Made = Callable[..., Path]
 @pytest.fixture(scope="module")
 def chat_target(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Makes a target that speaks a template and says nothing but digits, until it ends its turn."""
-    from safetensors.torch import load_file, save_file
-
-    base = write_target(tmp_path_factory.mktemp("base") / "target", vocab=400, seed=3)
-    weights = load_file(base / "model.safetensors")
-    spoken = [chat_tokenizer(None).convert_tokens_to_ids(word) for word in [*"0123456789"]]
-    head = torch.zeros_like(weights["lm_head.weight"])
-    for token in [*spoken, 2]:
-        head[token] = weights["lm_head.weight"][token]
-    save_file({**weights, "lm_head.weight": head}, base / "model.safetensors", {"format": "pt"})
+    base = write_digits(tmp_path_factory.mktemp("base") / "target")
 
     def make(template: str, *, bos: bool = False) -> Path:
-        folder = tmp_path_factory.mktemp("chat") / "target"
-        shutil.copytree(base, folder)
-        for path in folder.glob("*token*"):
-            path.unlink()
-        (folder / "chat_template.jinja").unlink(missing_ok=True)
-        tokenizer = chat_tokenizer(template, bos=bos)
-        tokenizer.save_pretrained(folder)
-        write_json(folder / "generation_config.json", {"eos_token_id": [2]})
-        assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
-        return folder
+        return with_template(base, tmp_path_factory.mktemp("chat") / "target", template, bos=bos)
 
     return make
 

@@ -1,0 +1,176 @@
+"""How the target writes: with transformers in this process, or with vLLM's engine beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+from afaspec.capture.plan import GIB, LARGEST_BATCH, MEMORY_SHARE, Setup, free_memory
+from afaspec.capture.target_model import load_target
+from drafts.errors import UserError
+
+OnStep = Callable[[float, int], None]  # how much of the block is done, and the new tokens
+
+
+class Writer(Protocol):
+    """What continues prompts. `block` prompts are written together: what is written depends on the
+    block and its seed alone, so that it is the same however often a run was interrupted."""
+
+    block: int
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        new_tokens: int,
+        temperature: float,
+        ends: Sequence[int],
+        seed: str,
+        longest: int,
+        on_step: OnStep,
+    ) -> list[list[int]]:
+        """Continue each prompt to the first of `ends` (kept), or by `new_tokens`.
+
+        No prompt of the run has more than `longest` tokens with what is written.
+        """
+
+    def record(self) -> dict[str, Any]:
+        """What decides, beside prompts and settings, what it writes."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+def open_writer(setup: Setup) -> Writer:
+    """The writer of this capture; it loads nothing before it has to write."""
+    return VllmWriter(setup) if setup.write_with == "vllm" else TransformersWriter(setup)
+
+
+class TransformersWriter:
+    """The model in this process, which gives the features too."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self.block = setup.config.batch_size or LARGEST_BATCH[setup.device]
+
+    @cached_property
+    def model(self) -> Any:
+        """The loaded target."""
+        return load_target(self.setup.target.folder, self.setup.dtype, self.setup.device)
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        new_tokens: int,
+        temperature: float,
+        ends: Sequence[int],
+        seed: str,
+        longest: int,
+        on_step: OnStep,
+    ) -> list[list[int]]:
+        from afaspec.capture.generate import generate
+
+        return generate(
+            self.model,
+            prompts,
+            max_new_tokens=new_tokens,
+            temperature=temperature,
+            end_ids=frozenset(ends),
+            seed=number_of(seed),
+            on_step=lambda step, tokens: on_step((step + 1) / new_tokens, tokens),
+        )
+
+    def record(self) -> dict[str, Any]:
+        return {"with": "transformers", "dtype": self.setup.dtype, "block": self.block}
+
+    def close(self) -> None:
+        self.__dict__.pop("model", None)
+
+
+class VllmWriter:
+    """vLLM's engine in a child process, started with the first block."""
+
+    block = 512  # several times as many as run at once, so that few run alone at its end
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self._engine: Any = None
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        new_tokens: int,
+        temperature: float,
+        ends: Sequence[int],
+        seed: str,
+        longest: int,
+        on_step: OnStep,
+    ) -> list[list[int]]:
+        engine = self._started(longest)
+        engine.temperature = temperature
+        seeds = [number_of(f"{seed}:{row}") for row in range(len(prompts))]
+        written: list[list[int]] = [[] for _ in prompts]
+        finished = engine.stream(prompts, new_tokens, seeds=seeds, stop_token_ids=ends)
+        for done, (row, ids) in enumerate(finished, start=1):
+            written[row] = ids
+            on_step(done / len(prompts), len(ids))
+        return written
+
+    def record(self) -> dict[str, Any]:
+        from serving.runtime import vllm_package
+
+        name, version = vllm_package() or ("vllm", "")
+        return {
+            "with": f"{name} {version}",
+            "dtype": self.setup.dtype,
+            "block": self.block,
+            "enforce_eager": self.setup.config.enforce_eager,
+        }
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _started(self, longest: int) -> Any:
+        """The engine for sequences of `longest` tokens; started anew where it has less room."""
+        from serving.engine.engine import EngineProcess, EngineSettings
+
+        if self._engine is not None and self._engine.settings.max_model_len < longest:
+            self.close()
+        if self._engine is None:
+            batch = LARGEST_BATCH[self.setup.device]
+            self._engine = EngineProcess(
+                EngineSettings(
+                    self.setup.target,
+                    dtype=self.setup.dtype,
+                    max_model_len=longest,
+                    enforce_eager=self.setup.config.enforce_eager,
+                    batch=batch,
+                    cache_gib=self._cache_gib(longest, batch),
+                )
+            )
+        return self._engine
+
+    def _cache_gib(self, longest: int, batch: int) -> float:
+        """A cache that holds the batch; less where memory is short, then vLLM lets some wait."""
+        one = longest * self.setup.cache_bytes(4 if self.setup.dtype == "float32" else 2)
+        room = MEMORY_SHARE * free_memory(self.setup.device)
+        if one > room:
+            raise UserError(
+                f"the keys and values of {longest:,} tokens take {one / GIB:.1f} GiB, "
+                f"{room / GIB:.1f} GiB may be used",
+                where=self.setup.target.folder,
+                hint="give --max-prompt-tokens or a lower --max-new-tokens",
+            )
+        return max(1, math.ceil(min(one * batch, room) / GIB))
+
+
+def number_of(seed: str) -> int:
+    """A seed as torch and vLLM take it."""
+    return int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16)
