@@ -14,11 +14,11 @@ from bench.server.config import ServerConfig
 from bench.server.measure import measure_servers
 from bench.server.run import prepare
 from drafts.target.info import read_target
-from serving.engine.engine import EngineProcess, EngineSettings
 from serving.remote import connect
 from serving.runtime import FEW_CORES, usable_cores
 from serving.sampling import sampling_defaults
 from tests.serving.server.servers import FAST, serving
+from tests.vllm_client import VllmWorker
 
 KEY, TOKENS = "not-for-others", 24
 DEFAULTS = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.3}
@@ -43,7 +43,10 @@ def test_the_targets_own_sampling_is_found(own_sampling: Path, tiny_target: Path
 
 
 def test_served_outputs_are_the_engines_whatever_the_targets_settings(
-    own_sampling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_sampling: Path,
+    tmp_path: Path,
+    vllm_worker: VllmWorker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
@@ -82,9 +85,7 @@ def test_served_outputs_are_the_engines_whatever_the_targets_settings(
             ][0]["token_ids"]
             for r in requests
         ]
-    settings = EngineSettings(target, dtype="float32", max_model_len=256, enforce_eager=True)
-    with EngineProcess(settings, tmp_path / "engine.log") as engine:
-        prompts = [r.prompt for r in requests if isinstance(r.prompt, list)]
-        found = engine.generate(prompts, TOKENS, ignore_eos=True)
-    assert served == [request.output_ids for request in found.requests]
+    prompts = [r.prompt for r in requests if isinstance(r.prompt, list)]
+    found = vllm_worker.serve(own_sampling, None, 1, prompts, TOKENS)
+    assert served == [run["output"] for run in found["runs"]]
     assert silent != served  # the settings do change outputs where a request leaves them open

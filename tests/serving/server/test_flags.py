@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,7 @@ from serving.server import flags
 from serving.server.flags import NO_FLAGS, REFUSED, read_flags, require_key
 from serving.server.serve import serve
 from tests.command import run_command
-
-ROOT = Path(__file__).parents[3]
-MANY = """
-import json, sys
-from serving.server.vllm_parser import make_parser, parse
-parser = make_parser()
-print(json.dumps([parse(parser, flags) for flags in json.loads(sys.argv[1])]))
-"""
+from tests.vllm_client import VllmWorker
 
 # What is written, and the setting that it gives; all are refused.
 GIVEN = [
@@ -57,7 +48,9 @@ GIVEN = [
 
 
 @pytest.fixture(scope="module")
-def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def parsed(
+    tmp_path_factory: pytest.TempPathFactory, vllm_worker: VllmWorker
+) -> dict[str, dict[str, Any]]:
     """What vLLM's parser says of many command lines, read by one process."""
     folder = tmp_path_factory.mktemp("flags")
     file = folder / "flags.yaml"
@@ -71,9 +64,7 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         ["--help"],
         ["--no-trust-remote-code", "--shutdown-timeout", "60", "--max-model", "2k"],
     ]
-    command = [sys.executable, "-c", MANY, json.dumps(cases)]
-    child = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    found = json.loads(child.stdout.splitlines()[-1])
+    found = vllm_worker.parse_flags(cases)
     named = ["file" if str(file) in case else " ".join(case) for case in cases]
     return dict(zip(named, found, strict=True))
 
@@ -125,6 +116,33 @@ def test_flags_that_vllm_does_not_read(
     assert "vLLM cannot read its flags" in error
     assert said in error
     assert "usage:" not in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["serve", "TARGET", "--", "--no-such-flag"],
+        ["bench", "TARGET", "--serve", "in-turn", "--server-args", "--no-such-flag"],
+    ],
+)
+def test_a_flag_vllm_does_not_know_shows_its_complaint(
+    command: list[str],
+    tiny_target: Path,
+    tmp_path: Path,
+    parsed: dict[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flags, "_parsed", lambda args: parsed[" ".join(args)])
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "import os"}\n')
+    given = [str(tiny_target) if word == "TARGET" else word for word in command]
+    if "bench" in given:
+        given += ["--prompts", str(rows), "--out", str(tmp_path / "out")]
+    code, error = run_command(*given)
+    assert code == 2
+    assert error.count("Error:") == 1
+    assert "--no-such-flag" in error
+    assert "Traceback" not in error
 
 
 def test_other_flags_get_through_and_draining_gets_its_time(

@@ -102,20 +102,12 @@ def test_chat_uses_the_targets_template(url: str) -> None:
 def test_no_process_is_left_when_it_ends_while_vllm_starts(
     number: int, status: int, tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    arguments = [str(tiny_target), "--draft", str(tiny_draft), "--port", "0", "--", *FAST]
+    log = ["--log", str(tmp_path / "server.log")]
+    arguments = [str(tiny_target), "--draft", str(tiny_draft), "--port", "0", *log]
     with serving(tmp_path, *arguments) as command:
         command.wait_for_engine()
         command.process.send_signal(number)
         assert command.process.wait(timeout=120) == status
-        command.assert_all_ended()
-
-
-def test_a_flag_vllm_does_not_know_shows_its_complaint(tiny_target: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, str(tiny_target), "--port", "0", "--", "--no-such-flag") as command:
-        assert command.process.wait(timeout=120) == 2
-        assert "Error:" in command.err
-        assert "--no-such-flag" in command.err
-        assert "Traceback" not in command.err
         command.assert_all_ended()
 
 
