@@ -11,10 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
-from afaspec.adapters.afa import read_record
-from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.target_model import load_model
 from afaspec.pairs.names import resolve_model
 from drafts.errors import UserError, first_line
@@ -88,6 +84,9 @@ def address(target: TargetInfo, adapter: Path) -> str:
 
 def check_adapter(adapter: Path, target: TargetInfo) -> None:
     """Raise `UserError` unless `adapter` is a whole LoRA adapter that merges into `target`."""
+    from afaspec.adapters.afa import read_record
+    from afaspec.adapters.annealing import refuse_non_linear
+
     if not (adapter / CONFIG).is_file():
         raise UserError(
             f"is no PEFT adapter: it has no {CONFIG}",
@@ -205,6 +204,8 @@ def fits(part: str, header: Header, weight: Header) -> bool:
 
 def merge_target(target: TargetInfo, adapter: Path, folder: Path) -> None:
     """Write the merged model with its tokenizer to `folder`, in the stored dtype."""
+    from peft import PeftModel
+
     model = load_model(target.folder, target.dtype)
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter))

@@ -66,16 +66,27 @@ def test_help_names_defaults(command: str, said: str, monkeypatch: pytest.Monkey
     assert said in afaspec(command, "--help").stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; sys.argv = ['afaspec', '--help']\n"
-        "from afaspec.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'vllm', 'numpy', 'peft', 'datasets', 'matplotlib'}\n"
-        "print('HEAVY', sorted(heavy & set(sys.modules)))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+HELP = """
+import sys; sys.argv = ["afaspec", "--help"]
+from afaspec.cli import main
+try: main()
+except SystemExit: pass
+"""
+OPEN = """
+import sys
+from pathlib import Path
+from afaspec.capture.adapted_target import open_target
+from afaspec.pairs.names import open_draft
+open_target(sys.argv[1]), open_draft(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("code", [HELP, OPEN], ids=["help", "open"])
+def test_nothing_heavy_is_imported(code: str, tiny_target: Path, tiny_draft: Path) -> None:
+    heavy = {"torch", "transformers", "vllm", "peft", "datasets", "matplotlib"}
+    code += f"print('HEAVY', sorted({heavy} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, str(tiny_target), str(tiny_draft)]
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.stdout.splitlines()[-1] == "HEAVY []"
 
 
