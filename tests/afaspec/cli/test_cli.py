@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,10 +96,10 @@ def test_version() -> None:
 
 
 def test_debug_shows_the_traceback() -> None:
-    plain = afaspec("merge", "nowhere", "--out", "x")
+    plain = afaspec("inspect", "nowhere")
     assert plain.returncode == 2
     assert "Traceback" not in plain.stderr
-    debug = afaspec("--debug", "merge", "nowhere", "--out", "x")
+    debug = afaspec("--debug", "inspect", "nowhere")
     assert debug.returncode != 0
     assert "Traceback" in debug.stderr
 
