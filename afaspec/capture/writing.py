@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-from afaspec.capture.plan import GIB, LARGEST_BATCH, MEMORY_SHARE, Setup, free_memory
+from afaspec.capture.memory import GIB, LARGEST_BATCH, MEMORY_SHARE, free_memory
+from afaspec.capture.plan import Setup
 from afaspec.capture.target_model import load_target
 from drafts.errors import UserError
 

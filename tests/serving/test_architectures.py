@@ -24,7 +24,7 @@ from tests.vllm_client import VllmWorker
 
 K = 3
 NEW_TOKENS = 20
-SERVED = 6  # of the prompts
+SERVED = 10  # of the prompts
 NO_STATES = (
     "RuntimeError: Model does not support EAGLE3 interface "
     "but aux_hidden_state_outputs was requested"
@@ -83,12 +83,12 @@ def adapted(folder: Path, family: str, target: Path, store: FeatureStore) -> Pat
             target=target,
             arm="full",
             learning_rate=3e-3,
-            steps=60,
+            steps=80,
             draft_steps=K,
             precision="fp32",
             compiled=False,
             tensorboard=False,
-            eval_every=60,
+            eval_every=80,
         )
     )
     merge(run.folder, base, folder / family, target)

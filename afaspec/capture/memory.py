@@ -1,0 +1,67 @@
+"""What a capture may take of the machine's memory and disk."""
+
+from __future__ import annotations
+
+import shutil
+
+from afaspec.capture.plan import CapturePlan
+from drafts.errors import UserError
+from drafts.files import weight_files
+
+GIB = 1 << 30
+LARGEST_BATCH = {"cpu": 64, "cuda": 256}
+MEMORY_SHARE = 0.4  # of what is free: the rest is for attention, the shard and other programs
+
+
+def choose_batch_size(plan: CapturePlan) -> int:
+    """The largest power of two whose caches and features fit the free memory."""
+    longest = max(plan.longest(prompt) for prompt in plan.prompts)
+    row = longest * (plan.cache_bytes(2) + 2 * plan.token_bytes) + 12 * plan.target.vocab_size
+    free = free_memory(plan.device)
+    weights = sum(path.stat().st_size for path in weight_files(plan.target.folder))
+    if weights >= free:
+        raise UserError(
+            f"its weights take {weights / GIB:.1f} GiB, {free / GIB:.1f} GiB of memory are free",
+            where=plan.target.folder,
+            hint="free some memory, or capture on a larger machine",
+        )
+    fits = max(1, int(MEMORY_SHARE * (free - weights) / row))
+    largest: int = min(fits, LARGEST_BATCH[plan.device], max(1, len(plan.prompts)))
+    return 1 << (largest.bit_length() - 1)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on a device."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def check_space(plan: CapturePlan, done_bytes: int) -> int:
+    """The bytes still to be written, at most. `UserError` when the disk has fewer."""
+    most = max(0, plan.most_tokens * plan.token_bytes - done_bytes)
+    folder = plan.config.out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if most > free:
+        raise UserError(
+            f"the store may need {size(most)} more, the disk has {size(free)} free",
+            where=plan.config.out,
+            hint="choose another disk with --out, or fewer or shorter responses with --limit or "
+            "--max-new-tokens",
+        )
+    return most
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
