@@ -44,7 +44,7 @@ class TrainingSettings(Settings):
 
 
 class DemoConfig(TrainingSettings, DataSettings):
-    """The demo; the defaults fit twelve minutes on two cores."""
+    """The demo; with the defaults two cores take 10 to 25 minutes."""
 
     GROUP: ClassVar[str] = "Measuring"
 
