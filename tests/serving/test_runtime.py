@@ -6,8 +6,9 @@ import os
 
 import pytest
 
+from bench.records.settings import VllmSettings
 from serving import runtime
-from serving.runtime import CORES, FEW_CORES, runtime_environment
+from serving.runtime import CORES, FEW_CORES, compute_dtype, runtime_environment
 
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 
@@ -41,3 +42,14 @@ def test_on_a_gpu_nothing_is_said_of_cores(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(runtime, "has_gpu", lambda: True)
     monkeypatch.setattr(runtime, "usable_cores", lambda: 2)
     assert RESERVED not in runtime_environment()
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_bf16_is_chosen_where_the_processor_has_it(
+    there: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drafts.tensors.has_bf16", lambda device: there)
+    assert compute_dtype("auto") == VllmSettings().dtype == chosen
+    assert VllmSettings(dtype="float16").dtype == compute_dtype("float16") == "float16"
+    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
+    assert compute_dtype("auto") == "bfloat16"

@@ -14,9 +14,11 @@ import torch
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.features import features
 from afaspec.capture.generate import NAME, generate, use_fast_decoding
+from afaspec.capture.plan import compute_dtype
 from afaspec.capture.run import CaptureProgress
 from afaspec.store.manifest import read_manifest
 from afaspec.store.read import FeatureStore
+from drafts.target.info import read_target
 from tests.opened import capture, plan_capture
 
 END = 0  # the tiny target's end token
@@ -241,3 +243,13 @@ def test_command_line_and_yaml_agree(config: CaptureConfig, tmp_path: Path) -> N
         "--max-new-tokens", "4", "--limit", "6",
     )  # fmt: skip
     assert (code, "is already complete" in error) == (0, True)
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_bf16_is_chosen_where_the_processor_has_it(
+    there: bool, chosen: str, tiny_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drafts.tensors.has_bf16", lambda device: there)
+    target = read_target(tiny_target)
+    assert compute_dtype("auto", target, "cpu") == chosen
+    assert compute_dtype("float16", target, "cpu") == "float16"
