@@ -9,6 +9,7 @@ settings and files of flags: no reading of our own would see all of that.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import sys
@@ -20,6 +21,7 @@ VALUES = ("trust_remote_code", "shutdown_timeout")
 
 def main() -> None:
     """Print what the flags in `sys.argv` give."""
+    gc.disable()  # a fifth of the time that vLLM takes to import goes into collections
     print(json.dumps(parse(make_parser(), sys.argv[1:])), flush=True)
 
 
