@@ -117,15 +117,17 @@ def write_self_prompts(
     sieve = Sieve(setup, turn, wanted)
     for block in journal.blocks:
         sieve.add(block)
-    tokens, size = 0, min(writer.block, ceil(SPARE * wanted))
+    tokens, told, size = 0, 0.0, min(writer.block, ceil(SPARE * wanted))
     while len(sieve.kept) < wanted:
         number = len(journal.blocks)
 
         def step(fraction: float, new: int) -> None:
-            nonlocal tokens
+            nonlocal tokens, told
             tokens += new
             share = len(sieve.kept) / sieve.drawn if sieve.drawn else 1 / SPARE
-            on_progress(min(len(sieve.kept) + fraction * share * size, wanted), tokens)
+            guess = min(len(sieve.kept) + fraction * share * size, wanted)
+            told = max(told, guess)  # where a block gave fewer than others, it waits for the next
+            on_progress(told, tokens)
 
         drawn = writer.write(
             [turn.ids] * size,

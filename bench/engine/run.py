@@ -34,14 +34,16 @@ def run_bench(
     *,
     prompts: Sequence[EncodedPrompt] | None = None,
     offline: Mapping[str, Acceptance] | None = None,
+    general: Mapping[str, Acceptance] | None = None,
     training: Mapping[str, Any] | None = None,
     log_folder: Path | None = None,
     note: Note = lambda text: None,
 ) -> Report:
     """Measure every arm and return the report; nothing is written but the engines' logs.
 
-    `prompts` replaces reading `config.prompts`. `offline` (acceptance by arm name) and `training`
-    (curves by arm name, see `bench.report.plots.training`) are taken into the report as they are.
+    `prompts` replaces reading `config.prompts`. `offline` (acceptance by arm name, on the same
+    prompts), `general` (the same on general ones) and `training` (curves by arm name, see
+    `bench.report.plots.training`) are taken into the report as they are.
     `note` is told what was passed over in reading, and what is known before the run and should be,
     which the report has as warnings.
     Raises `UserError` before any engine starts if prompts or drafts do not fit.
@@ -84,6 +86,7 @@ def run_bench(
         not_comparable=count_not_comparable(runs),
         noise=noise,
         offline=offline or {},
+        general=general or {},
         training=training or {},
         categories=[encoded[conversation].category for conversation, _ in order],
         conversations=[conversation for conversation, _ in order],

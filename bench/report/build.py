@@ -15,6 +15,7 @@ from bench.report.figures import (
     accepted_lengths,
     categories_json,
     figure_json,
+    general_json,
     latency_json,
     lossless_json,
     mean_prefill_ms,
@@ -36,6 +37,7 @@ def build_report(
     differences: Mapping[str, list[Difference]] | None,
     noise: Noise | None,
     offline: Mapping[str, Acceptance] = {},
+    general: Mapping[str, Acceptance] = {},
     training: Mapping[str, Any] = {},
     categories: Sequence[str | None] | None = None,
     distribution: Mapping[str, Json] = {},
@@ -68,6 +70,7 @@ def build_report(
         arm |= acceptance_json(acceptance, counts)
         arm["accepted_lengths"] = accepted_lengths(acceptance)
         arm["offline_acceptance_length"] = offline_json(offline.get(name), seed)
+        arm["general"] = general_json(general, name, seed)
         arm["tokens_per_second"] = figure_json(speeds[name], timed)
         arm["speedup"] = None if plain is None else figure_json(ratio(speeds[name], plain), timed)
         arm["prefill_ms"] = mean_prefill_ms(run, seed)

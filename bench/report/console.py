@@ -12,21 +12,35 @@ from rich.text import Text
 
 from bench.records.progress import Progress
 from bench.report.schema import Report
-from bench.report.words import COLUMNS, NOTHING, TableCell, figure_cell, table_rows
+from bench.report.words import (
+    KEPT,
+    NOTHING,
+    RATE,
+    TableCell,
+    figure_cell,
+    table_columns,
+    table_rows,
+)
 
 UNITS = {"starting engines": "engines", "measuring": "prompts"}
 
 
 def render_table(report: Report) -> Table:
-    """A rich table: a row per arm, intervals below the values, the best of each column bold."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in COLUMNS:
-        first = column == COLUMNS[0]
+    """A rich table: a row per arm, intervals below the values, the best of each column bold.
+
+    80 columns have no room for both the acceptance rate and what was kept of general acceptance;
+    the rate, which says what the length says, gives way.
+    """
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    columns = table_columns(report.arms)
+    shown = [i for i, name in enumerate(columns) if name != RATE or KEPT not in columns]
+    for i in shown:
         table.add_column(
-            column.replace(" ", "\n"), justify="left" if first else "right", no_wrap=True
+            columns[i].replace(" ", "\n"), justify="right" if i else "left", no_wrap=True
         )
     for row in table_rows(report.arms):
-        table.add_row(*(cell_text(c, "bold green" if c.best else "bold") for c in row))
+        cells = (row[i] for i in shown)
+        table.add_row(*(cell_text(c, "bold green" if c.best else "bold") for c in cells))
     return table
 
 

@@ -15,6 +15,7 @@ from bench.stats.resample import Resampler, Samples, figure, ratio, resample_acc
 
 Json = dict[str, Any]
 WITHOUT_CATEGORY = "other"
+BASE = "base"
 
 
 def figure_json(samples: Samples, units: int) -> Json:
@@ -47,6 +48,25 @@ def offline_json(acceptance: Acceptance | None, seed: int) -> Json | None:
         return None
     units = len(acceptance.drafts_per_prompt)
     return figure_json(resample_acceptance(acceptance, Resampler(units, seed=seed)).length, units)
+
+
+def general_json(found: Mapping[str, Acceptance], name: str, seed: int) -> Json | None:
+    """Acceptance on general prompts, offline, and the share `kept` of the base draft's (None for
+    itself and without it), paired by prompt; None for an arm that was not measured there."""
+    if name not in found:
+        return None
+    prompts = len(found[name].drafts_per_prompt)
+    counts = Resampler(prompts, seed=seed)
+    length = resample_acceptance(found[name], counts).length
+    kept = None
+    if name != BASE and BASE in found:
+        base = resample_acceptance(found[BASE], counts).length
+        kept = figure_json(ratio(length, base), prompts)
+    return {
+        "prompts": prompts,
+        "acceptance_length": figure_json(length, prompts),
+        "kept": kept,
+    }
 
 
 def accepted_lengths(acceptance: Acceptance | None) -> Json | None:

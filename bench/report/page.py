@@ -12,7 +12,6 @@ from bench.report.plots.speed import LATENCIES, latency_kinds, load_axis, load_w
 from bench.report.plots.style import as_svgs, colours_of
 from bench.report.schema import Report
 from bench.report.words import (
-    COLUMNS,
     MARKS,
     NOTHING,
     TableCell,
@@ -21,6 +20,7 @@ from bench.report.words import (
     headline,
     is_plain,
     settings_line,
+    table_columns,
     table_rows,
     token_shown,
 )
@@ -53,7 +53,11 @@ def render_page(report: Report) -> str:
         settings=settings_line(report.provenance),
         verdicts=_verdicts(report),
         warnings=warnings(report),
-        arms=PageTable(COLUMNS, table_rows(report.arms), _swatches(report.arms, report.arms)),
+        arms=PageTable(
+            table_columns(report.arms),
+            table_rows(report.arms),
+            _swatches(report.arms, report.arms),
+        ),
         first_plots=grid("acceptance_length", "speedup"),
         categories=_categories(report.arms),
         category_plots=grid("categories"),

@@ -9,7 +9,8 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
-COLUMNS = ("Arm", "Acceptance length", "Acceptance rate", "Tokens/s", "Speedup", "Same output")
+RATE, KEPT = "Acceptance rate", "General kept"
+COLUMNS = ("Arm", "Acceptance length", RATE, "Tokens/s", "Speedup", "Same output")
 NOTHING = "–"
 DISTRIBUTIONS = {
     True: "same distribution",
@@ -28,8 +29,14 @@ class TableCell:
     best: bool = False
 
 
+def table_columns(arms: Sequence[Json]) -> tuple[str, ...]:
+    """`COLUMNS`, and what was kept on general prompts where that was measured."""
+    return (*COLUMNS, KEPT) if any(_kept(arm) for arm in arms) else COLUMNS
+
+
 def table_rows(arms: Sequence[Json]) -> list[list[TableCell]]:
-    """One row of cells per arm, in the order of `COLUMNS`; the best of each column is marked."""
+    """A row of cells per arm, in the order of `table_columns`; the best of each column is marked."""
+    kept = KEPT in table_columns(arms)
     best = {
         key: max((_value(arm[key]) for arm in arms), default=0.0)
         for key in ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
@@ -48,6 +55,7 @@ def table_rows(arms: Sequence[Json]) -> list[list[TableCell]]:
             cell(arm, "tokens_per_second", "{:,.1f}"),
             TableCell("1×") if is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
             _lossless_cell(arm),
+            *([figure_cell(_kept(arm), "{:.1f}%", 100)] if kept else []),
         ]
         for arm in arms
     ]
@@ -107,7 +115,12 @@ def headline(arms: Sequence[Json]) -> str:
         text += f"; it decodes {speed:.2f}× as fast as without speculation"
         if base and base["speedup"]:
             text += f" (the base draft {_value(base['speedup']):.2f}×)"
-    said = (f"{text}.", _lossless_sentence(drafted), _distribution_sentence(drafted))
+    said = (
+        f"{text}.",
+        _lossless_sentence(drafted),
+        _distribution_sentence(drafted),
+        _general_sentence(drafted),
+    )
     return " ".join(sentence for sentence in said if sentence)
 
 
@@ -190,6 +203,23 @@ def _distribution_sentence(drafted: Sequence[Json]) -> str:
     if found:
         return "Sampled output is distributed as the target's, as far as the test can tell."
     return ""
+
+
+def _general_sentence(drafted: Sequence[Json]) -> str:
+    base = next((arm for arm in drafted if arm["name"] == "base" and arm.get("general")), None)
+    kept = [(arm["label"], share) for arm in drafted if (share := _kept(arm))]
+    if base is None or not kept:
+        return ""
+    found = base["general"]
+    shares = " and ".join(f"{label} keeps {100 * _value(share):.1f}%" for label, share in kept)
+    length = _value(found["acceptance_length"])
+    return f"Of the base draft's {length:.2f} on {found['prompts']} general prompts {shares}."
+
+
+def _kept(arm: Json) -> Json | None:
+    """The share of the base draft's acceptance on general prompts, where it was measured."""
+    share: Json | None = (arm.get("general") or {}).get("kept")
+    return share
 
 
 def token_shown(found: Json, of: str) -> str:

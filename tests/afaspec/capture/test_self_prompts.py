@@ -136,8 +136,12 @@ def test_what_is_kept_and_why_the_rest_is_not() -> None:
 
 def test_the_file_is_one_of_prompts_and_the_report_counts(target: Path, tmp_path: Path) -> None:
     notes: list[str] = []
+    seen: list[CaptureProgress] = []
     config = settings(target, tmp_path / "store")
-    store = capture(config, note=notes.append)
+    store = capture(config, seen.append, note=notes.append)
+    drawing = [now.done for now in seen if now.stage == "prompts"]
+    assert drawing == sorted(drawing)  # though fewer of a block may be kept than was guessed
+    assert drawing[0] < drawing[-1] == 20
     prompts = read_prompts(config.out / SELF_PROMPTS)
     texts = [prompt.messages[0]["content"] for prompt in prompts if prompt.messages]
     assert len(store) == len(texts) == len(set(texts)) == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bench.report.console import render_table
 from bench.report.files import read_report, write_report
@@ -21,7 +23,7 @@ from bench.report.page import render_page
 from bench.report.schema import Report
 from bench.report.words import headline, table_rows
 from drafts.errors import UserError
-from tests.bench.synthetic import ARMS, PROMPTS, K, report
+from tests.bench.synthetic import ARMS, PROMPTS, K, arm_run, report
 
 FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
 PLOTS = (
@@ -230,3 +232,34 @@ def test_a_kill_leaves_whole_files_only(tmp_path: Path) -> None:
                     assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
         writers.stdin.close()
     assert seen > 0
+
+
+KEPT = (("base", 0.5), ("afa-lora", 0.45))  # the chance that a draft is accepted there
+
+
+def test_what_was_kept_on_general_prompts() -> None:
+    found = {name: arm_run(name, seed=7, chance=chance).acceptance(K) for name, chance in KEPT}
+    made = report(general=found)
+    assert made.arm("ngram")["general"] is None
+    base, mine = made.arm("base")["general"], made.arm("afa-lora")["general"]
+    assert (base["prompts"], base["kept"]) == (PROMPTS, None)
+    lengths = [figures["acceptance_length"]["value"] for figures in (mine, base)]
+    assert mine["kept"]["value"] == pytest.approx(lengths[0] / lengths[1])
+    assert mine["kept"]["low"] < mine["kept"]["value"] < mine["kept"]["high"]
+
+    with_it, without = table_rows(made.arms), table_rows(report().arms)
+    assert [row[:-1] for row in with_it] == without
+    share = f"{100 * mine['kept']['value']:.1f}%"
+    assert [row[-1].text for row in with_it] == ["–", "–", "–", share]
+    assert f"general prompts AFA-LoRA keeps {share}." in headline(made.arms)
+    assert "general prompts" not in headline(report().arms)
+    assert "General kept" in render_page(made)
+
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(render_table(made))
+    text = shown.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    ends = [f"{100 * mine['kept'][end]:.1f}" for end in ("low", "high")]
+    assert f"{ends[0]}–{ends[1]}%" in text
+    assert "rate" not in text  # it gives way

@@ -87,6 +87,12 @@ class Lossless(Strict):
     differences: list[dict[str, Any]]
 
 
+class General(Strict):
+    prompts: int
+    acceptance_length: Figure
+    kept: Figure | None
+
+
 class ArmObject(Strict):
     """Every arm in process has these keys; a server's has more, and arms trained from base too."""
 
@@ -99,6 +105,7 @@ class ArmObject(Strict):
     conditional: list[Figure] | None
     accepted_lengths: AcceptedLengths | None
     offline_acceptance_length: Figure | None
+    general: General | None
     tokens_per_second: Figure
     speedup: Figure | None
     prefill_ms: Figure | None
