@@ -35,7 +35,7 @@ def table_columns(arms: Sequence[Json]) -> tuple[str, ...]:
 
 
 def table_rows(arms: Sequence[Json]) -> list[list[TableCell]]:
-    """A row of cells per arm, in the order of `table_columns`; the best of each column is marked."""
+    """A row per arm with the cells of `table_columns`; the best of each column is marked."""
     kept = KEPT in table_columns(arms)
     best = {
         key: max((_value(arm[key]) for arm in arms), default=0.0)

@@ -2,7 +2,8 @@
 
 Two runs of the same arms: one over prompts of the domain, one over general ones. Within the general
 run each draft is compared with the base draft on the same prompts, so what it kept has an interval
-that is paired by prompt.
+that is paired by prompt. A run that has figures of general prompts itself, as a demo's, needs no
+other.
 """
 
 from __future__ import annotations
@@ -88,21 +89,48 @@ def kept_on(run: SavedRun, general: SavedRun) -> list[Kept]:
     return found
 
 
-def lost(found: Sequence[Kept], general: SavedRun, share: float) -> list[str]:
-    """The drafts that kept less than `share`, in sentences.
+def kept_within(run: SavedRun) -> list[Kept]:
+    """Every draft of `run` by its own figures of general prompts, the base draft first.
+
+    Raises `UserError` where it has none, or too few prompts for an interval.
+    """
+    arms = [arm for arm in run.report.arms if measured(arm) and arm.get("general")]
+    if not arms or arms[0]["name"] != BASE:
+        raise UserError(
+            "has no figures of general prompts of its own",
+            where=run.path,
+            hint="give a run of the same drafts over general prompts: --keep RUN=SHARE",
+        )
+    found = []
+    for arm in arms:
+        share = arm["general"]["kept"]
+        if arm["name"] != BASE and (share is None or share["high"] is None):
+            raise UserError(
+                f"has no interval for {arm['name']!r} beside the base draft",
+                where=run.path,
+                hint="measure more general prompts",
+            )
+        figures = arm[ACCEPTANCE], arm["general"]["acceptance_length"]
+        lower = share is not None and share["high"] < 1
+        found.append(Kept(arm["label"], *figures, share, lower))
+    return found
+
+
+def lost(found: Sequence[Kept], general: str, share: float) -> list[str]:
+    """The drafts that kept less than `share`, in sentences; `general` is what they were held on.
 
     As in a gate, less is what is shown to be lower, with its whole interval below `share`.
     """
     return [
         f"{one.label}: keeps {one.share['value']:.1%} of the base draft's acceptance length on "
-        f"{general.name} ({one.share['low']:.1%} to {one.share['high']:.1%}), "
+        f"{general} ({one.share['low']:.1%} to {one.share['high']:.1%}), "
         f"less than {share:.1%}"
         for one in found
         if one.share and one.lower and one.share["high"] < share
     ]
 
 
-def render_kept(found: Sequence[Kept], run: SavedRun, general: SavedRun) -> Table:
+def render_kept(found: Sequence[Kept], run: SavedRun, general: str) -> Table:
     """The table for the console: acceptance lengths on both, and the share kept."""
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -110,7 +138,7 @@ def render_kept(found: Sequence[Kept], run: SavedRun, general: SavedRun) -> Tabl
         pad_edge=False,
         caption="acceptance lengths with 95% intervals; kept: of the base draft's, same prompts",
     )
-    for column in ("", run.name, general.name, "Kept"):
+    for column in ("", run.name, general, "Kept"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     for one in found:
         share = _percent(one.share)

@@ -17,6 +17,8 @@ from bench.runs.gate import EXIT_CODE
 from bench.runs.saved import SavedRun, read_run, read_runs
 from drafts.errors import UserError
 
+OWN = "general"  # in the place of a run: the run's own figures of general prompts
+
 
 class ReportConfig(GateSettings):
     """Which runs are shown or held against a baseline."""
@@ -31,7 +33,8 @@ class ReportConfig(GateSettings):
         None,
         description="a run of the same drafts over general prompts, shown beside this one: "
         "RUN=0.98 gives exit code 3 if a draft keeps less than 98% of the base draft's acceptance "
-        "length there, beyond its interval; RUN=0 only shows it",
+        "length there, beyond its interval; RUN=0 only shows it; for RUN `general` means the run's "
+        "own figures of general prompts, as a demo has them",
     )
 
     @field_validator("keep")
@@ -72,6 +75,8 @@ def report(config: ReportConfig) -> None:
       afaspec report runs/bench --gate baseline/report.json --gate-tolerance 0.02
 
       afaspec report runs/bench --keep runs/bench-general=0.98
+
+      afaspec report runs/demo --keep general=0.97
     """
     out = config.out
     if config.gate is not None and len(config.runs) > 1:
@@ -102,13 +107,16 @@ def report(config: ReportConfig) -> None:
 
 def _keep(run: SavedRun, keep: str) -> list[str]:
     """Show what the run's drafts keep on general prompts; the sentences of those that lost more."""
-    from bench.runs.keep import kept_on, lost, render_kept
+    from bench.runs.keep import kept_on, kept_within, lost, render_kept
 
     path, share = kept_run(keep)
-    general = read_run(path)
-    found = kept_on(run, general)
-    Console().print(render_kept(found, run, general))
-    return lost(found, general, share)
+    if str(path) == OWN and not path.exists():
+        name, found = "general prompts", kept_within(run)
+    else:
+        general = read_run(path)
+        name, found = general.name, kept_on(run, general)
+    Console().print(render_kept(found, run, name))
+    return lost(found, name, share)
 
 
 def _show(run: SavedRun) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from bench.report.schema import Report
-from bench.runs.keep import kept_on, lost, render_kept
+from bench.runs.keep import kept_on, kept_within, lost, render_kept
 from bench.runs.saved import SavedRun
 from drafts.errors import UserError
 from drafts.files import write_json
-from tests.bench.synthetic import report
+from tests.bench.synthetic import K, arm_run, report
 from tests.command import run_command
 
 DOMAIN = {"none": 0.0, "ngram": 0.3, "base": 0.5, "afa-lora": 0.75, "lora": 0.7}
@@ -47,11 +47,11 @@ def test_what_was_kept_is_a_share_of_the_base_drafts(domain: SavedRun, general: 
                 one.general["value"] / found[0].general["value"]
             )
             assert one.share["low"] <= one.share["value"] <= one.share["high"]
-    assert render_kept(found, domain, general).row_count == 3
-    (failure,) = lost(found, general, 0.98)
+    assert render_kept(found, domain, "general").row_count == 3
+    (failure,) = lost(found, "general", 0.98)
     assert failure.startswith("AFA-LoRA: keeps ")
     assert failure.endswith("less than 98.0%")
-    assert lost(found, general, 0.0) == []
+    assert lost(found, "general", 0.0) == []
 
 
 def test_the_order_of_the_arms_does_not_matter(domain: SavedRun, general: SavedRun) -> None:
@@ -69,8 +69,8 @@ def test_a_loss_within_its_interval_is_let_pass(domain: SavedRun, general: Saved
     found = kept_on(domain, general)
     share = found[1].share
     assert share
-    assert lost(found, general, share["high"] + 1e-6)
-    assert not lost(found, general, share["high"] - 1e-6)
+    assert lost(found, "general", share["high"] + 1e-6)
+    assert not lost(found, "general", share["high"] - 1e-6)
 
 
 def _another_draft(made: Report) -> None:
@@ -136,3 +136,49 @@ def test_keep_on_the_command_line(folders: Mapping[str, Path]) -> None:
     code, output = run_command("report", folders["domain"], folders["general"], "--keep", "x=0")
     assert code == 2
     assert "one run" in output
+
+
+def within(chances: Mapping[str, float]) -> SavedRun:
+    """A run with figures of general prompts of its own, of drafts accepted with these chances."""
+    found = {name: arm_run(name, 3, chance).acceptance(K) for name, chance in chances.items()}
+    return run("demo", chances=DOMAIN, general=found)
+
+
+def test_a_run_may_have_figures_of_general_prompts_itself() -> None:
+    drafts = {name: chance for name, chance in GENERAL.items() if name != "none"}
+    demo = within(drafts)
+    found = kept_within(demo)
+    assert [one.label for one in found] == ["Base draft", "AFA-LoRA", "LoRA"]
+    for one, name in zip(found, ("base", "afa-lora", "lora"), strict=True):
+        assert one.domain == demo.report.arm(name)["acceptance_length"]
+        assert one.general == demo.report.arm(name)["general"]["acceptance_length"]
+        assert one.share == demo.report.arm(name)["general"]["kept"]
+    (failure,) = lost(found, "general prompts", 0.98)
+    assert failure.startswith("AFA-LoRA: keeps ")
+    share = found[1].share
+    assert share
+    assert not lost(found, "general prompts", share["high"] - 1e-6)
+
+
+def test_a_run_without_such_figures_is_refused(domain: SavedRun) -> None:
+    few = within({"base": 0.6, "lora": 0.6})
+    few.report.arm("lora")["general"]["kept"] = {"value": 1.0, "low": None, "high": None}
+    for saved, expected in (
+        (domain, "no figures of general prompts"),
+        (within({"lora": 0.6}), "no figures of general prompts"),
+        (few, "no interval for 'lora'"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            kept_within(saved)
+
+
+def test_keeping_in_one_run_on_the_command_line(tmp_path: Path) -> None:
+    demo = within({"base": 0.6, "afa-lora": 0.3, "lora": 0.6}).report
+    write_json(tmp_path / "measurements.json", demo.measurements)
+    write_json(tmp_path / "report.json", demo.as_json())
+    out = ("--out", tmp_path / "page")
+    code, output = run_command("report", tmp_path, "--keep", "general=0.98", *out)
+    assert code == 3
+    assert "AFA-LoRA: keeps" in output
+    code, output = run_command("report", tmp_path, "--keep", "general=0", *out)
+    assert code == 0, output
