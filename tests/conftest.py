@@ -27,12 +27,26 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers would r
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ("test_architectures.py", "test_server.py", "test_vllm_parity.py", "test_served.py")
+LONGEST = (  # a minute and more, the longest first
+    "test_vllm_parity.py",
+    "test_architectures.py",
+    "test_run.py",
+    "test_server.py",
+    "test_engine.py",
+    "test_served.py",
+    "test_processes.py",
+    "test_demo.py",
+    "test_kill.py",
+    "test_defaults.py",
+    "test_sweep.py",
+    "test_sampled.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process works alone at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -208,6 +208,7 @@ def reward(head: str, body: str) -> float:
             function = parsed(head + "\n".join(lines[:end]) + "\n").body[0]
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
+        assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         known = names(function, ast.Store, ast.Del) | set(dir(builtins)) | {function.name}
         known |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
         statements = {
