@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
+from drafts.nn.attention import Sight, attend
+
 KeysValues = tuple[Tensor, Tensor]
 Steps = list[KeysValues]  # a layer's, by draft step
 Rotation = tuple[Tensor, Tensor]  # cos and sin, [1, rows, head_dim]
@@ -87,12 +89,10 @@ class Attention(nn.Module):
         return _rotate(q.transpose(1, 2), at)
 
     def keys_values(self, x: Tensor, at: Rotation) -> KeysValues:
-        """Rotated keys, and values, repeated for all heads: [batch, heads, rows, head_dim]."""
+        """Rotated keys, and values: [batch, kv_heads, rows, head_dim]."""
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
         k = (self.k_norm(k) if self.k_norm is not None else k).transpose(1, 2)
-        groups = self.heads // self.kv_heads
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         return _rotate(k, at), v
 
     def attend(self, q: Tensor, steps: Steps, first_row: int) -> Tensor:
@@ -105,22 +105,14 @@ class Attention(nn.Module):
         count, step = keys.shape[2], len(steps) - 1
         windowed = self.window is not None and self.window < count + step
         if step == 0 and q.shape[2] == count and not windowed:
-            mixed = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
+            mixed = F.scaled_dot_product_attention(
+                q, keys, values, is_causal=True, enable_gqa=self.heads != self.kv_heads
+            )
             return mixed.transpose(1, 2).flatten(2)
-        scale = self.head_dim**-0.5
-        row = torch.arange(first_row, first_row + q.shape[2], device=q.device).unsqueeze(1)
-        column = torch.arange(count, device=q.device)
-        hidden, own = column > row, steps[1:]
-        if self.window is not None:  # step 0's entry of row r is at position r, step i's at r + i
-            hidden = hidden | (column <= row + step - self.window)
-            own = own[-self.window :]
-        scores = [(q @ keys.transpose(2, 3) * scale).masked_fill(hidden, float("-inf"))]
-        scores += [(q * k).sum(-1, keepdim=True) * scale for k, _ in own]
-        weights = torch.cat(scores, dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
-        mixed = weights[..., :count] @ values
-        for i, (_, v) in enumerate(own):
-            mixed = mixed + weights[..., count + i, None] * v
-        return mixed.transpose(1, 2).flatten(2)
+        own = steps[1:] if self.window is None else steps[1:][-self.window :]
+        sight = Sight(first_row, self.window, offset=step)
+        mixed = attend(q.unsqueeze(3), keys, values, *_stacked(own, q, keys), sight)
+        return mixed.squeeze(3).transpose(1, 2).flatten(2)
 
 
 class MLP(nn.Module):
@@ -175,6 +167,14 @@ class DecoderLayer(nn.Module):
         mixed = self.self_attn.attend(q, steps, first_row)
         residual = residual[:, before:] + self.self_attn.o_proj(mixed)
         return residual + self.mlp(self.post_attention_layernorm(residual))
+
+
+def _stacked(own: Steps, q: Tensor, keys: Tensor) -> KeysValues:
+    """The keys and values of later steps by row: [batch, kv_heads, rows, steps, head_dim]."""
+    if not own:
+        none = keys.new_empty(*keys.shape[:2], q.shape[2], 0, keys.shape[3])
+        return none, none
+    return torch.stack([k for k, _ in own], dim=3), torch.stack([v for _, v in own], dim=3)
 
 
 def rotary(config: LayerConfig) -> LlamaRotaryEmbedding:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from drafts.nn.attention import Sight, attend
 from drafts.nn.interface import Draft
 from drafts.nn.layers import (
     Attention,
@@ -59,28 +60,17 @@ class BlockAttention(Attention):
         Slot s is at position t + 1 + s. A window is as wide to the right as to the left where the
         layer is not causal, as in vLLM.
 
-        q and the block's keys and values: [batch, heads, rows, slots, head_dim], of the rows from
-        `first_row` on; those of the context: [batch, heads, n, head_dim].
-        Returns [batch, rows, slots, heads * head_dim].
+        q: [batch, heads, rows, slots, head_dim], of the rows from `first_row` on; the block's keys
+        and values likewise and those of the context, [batch, kv_heads, n, head_dim], of the heads
+        for keys. Returns [batch, rows, slots, heads * head_dim].
         """
-        (keys, values), (own_keys, own_values) = context, block
-        count, rows, slots = keys.shape[2], q.shape[2], q.shape[3]
-        scale = self.head_dim**-0.5
-        row = torch.arange(first_row, first_row + rows, device=q.device).view(-1, 1, 1)
-        slot = torch.arange(slots, device=q.device).unsqueeze(1)
-        column = torch.arange(count, device=q.device)
-        far, apart = column > row, slot.T - slot
-        hidden = apart > 0 if self.causal else torch.zeros_like(apart, dtype=torch.bool)
+        slot = torch.arange(q.shape[3], device=q.device)
+        apart = slot - slot.unsqueeze(1)
+        seen = apart <= 0 if self.causal else torch.ones_like(apart, dtype=torch.bool)
         if self.window is not None:
-            far = far | (column <= row + 1 + slot - self.window)
-            hidden = hidden | (apart.abs() >= self.window)
-        known = (q.flatten(2, 3) @ keys.transpose(2, 3)).unflatten(2, (rows, slots)) * scale
-        known = known.masked_fill(far, float("-inf"))
-        own = (q @ own_keys.transpose(3, 4) * scale).masked_fill(hidden, float("-inf"))
-        weights = torch.cat([known, own], dim=-1).softmax(-1, dtype=torch.float32).to(values.dtype)
-        mixed = (weights[..., :count].flatten(2, 3) @ values).unflatten(2, (rows, slots))
-        mixed = mixed + weights[..., count:] @ own_values
-        return mixed.permute(0, 2, 3, 1, 4).flatten(3)
+            seen = seen & (apart.abs() < self.window)
+        sight = Sight(first_row, self.window, offset=1, own=seen)
+        return attend(q, *context, *block, sight).permute(0, 2, 3, 1, 4).flatten(3)
 
 
 class BlockLayer(DecoderLayer):

@@ -88,7 +88,7 @@ def as_the_server(draft: DFlashDraft, features: Tensor, ids: Tensor, k: int) -> 
         own = attention.keys_values(normed, own_at)
         keys, values = (torch.cat(pair, dim=2) for pair in zip(known, own, strict=True))
         q = attention.queries(normed, own_at)
-        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, enable_gqa=True)
         x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return draft.norm(x)[0, 1:]

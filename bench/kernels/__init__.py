@@ -1,0 +1,1 @@
+"""What single operations cost, beside their plain twins: scripts, each `python -m`."""

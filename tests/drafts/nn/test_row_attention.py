@@ -1,0 +1,107 @@
+"""Attention by parts of rows: values and gradients of all scores at once, in less memory."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from drafts.nn import attention
+from drafts.nn.attention import Sight, attend, attend_eager
+
+BATCH, KV_HEADS, GROUPS, ROWS, SIZE = 2, 2, 3, 13, 8
+CASES = list(product((0, 4), (None, 1, 3, 6, 50), ((1, 0, 0), (1, 2, 2), (3, 3, 1)), (False, True)))
+
+
+def inputs(first_row: int, slots: int, own: int, dtype: torch.dtype) -> list[Tensor]:
+    rows = ROWS - first_row
+    shapes = [
+        (BATCH, KV_HEADS * GROUPS, rows, slots, SIZE),
+        *[(BATCH, KV_HEADS, ROWS, SIZE)] * 2,
+        *[(BATCH, KV_HEADS, rows, own, SIZE)] * 2,
+    ]
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rows at a time, so that every case has several parts and an uneven last one."""
+    monkeypatch.setattr(attention, "_rows_at_once", lambda q, keys: 4)
+
+
+@pytest.mark.parametrize(("first_row", "window", "shape", "masked"), CASES)
+def test_values_and_gradients_are_those_of_all_scores_at_once(
+    small_parts: None, first_row: int, window: int | None, shape: tuple[int, int, int], masked: bool
+) -> None:
+    slots, own, offset = shape
+    torch.manual_seed(0)
+    seen = torch.ones(slots, own, dtype=torch.bool).tril() if masked and own == slots else None
+    sight = Sight(first_row, window, offset, seen)
+    given = inputs(first_row, slots, own, torch.float64)
+    found, expected = attend(*given, sight), attend_eager(*given, sight)
+    torch.testing.assert_close(found, expected)
+    upper = torch.randn_like(found)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, given, upper),
+        torch.autograd.grad(expected, given, upper),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_lower_precision_is_as_good_as_all_scores_at_once(
+    small_parts: None, dtype: torch.dtype, close: float
+) -> None:
+    torch.manual_seed(0)
+    exact = inputs(0, 1, 2, torch.float64)
+    sight, upper = Sight(offset=2), torch.randn(BATCH, KV_HEADS * GROUPS, ROWS, 1, SIZE)
+    wanted = attend_eager(*exact, sight)
+    gradients = torch.autograd.grad(wanted, exact, upper.double())
+    given = [t.detach().to(dtype).requires_grad_() for t in exact]
+    found = attend(*given, sight)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted, rtol=close, atol=close)
+    for mine, exactly in zip(torch.autograd.grad(found, given, upper), gradients, strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.double(), exactly, rtol=4 * close, atol=4 * close)
+
+
+def test_autocast_computes_in_its_own_type() -> None:
+    given = inputs(0, 1, 1, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*given, Sight(offset=1))
+    assert found.dtype == torch.bfloat16
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(found.float().sum(), given))
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor has which is made within."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return made
+
+
+def test_no_tensor_grows_with_the_square_of_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SCORES", 4096)
+    largest = {}
+    for function, rows in product((attend, attend_eager), (256, 512)):
+        q = torch.randn(1, 2, rows, 1, SIZE, requires_grad=True)
+        keys, values = (torch.randn(1, 1, rows, SIZE, requires_grad=True) for _ in range(2))
+        own = [torch.randn(1, 1, rows, 1, SIZE, requires_grad=True) for _ in range(2)]
+        with Largest() as seen:
+            function(q, keys, values, *own, Sight(offset=1)).sum().backward()
+        largest[function, rows] = seen.elements
+    assert largest[attend_eager, 512] > 3.9 * largest[attend_eager, 256] > 100_000
+    assert largest[attend, 512] <= 2 * largest[attend, 256] < 20_000
