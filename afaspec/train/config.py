@@ -122,7 +122,9 @@ class LossSettings(Settings):
     loss: Loss = Field("kl", description="of the draft's distribution from the target's")
     draft_steps: int = Field(3, gt=0, le=16, description="draft steps trained (k at serving)")
     step_decay: float = Field(0.8, gt=0, le=1, description="weight of each later draft step")
-    chunk: int = Field(2048, gt=0, description="rows of logits held at once")
+    chunk: int | None = Field(
+        None, gt=0, description="rows of logits held at once [default: by the vocabulary]"
+    )
     compiled: bool = Field(True, description="compile the loss")
 
 

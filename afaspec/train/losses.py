@@ -1,8 +1,9 @@
-"""Losses between target and draft distributions, fused over the vocabulary and chunked over rows.
+"""Losses between target and draft distributions, fused with the output layers, chunked over rows.
 
 Each loss maps draft logits q and target logits p, both [rows, draft_vocab], to one float32 value
-per row. `chunked_loss` applies one to the draft's hidden states without ever holding all logits:
-chunks are compiled, and recomputed in the backward pass. The plain functions are the reference.
+per row. `fused_loss` applies one to hidden states of both and never holds all logits: it takes the
+gradients of a chunk before it makes the next (the idea is Liger Kernel's, arXiv 2410.10989). The
+plain functions, compiled or not, are the reference.
 
 KL and its kin are the field's standard; total variation and the blend follow LK losses
 (arXiv 2602.23881): acceptance at temperature 1 is 1 - TV.
@@ -10,15 +11,15 @@ KL and its kin are the field's standard; total variation and the blend follow LK
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from afaspec.train.config import Loss
 from drafts.errors import first_line
@@ -64,36 +65,104 @@ def ce(q: Tensor, p: Tensor) -> Tensor:
 LOSSES: dict[str, RowLoss] = {name: globals()[name] for name in get_args(Loss)}
 
 
-def chunked_loss(
+@dataclass(frozen=True)
+class DraftedRows:
+    """What a draft step says: `outputs` [m, d] for some of the rows, by their ascending numbers
+    `rows` [m], and `project`, which makes logits of them. Each row's loss counts `weight` times."""
+
+    outputs: Tensor
+    rows: Tensor
+    project: Callable[[Tensor], Tensor]
+    weight: float
+
+
+def fused_loss(
     name: str,
-    project: Callable[[Tensor], Tensor],
-    normed: Tensor,
-    target_logits: Tensor,
-    weights: Tensor,
+    teacher: Callable[[Tensor], Tensor],
+    final: Tensor,
+    steps: Sequence[DraftedRows],
+    parameters: Sequence[Tensor],
     *,
-    chunk: int = 1024,
+    chunk: int,
     compiled: bool = True,
 ) -> Tensor:
-    """Sum over rows of weights * loss(project(normed), target_logits).
+    """Sum of the losses of all steps' rows, each against the target's logits `teacher(final[row])`.
 
-    normed [rows, d] are the draft's outputs and `project` its output layer; target_logits
-    [rows, draft_vocab] carry no gradient; weights [rows]. With one chunk nothing is recomputed.
+    final [rows, d] carries no gradient; `parameters` are those of which a `project` may make use.
+    Logits of `chunk` rows are held at a time, the target's once for all steps; their gradients are
+    taken at once, so that only those of `outputs` and `parameters` are kept.
     """
-    rows = normed.shape[0]
     row_loss: RowLoss = compiled_loss(name) if compiled else LOSSES[name]
+    wanted = [p for p in parameters if p.requires_grad]
+    outputs = [step.outputs for step in steps]
+    fused = _Fused(row_loss, teacher, final, steps, wanted, chunk)
+    return _FusedLoss.apply(fused, *outputs, *wanted)
 
-    def one(normed: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        return (row_loss(project(normed), target) * weight).sum()
 
-    if rows <= chunk:
-        return one(normed, target_logits, weights)
-    total = normed.new_zeros((), dtype=torch.float32)
-    for part in range(0, rows, chunk):
-        piece = slice(part, part + chunk)
-        total = total + checkpoint(
-            one, normed[piece], target_logits[piece], weights[piece], use_reentrant=False
-        )
-    return total
+@dataclass(frozen=True)
+class _Fused:
+    row_loss: RowLoss
+    teacher: Callable[[Tensor], Tensor]
+    final: Tensor
+    steps: Sequence[DraftedRows]
+    parameters: Sequence[Tensor]
+    chunk: int
+
+    def parts(self) -> Iterator[tuple[DraftedRows, slice, Tensor]]:
+        """Each step's rows, a chunk at a time, with the target's logits for them."""
+        starts = torch.arange(0, len(self.final) + self.chunk, self.chunk)
+        bounds = [
+            torch.searchsorted(step.rows, starts.to(step.rows)).tolist() for step in self.steps
+        ]
+        for number, start in enumerate(starts[:-1].tolist()):
+            with torch.no_grad():
+                logits = self.teacher(self.final[start : start + self.chunk])
+            for step, bound in zip(self.steps, bounds, strict=True):
+                part = slice(bound[number], bound[number + 1])
+                count = part.stop - part.start
+                if count == len(logits):
+                    yield step, part, logits
+                elif count:
+                    yield step, part, logits[step.rows[part] - start]
+
+
+class _FusedLoss(torch.autograd.Function):
+    """`fused_loss`: loss and gradients in one pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, fused: _Fused, *inputs: Tensor) -> Tensor:
+        needed = any(ctx.needs_input_grad)
+        total = fused.final.new_zeros((), dtype=torch.float32)
+        gradients: list[Tensor | None] = [None] * len(inputs)
+        if needed:
+            for i, step in enumerate(fused.steps):
+                gradients[i] = torch.zeros_like(step.outputs)
+        places = {id(step): i for i, step in enumerate(fused.steps)}
+        for step, part, logits in fused.parts():
+            with torch.set_grad_enabled(needed):
+                outputs = step.outputs[part].detach().requires_grad_(needed)
+                loss = fused.row_loss(step.project(outputs), logits).sum() * step.weight
+            total += loss.detach()
+            if not needed:
+                continue
+            mine, *others = torch.autograd.grad(
+                loss, [outputs, *fused.parameters], allow_unused=True
+            )
+            into = gradients[places[id(step)]]
+            assert into is not None
+            into[part] = mine
+            for i, found in enumerate(others, start=len(fused.steps)):
+                before = gradients[i]
+                if found is not None:
+                    gradients[i] = found if before is None else before.add_(found)
+        ctx.gradients = gradients
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upper: Tensor) -> tuple[Tensor | None, ...]:
+        found = [None if g is None else g.mul_(upper.to(g.dtype)) for g in ctx.gradients]
+        ctx.gradients = None  # scaled in place: there is no second time
+        return None, *found
 
 
 class CompiledLoss:

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from afaspec.train.losses import chunked_loss
+from afaspec.train.losses import DraftedRows, fused_loss
 from drafts.nn.interface import Draft
 from drafts.target.head import TargetHead
+
+# Made at a time for draft and target each: on a CPU as many as a cache holds some of, on a GPU as
+# many as keep it busy.
+LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 
 
 @dataclass
@@ -53,7 +57,7 @@ class DraftObjective(nn.Module):
         loss: str,
         draft_steps: int,
         step_decay: float,
-        chunk: int,
+        chunk: int | None,
         compiled: bool,
     ):
         super().__init__()
@@ -88,20 +92,28 @@ class DraftObjective(nn.Module):
             features = features.to(self.draft.dtype)
         outputs = self.draft(features, batch.input_ids, len(self.weights), first)
         row, position = counts.nonzero(as_tuple=True)  # final[row, position] predicts the label
-        with torch.no_grad():
-            target_logits = self.target_head(batch.final[row, position])
-        total = outputs[0].new_zeros((), dtype=torch.float32)
+        steps = []
         for j, (weight, normed) in enumerate(zip(self.weights, outputs, strict=True)):
-            inside = position > j
-            picked = normed[row[inside], position[inside] - j - 1 - first]
-            share = picked.new_full((len(picked),), weight, dtype=torch.float32)
-            total = total + chunked_loss(
-                self.loss,
-                partial(self.draft.logits, step=j),
-                picked,
-                target_logits[inside],
-                share / means[j],
-                chunk=self.chunk,
-                compiled=self.compiled,
+            inside = (position > j).nonzero()[:, 0]
+            steps.append(
+                DraftedRows(
+                    normed[row[inside], position[inside] - j - 1 - first],
+                    inside,
+                    partial(self.draft.logits, step=j),
+                    weight / means[j] / sum(self.weights),
+                )
             )
-        return total / sum(self.weights)
+        return fused_loss(
+            self.loss,
+            self.target_head,
+            batch.final[row, position],
+            steps,
+            list(self.draft.parameters()),
+            chunk=self.chunk or rows_at_once(len(self.draft.d2t), features.device),
+            compiled=self.compiled,
+        )
+
+
+def rows_at_once(vocabulary: int, device: torch.device) -> int:
+    """How many rows of logits are made at a time, where nothing is asked for."""
+    return max(64, LOGITS.get(device.type, LOGITS["cpu"]) // vocabulary)

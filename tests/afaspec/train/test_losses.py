@@ -12,33 +12,103 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from afaspec.train.losses import LOSSES, chunked_loss, compiled_loss
+from afaspec.train.losses import LOSSES, DraftedRows, compiled_loss, fused_loss
+from tests.largest import Largest
 
 ROWS, WIDTH, VOCAB = 37, 16, 50
 
 
-@pytest.fixture
-def case() -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
+Case = tuple[nn.Linear, nn.Linear, Tensor, list[DraftedRows]]
+
+
+def make_case(dtype: torch.dtype = torch.float32, rows: int = ROWS, vocab: int = VOCAB) -> Case:
+    """The draft's and the target's heads, the target's states, and two steps: all rows and some."""
     torch.manual_seed(0)
-    head = nn.Linear(WIDTH, VOCAB, bias=False)
-    normed = torch.randn(ROWS, WIDTH, requires_grad=True)
-    return head, normed, 2 * torch.randn(ROWS, VOCAB), torch.rand(ROWS)
+    head, target = (nn.Linear(WIDTH, vocab, bias=False, dtype=dtype) for _ in range(2))
+    final = 4 * torch.randn(rows, WIDTH, dtype=dtype)
+    some = torch.arange(rows)[torch.arange(rows) % 5 > 1]
+    steps = [
+        DraftedRows(
+            torch.randn(len(own), WIDTH, dtype=dtype, requires_grad=True),
+            own,
+            lambda x, scale=scale: scale * head(x),  # type: ignore[misc]
+            weight,
+        )
+        for own, scale, weight in ((torch.arange(rows), 1.0, 0.7), (some, 2.0, 0.2))
+    ]
+    return head, target, final, steps
+
+
+def eager(name: str, case: Case) -> Tensor:
+    """The same sum with all logits at once."""
+    _, target, final, steps = case
+    logits = target(final).detach()
+    return sum(
+        (s.weight * LOSSES[name](s.project(s.outputs), logits[s.rows]).sum() for s in steps),
+        torch.zeros(()),
+    )
+
+
+def fused(name: str, case: Case, chunk: int, *, compiled: bool = False) -> Tensor:
+    head, target, final, steps = case
+    parameters = list(head.parameters())
+    return fused_loss(name, target, final, steps, parameters, chunk=chunk, compiled=compiled)
+
+
+def leaves(case: Case) -> list[Tensor]:
+    return [case[0].weight, *(step.outputs for step in case[3])]
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("chunk", "compiled"), [(64, False), (10, False), (64, True), (10, True)])
-def test_chunked_equals_eager(
-    name: str, chunk: int, compiled: bool, case: tuple[nn.Linear, Tensor, Tensor, Tensor]
-) -> None:
-    head, normed, target, weights = case
-    expected = (LOSSES[name](head(normed), target) * weights).sum()
-    expected_gradients = torch.autograd.grad(expected, [normed, head.weight])
-    found = chunked_loss(name, head, normed, target, weights, chunk=chunk, compiled=compiled)
+def test_fused_equals_eager(name: str, chunk: int, compiled: bool) -> None:
+    case = make_case()
+    expected, found = eager(name, case), fused(name, case, chunk, compiled=compiled)
     assert not compiled or compiled_loss(name).failure is None  # the plain one did not stand in
-    found_gradients = torch.autograd.grad(found, [normed, head.weight])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for one, two in zip(found_gradients, expected_gradients, strict=True):
+    for one, two in zip(
+        torch.autograd.grad(3 * found, leaves(case)),
+        torch.autograd.grad(3 * expected, leaves(case)),
+        strict=True,
+    ):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    head, target, final, steps = case = make_case()
+    with torch.no_grad():
+        assert not fused("kl", case, 10).requires_grad
+    head.requires_grad_(False)
+    found = fused("kl", case, 10)
+    expected = torch.autograd.grad(eager("kl", case), [steps[0].outputs])
+    found.backward()
+    assert head.weight.grad is None
+    torch.testing.assert_close(steps[0].outputs.grad, expected[0], rtol=1e-4, atol=1e-5)
+    assert target.weight.grad is None
+    assert final.grad is None
+
+
+def test_without_rows_the_loss_is_zero() -> None:
+    head, target, final, _ = make_case()
+    outputs = torch.zeros(0, WIDTH, requires_grad=True)
+    none = DraftedRows(outputs, torch.zeros(0, dtype=torch.long), head, 1.0)
+    found = fused_loss("kl", target, final[:0], [none], list(head.parameters()), chunk=4)
+    assert float(found.detach()) == 0
+    found.backward()
+    assert outputs.grad is not None
+
+
+def test_no_tensor_has_more_logits_than_a_chunk() -> None:
+    largest = {}
+    for rows in (60, 120):
+        case = make_case(rows=rows, vocab=400)
+        with Largest() as seen:
+            fused("kl", case, 10).backward()
+        largest[rows] = seen.elements
+        with Largest() as seen:
+            eager("kl", case).backward()
+        assert seen.elements == 400 * rows
+    assert largest[60] == largest[120] == 400 * WIDTH  # the weight's own gradient
 
 
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd", "tv", "lk"])
@@ -66,22 +136,15 @@ def test_jsd_is_bounded() -> None:
     assert float(LOSSES["jsd"](far, far.flip(-1))) == pytest.approx(math.log(2), rel=1e-4)
 
 
-def test_weights_select_rows(case: tuple[nn.Linear, Tensor, Tensor, Tensor]) -> None:
-    head, normed, target, _ = case
-    weights = torch.zeros(ROWS)
-    weights[5] = 2.0
-    found = chunked_loss("kl", head, normed, target, weights, chunk=8, compiled=False)
-    torch.testing.assert_close(found, 2 * LOSSES["kl"](head(normed), target)[5])
-
-
 def test_without_a_compiler_the_plain_loss_stands_in(tmp_path: Path) -> None:
     """A process whose compiler is not there, and that has compiled nothing before."""
     script = """
 import torch
-from afaspec.train.losses import LOSSES, chunked_loss, compiled_loss
+from afaspec.train.losses import LOSSES, DraftedRows, compiled_loss, fused_loss
 torch.manual_seed(0)
-q, p, ones = torch.randn(9, 16, requires_grad=True), torch.randn(9, 16), torch.ones(9)
-found = chunked_loss("kl", lambda x: x, q, p, ones, chunk=4, compiled=True)
+q, p = torch.randn(9, 16, requires_grad=True), torch.randn(9, 16)
+rows = DraftedRows(q, torch.arange(9), lambda x: x, 1.0)
+found = fused_loss("kl", lambda x: x, p, [rows], [], chunk=4, compiled=True)
 found.backward()
 assert torch.equal(found, sum(LOSSES["kl"](a, b).sum() for a, b in zip(q.split(4), p.split(4))))
 print(compiled_loss("kl").failure)

@@ -50,9 +50,10 @@ def test_latencies_and_counts_are_right(server: StandIn, prompts: Path) -> None:
     latency = arm["latency"]
     assert (latency["requests"], latency["failed"]) == (2, 0)
     assert latency["ttft_ms"]["p50"] >= 1000 * FIRST  # not the role piece, which comes at once
-    # Two pieces after the first, and five tokens; a busy machine is late but never early.
+    # Two pieces after the first. A busy machine reads any of them late, the first one too, so that
+    # the others seem to follow sooner; none is early.
+    assert latency["e2e_ms"]["mean"] >= 1000 * (FIRST + 2 * NEXT) - 5
     spread = latency["e2e_ms"]["mean"] - latency["ttft_ms"]["mean"]
-    assert spread >= 1000 * 2 * NEXT - 5
     assert latency["tpot_ms"]["mean"] == pytest.approx(spread / (TOKENS - 1))
     assert arm["server_counters"]["requests"] == 2  # and none of those of the page's other model
     assert arm["server_counters"]["tokens"] == 2 * TOKENS

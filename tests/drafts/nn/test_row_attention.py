@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from drafts.nn import attention
 from drafts.nn.attention import Sight, attend, attend_eager
+from tests.largest import Largest
 
 BATCH, KV_HEADS, GROUPS, ROWS, SIZE = 2, 2, 3, 13, 8
 CASES = list(product((0, 4), (None, 1, 3, 6, 50), ((1, 0, 0), (1, 2, 2), (3, 3, 1)), (False, True)))
@@ -78,19 +76,6 @@ def test_autocast_computes_in_its_own_type() -> None:
         found = attend(*given, Sight(offset=1))
     assert found.dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(found.float().sum(), given))
-
-
-class Largest(TorchDispatchMode):
-    """The most elements that any tensor has which is made within."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in tree_leaves(made):
-            if isinstance(one, Tensor):
-                self.elements = max(self.elements, one.numel())
-        return made
 
 
 def test_no_tensor_grows_with_the_square_of_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
