@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from drafts.nn.interface import Draft
 
 
+LOGITS = 1 << 24  # made at a time
+
+
 class Captured(Protocol):
     """One sequence of a feature store: ids [n], mask [n], hidden [n, layers*d], final [n, d]."""
 
@@ -135,12 +138,10 @@ def match_matrix(
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
         hits, finite = [], []
         for j, normed in enumerate(draft(features, ids, k, first)):
-            logits = draft.logits(normed, j)
-            best = logits.argmax(-1, keepdim=True)
-            drafted = target_ids[best.squeeze(-1)]
+            best, is_finite = _likeliest(draft, normed, j)
             known = path[:, j + 2 + first :]
-            hits.append(pad(drafted[:, : known.shape[1]] == known, (first, 0)))
-            finite.append(logits.gather(-1, best).squeeze(-1).isfinite())  # NaN counts as largest
+            hits.append(pad(target_ids[best][:, : known.shape[1]] == known, (first, 0)))
+            finite.append(is_finite)
     results = []
     for i, row in enumerate(rows):
         length = max(len(row.input_ids) - k - 1, 0)
@@ -155,6 +156,22 @@ def match_matrix(
             else np.zeros((0, k), dtype=bool)
         )
     return results
+
+
+def _likeliest(draft: Draft, outputs: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Of outputs [batch, rows, d] the likeliest draft tokens [batch, rows], and whether their
+    logits are finite; logits are made for some rows at a time."""
+    import torch
+
+    flat, best, finite = outputs.flatten(0, 1), [], []
+    for part in flat.split(max(64, LOGITS // len(draft.d2t))):
+        most = draft.logits(part, step).max(-1)  # NaN counts as largest
+        best.append(most.indices)
+        finite.append(most.values.isfinite())
+    shape = outputs.shape[:2]
+    if not best:
+        return flat.new_zeros(shape, dtype=torch.long), flat.new_zeros(shape, dtype=torch.bool)
+    return torch.cat(best).view(shape), torch.cat(finite).view(shape)
 
 
 def walk_blocks(matches: np.ndarray, first_row: int) -> tuple[int, list[int]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.stats import offline
 from bench.stats.offline import (
     match_matrix,
     offline_acceptance,
@@ -165,3 +166,22 @@ def test_a_draft_whose_logits_are_not_finite_is_refused(
         broken.get_parameter("lm_head.weight")[7, 3] = float("nan")
     with pytest.raises(NotFiniteError, match="logits are NaN or infinite"):
         offline_acceptance(broken, stored, 3, amp=False)
+
+
+def test_logits_are_made_for_some_rows_at_a_time(
+    draft: Draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = sequences(draft, 6, agreement=0.7)
+    whole, vocabulary = offline_acceptance(draft, rows, 3), len(draft.d2t)
+    monkeypatch.setattr(offline, "LOGITS", 64 * vocabulary)
+    made, logits = [], draft.logits
+
+    def recorded(output: Tensor, step: int) -> Tensor:
+        made.append(output.shape[:-1].numel())
+        return logits(output, step)
+
+    monkeypatch.setattr(draft, "logits", recorded)
+    parts = offline_acceptance(draft, rows, 3)
+    assert max(made) == 64 < sum(made) // 3
+    assert (parts.drafts_per_prompt == whole.drafts_per_prompt).all()
+    assert (parts.accepted_per_prompt == whole.accepted_per_prompt).all()
