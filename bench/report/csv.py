@@ -64,6 +64,9 @@ def _arm_rows(arm: Json, load: str = "") -> Iterator[Row]:
     for measure in FIGURES:
         if arm.get(measure):
             yield _row(name, measure, arm[measure], load=load)
+    for measure in ("acceptance_length", "kept"):
+        if figure := (arm.get("general") or {}).get(measure):
+            yield _row(name, f"general_{measure}", figure, load=load)
     for measure in PER_POSITION:
         for position, figure in enumerate(arm.get(measure) or [], start=1):
             yield _row(name, f"{measure}_{position}", figure, load=load)
