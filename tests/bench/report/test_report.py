@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from bench.report.console import render_table
+from bench.report.csv import csv_rows
 from bench.report.files import read_report, write_report
 from bench.report.page import render_page
 from bench.report.schema import Report
@@ -254,6 +255,10 @@ def test_what_was_kept_on_general_prompts() -> None:
     assert f"general prompts AFA-LoRA keeps {share}." in headline(made.arms)
     assert "general prompts" not in headline(report().arms)
     assert "General kept" in render_page(made)
+    rows = {(row["arm"], row["measure"]): row for row in csv_rows(made)}
+    assert rows["afa-lora", "general_kept"]["low"] == mine["kept"]["low"]
+    assert rows["base", "general_acceptance_length"]["value"] == lengths[1]
+    assert ("base", "general_kept") not in rows
 
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(render_table(made))
