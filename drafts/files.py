@@ -26,8 +26,12 @@ SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; rename it to `path` when the block ends without an error."""
+    """Yield a temporary path; rename it to `path` when the block ends without an error.
+
+    What writers of `path` that were killed have left is removed first.
+    """
     make_folder(path.parent)
+    remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -102,13 +106,17 @@ def require_empty(folder: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Restore or remove what a killed replacement of `path` left beside it."""
-    olds = sorted(path.parent.glob(f".{path.name}.*.old"))
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(old|tmp)")
+    found = [(one, match) for one in path.parent.glob(".*") if (match := name.fullmatch(one.name))]
+    olds = sorted(one for one, match in found if match[2] == "old")
     if olds and not path.exists():  # killed between the two renames: the old one is still whole
         olds.pop().rename(path)
-    for stale in [*olds, *path.parent.glob(f".{path.name}.*.tmp")]:
-        owner = int(stale.name.rsplit(".", 2)[1])
-        if owner == os.getpid() or not psutil.pid_exists(owner):
-            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink()
+    for stale, match in found:
+        owner = int(match[1])
+        if stale.exists() and (owner == os.getpid() or not psutil.pid_exists(owner)):
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(
+                missing_ok=True
+            )
 
 
 def _sync(path: Path) -> None:
