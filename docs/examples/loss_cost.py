@@ -1,7 +1,7 @@
 """What a training loss costs, fused with both output layers, beside all logits at once.
 
-    python -m bench.kernels.losses
-    python -m bench.kernels.losses --vocabularies 8192,49152,128256 --width 4096 --rows 512
+    python docs/examples/loss_cost.py
+    python docs/examples/loss_cost.py --vocabularies 8192,49152,128256 --width 4096 --rows 512
 
 Loss and gradients of all draft steps in float32, both ways in turn; the draft's output layer is
 trained, or frozen with --frozen, as for adapters.
@@ -17,6 +17,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from afaspec.train.losses import DraftedRows, compiled_loss, fused_loss
+from afaspec.train.objective import rows_at_once
 from bench.kernels.cost import comparison, measured
 from drafts.files import write_json
 
@@ -65,9 +67,6 @@ def main(
 def prepare(way: str, shape: Shape) -> Callable[[], object]:
     """Loss and gradients, ready to run; compiled, if it can be."""
     import torch
-
-    from afaspec.train.losses import DraftedRows, compiled_loss, fused_loss
-    from afaspec.train.objective import rows_at_once
 
     s = shape
     head, teacher = (torch.nn.Linear(s.width, s.vocabulary, bias=False) for _ in range(2))
