@@ -36,6 +36,7 @@ from drafts.files import (
 )
 from drafts.hashes import hash_file
 from drafts.nn.interface import Draft
+from drafts.nn.packing import Packing
 from drafts.registry import load_draft, module_names, read_draft, write_like
 from drafts.target.info import TargetInfo
 from drafts.tensors import read_header
@@ -282,12 +283,13 @@ def measure_parity(
     stored = load_draft(written, target).eval()
     steps = min(3, base.max_k or 3)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 48, merged.feature_size, generator=generator)
-    ids = torch.randint(base.vocab_size, (2, 48), generator=generator)
+    packing = Packing.within([48, 48], [torch.arange(40)] * 2)
+    features = torch.randn(len(packing), merged.feature_size, generator=generator)
+    ids = torch.randint(base.vocab_size, (len(packing),), generator=generator)
 
     def outputs(draft: Any) -> Tensor:
-        drafted = draft(features, ids, steps)
-        return torch.stack([draft.logits(row, j)[:, :40] for j, row in enumerate(drafted)])
+        drafted = draft(features, ids, steps, packing)
+        return torch.stack([draft.logits(rows, j) for j, rows in enumerate(drafted)])
 
     reference = outputs(adapted)
     peak = reference.abs().max().clamp_min(torch.finfo(torch.float32).tiny)

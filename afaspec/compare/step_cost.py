@@ -55,11 +55,12 @@ def time_step(
 def random_batch(draft: Draft, rows: int, tokens: tuple[int, int], width: int) -> Batch:
     """`rows` sequences of `tokens` (prompt, answer), as from a target of that hidden size."""
     prompt, answer = tokens
-    shape = (rows, prompt + answer)
+    length, n = prompt + answer, rows * (prompt + answer)
     layers = draft.feature_size // width if draft.reads == "layers" else 0
     return Batch(
-        input_ids=torch.randint(draft.vocab_size, shape),
-        loss_mask=(torch.arange(prompt + answer) >= prompt).expand(shape).clone(),
-        hidden=torch.randn(*shape, layers * width).bfloat16(),
-        final=torch.randn(*shape, width).bfloat16(),
+        input_ids=torch.randint(draft.vocab_size, (n,)),
+        loss_mask=(torch.arange(length) >= prompt).repeat(rows),
+        hidden=torch.randn(n, layers * width).bfloat16(),
+        final=torch.randn(n, width).bfloat16(),
+        lengths=[length] * rows,
     )

@@ -14,7 +14,6 @@ from itertools import chain
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from afaspec.store.division import divide
 from afaspec.store.read import FeatureStore
@@ -95,17 +94,16 @@ class Batches:
         """
         own, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = [micro[own::processes] for micro in self.sequences(step)]
-        ids, masks = self._tokens([*chain.from_iterable(mine)])
-        device = self.accelerator.device
-        tokens = self.objective.tokens(ids.to(device), masks.to(device))
-        tokens = self.accelerator.reduce(tokens, reduction="sum")
+        tokens = self.accelerator.reduce(self._tokens(mine), reduction="sum").cpu()
         return [partial(self._loss, micro, tokens) for micro in mine]
 
-    def _tokens(self, drawn: Sequence[Drawn]) -> tuple[Tensor, Tensor]:
-        """Ids and masks [batch, n], right-padded, without the hidden states."""
+    def _tokens(self, mine: Sequence[Sequence[Drawn]]) -> Tensor:
+        """How many tokens each draft step's loss is taken over; no hidden states are read."""
+        drawn = chain.from_iterable(mine)
         pairs = [self.parts[number].store.tokens_at(index) for number, index in drawn]
-        ids, masks = [ids for ids, _ in pairs], [mask for _, mask in pairs]
-        return pad_sequence(ids, batch_first=True), pad_sequence(masks, batch_first=True)
+        device = self.accelerator.device
+        ids, masks = (torch.cat(tensors).to(device) for tensors in zip(*pairs, strict=True))
+        return self.objective.tokens(ids, masks, [len(ids) for ids, _ in pairs]).to(device)
 
     def _loss(self, micro: list[Drawn], tokens: Tensor) -> Tensor:
         batch = collate([self.parts[number].store[index] for number, index in micro])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from afaspec.train.losses import DraftedRows, fused_loss
 from drafts.nn.interface import Draft
+from drafts.nn.packing import Packing
 from drafts.target.head import TargetHead
 
 # Made at a time for draft and target each: on a CPU as many as a cache holds some of, on a GPU as
@@ -21,24 +22,33 @@ LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 
 @dataclass
 class Batch:
-    """Right-padded: ids and mask [batch, n], hidden [batch, n, layers*d], final [batch, n, d]."""
+    """Sequences of `lengths` one after another: ids and mask [n], hidden [n, layers*d], final
+    [n, d]."""
 
     input_ids: Tensor
     loss_mask: Tensor
     hidden: Tensor
     final: Tensor
+    lengths: list[int]
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(t.to(device) for t in vars(self).values()))
+        return Batch(
+            self.input_ids.to(device),
+            self.loss_mask.to(device),
+            self.hidden.to(device),
+            self.final.to(device),
+            self.lengths,
+        )
 
 
-def collate(sequences: list[Any]) -> Batch:
-    """Pad stored sequences to one batch."""
+def collate(sequences: Sequence[Any]) -> Batch:
+    """Stored sequences as one batch."""
     return Batch(
-        input_ids=pad_sequence([s.input_ids.long() for s in sequences], batch_first=True),
-        loss_mask=pad_sequence([s.loss_mask.bool() for s in sequences], batch_first=True),
-        hidden=pad_sequence([s.hidden for s in sequences], batch_first=True),
-        final=pad_sequence([s.final for s in sequences], batch_first=True),
+        input_ids=torch.cat([s.input_ids.long() for s in sequences]),
+        loss_mask=torch.cat([s.loss_mask.bool() for s in sequences]),
+        hidden=torch.cat([s.hidden for s in sequences]),
+        final=torch.cat([s.final for s in sequences]),
+        lengths=[len(s.input_ids) for s in sequences],
     )
 
 
@@ -67,14 +77,16 @@ class DraftObjective(nn.Module):
         self.weights = [step_decay**j for j in range(steps)]
         self.target_head = target_head.rows(draft.target_ids())
 
-    def counted(self, input_ids: Tensor, loss_mask: Tensor) -> Tensor:
-        """Which tokens x[:, 1:] have a loss; bool [batch, n - 1]."""
-        return loss_mask[:, 1:] & (self.draft.t2d[input_ids[:, 1:]] >= 0)
+    def labels(self, input_ids: Tensor, loss_mask: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """For each draft step the tokens that have a loss, by number: step j's x[t] is drafted from
+        row t - j - 2, which must be of the same sequence."""
+        counted = loss_mask & (self.draft.t2d[input_ids] >= 0)
+        positions = Packing.of(lengths, input_ids.new_empty(0)).positions
+        return [(counted & (positions >= j + 2)).nonzero()[:, 0] for j in range(len(self.weights))]
 
-    def tokens(self, input_ids: Tensor, loss_mask: Tensor) -> Tensor:
+    def tokens(self, input_ids: Tensor, loss_mask: Tensor, lengths: Sequence[int]) -> Tensor:
         """How many tokens each draft step's loss is taken over; int64 [steps]."""
-        counts = self.counted(input_ids, loss_mask)
-        return torch.stack([counts[:, j + 1 :].sum() for j in range(len(self.weights))])
+        return torch.tensor([len(one) for one in self.labels(input_ids, loss_mask, lengths)])
 
     def forward(self, batch: Batch, tokens: Tensor | None = None) -> Tensor:
         """The mean loss per token over the draft steps, weighted; a float32 scalar.
@@ -82,31 +94,32 @@ class DraftObjective(nn.Module):
         `tokens` [steps] are those to take the mean over, the batch's own by default. Losses of the
         parts of a larger batch, with its `tokens`, add up to the loss of the whole.
         """
-        counts = self.counted(batch.input_ids, batch.loss_mask)
-        if tokens is None:
-            tokens = self.tokens(batch.input_ids, batch.loss_mask)
-        means = tokens.clamp(min=1).tolist()
-        first = max(int(counts.any(dim=0).to(torch.uint8).argmax()) - len(self.weights), 0)
+        labels = self.labels(batch.input_ids, batch.loss_mask, batch.lengths)
+        counts = [len(one) for one in labels] if tokens is None else tokens.tolist()
+        drafting = torch.zeros_like(batch.loss_mask)
+        for j, label in enumerate(labels):
+            drafting[label - j - 2] = True
+        packing = Packing.of(batch.lengths, drafting.nonzero()[:, 0])
+        place = drafting.cumsum(0) - 1  # of each row among those that are drafted from
         features = self.draft.features(batch.hidden, batch.final)
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.draft.dtype)
-        outputs = self.draft(features, batch.input_ids, len(self.weights), first)
-        row, position = counts.nonzero(as_tuple=True)  # final[row, position] predicts the label
-        steps = []
-        for j, (weight, normed) in enumerate(zip(self.weights, outputs, strict=True)):
-            inside = (position > j).nonzero()[:, 0]
-            steps.append(
-                DraftedRows(
-                    normed[row[inside], position[inside] - j - 1 - first],
-                    inside,
-                    partial(self.draft.logits, step=j),
-                    weight / means[j] / sum(self.weights),
-                )
+        outputs = self.draft(features, batch.input_ids, len(self.weights), packing)
+        steps = [
+            DraftedRows(
+                output[place[label - j - 2]],
+                torch.searchsorted(labels[0], label),  # step 0 has the labels of all steps
+                partial(self.draft.logits, step=j),
+                weight / max(count, 1) / sum(self.weights),
             )
+            for j, (label, output, weight, count) in enumerate(
+                zip(labels, outputs, self.weights, counts, strict=True)
+            )
+        ]
         return fused_loss(
             self.loss,
             self.target_head,
-            batch.final[row, position],
+            batch.final[labels[0] - 1],  # final[t - 1] predicts x[t]
             steps,
             list(self.draft.parameters()),
             chunk=self.chunk or rows_at_once(len(self.draft.d2t), features.device),

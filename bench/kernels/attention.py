@@ -64,15 +64,16 @@ def prepare(way: str, shape: Shape) -> Callable[[], object]:
     import torch
 
     from drafts.nn import attention
+    from drafts.nn.packing import Packing
 
-    s, function = shape, getattr(attention, way)
+    s, function, n = shape, getattr(attention, way), shape.batch * shape.length
 
     def made(*sizes: int) -> torch.Tensor:
-        return torch.randn(s.batch, *sizes, s.size, requires_grad=True)
+        return torch.randn(*sizes, s.size, requires_grad=True)
 
-    q, keys, values = made(s.heads, s.length, 1), *(made(s.kv_heads, s.length) for _ in range(2))
-    own = [made(s.kv_heads, s.length, s.own) for _ in range(2)]
-    sight = attention.Sight(offset=s.own)
+    q, keys, values = made(s.heads, n, 1), *(made(s.kv_heads, n) for _ in range(2))
+    own = [made(s.kv_heads, n, s.own) for _ in range(2)]
+    sight = attention.Sight(Packing.of([s.length] * s.batch), offset=s.own)
     return lambda: function(q, keys, values, *own, sight).sum().backward()
 
 

@@ -121,57 +121,56 @@ def match_matrix(
     response, from which no server drafts, are False.
     """
     import torch
-    from torch.nn.functional import pad
-    from torch.nn.utils.rnn import pad_sequence
+
+    from drafts.nn.packing import Packing
 
     device = draft.device
     amp = has_bf16(device) if amp is None else amp
-    ids = pad_sequence([r.input_ids.long() for r in rows], batch_first=True).to(device)
-    path = ids if wanted is None else pad_sequence(wanted, batch_first=True).to(device)
-    picked = [draft.features(r.hidden, r.final) for r in rows]
-    features = pad_sequence(picked, batch_first=True).to(device)
+    lengths, drafted = [len(r.input_ids) for r in rows], [_drafted_rows(r, k) for r in rows]
+    packing = Packing.within(lengths, drafted).to(device)
+    ids = torch.cat([r.input_ids.long() for r in rows]).to(device)
+    path = ids if wanted is None else torch.cat(wanted).to(device)
+    features = torch.cat([draft.features(r.hidden, r.final) for r in rows]).to(device)
     if not amp:
         features = features.to(draft.dtype)
-    target_ids = draft.target_ids()
-    starts = [start for r in rows for start, _ in response_spans(r.loss_mask)]
-    first = max(min(starts, default=0) - 1, 0)
+    target_ids, hits = draft.target_ids(), []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        hits, finite = [], []
-        for j, normed in enumerate(draft(features, ids, k, first)):
-            best, is_finite = _likeliest(draft, normed, j)
-            known = path[:, j + 2 + first :]
-            hits.append(pad(target_ids[best][:, : known.shape[1]] == known, (first, 0)))
-            finite.append(is_finite)
+        for j, outputs in enumerate(draft(features, ids, k, packing)):
+            best = target_ids[_likeliest(draft, outputs, j)]
+            hits.append(best == packing.after(path, packing.rows, j + 2))
     results = []
-    for i, row in enumerate(rows):
-        length = max(len(row.input_ids) - k - 1, 0)
-        if not all(step[i, : max(length - first, 0)].all() for step in finite):
+    matches = torch.stack(hits, dim=1).cpu().split([len(own) for own in drafted])
+    for length, own, hit in zip(lengths, drafted, matches, strict=True):
+        result = np.zeros((max(length - k - 1, 0), k), dtype=bool)
+        result[own.numpy()] = hit.numpy()
+        results.append(result)
+    return results
+
+
+def _drafted_rows(sequence: Captured, k: int) -> Tensor:
+    """The rows from which a server may draft k tokens that are all of one response."""
+    import torch
+
+    mask = torch.zeros(len(sequence.input_ids), dtype=torch.bool)
+    for start, end in response_spans(sequence.loss_mask):
+        mask[max(start - 1, 0) : max(end - k - 1, 0)] = True
+    return mask.nonzero()[:, 0]
+
+
+def _likeliest(draft: Draft, outputs: Tensor, step: int) -> Tensor:
+    """Of outputs [m, d] the likeliest draft tokens [m]; logits are made for some rows at a time."""
+    import torch
+
+    best = [outputs.new_empty(0, dtype=torch.long)]
+    for part in outputs.split(max(64, LOGITS // len(draft.d2t))):
+        most = draft.logits(part, step).max(-1)  # NaN counts as largest
+        if not most.values.isfinite().all():
             raise NotFiniteError(
                 "the draft's logits are NaN or infinite",
                 hint="look for such values in the draft's weights and in the store's hidden states",
             )
-        results.append(
-            torch.stack([hit[i, :length] for hit in hits], dim=1).cpu().numpy()
-            if length
-            else np.zeros((0, k), dtype=bool)
-        )
-    return results
-
-
-def _likeliest(draft: Draft, outputs: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Of outputs [batch, rows, d] the likeliest draft tokens [batch, rows], and whether their
-    logits are finite; logits are made for some rows at a time."""
-    import torch
-
-    flat, best, finite = outputs.flatten(0, 1), [], []
-    for part in flat.split(max(64, LOGITS // len(draft.d2t))):
-        most = draft.logits(part, step).max(-1)  # NaN counts as largest
         best.append(most.indices)
-        finite.append(most.values.isfinite())
-    shape = outputs.shape[:2]
-    if not best:
-        return flat.new_zeros(shape, dtype=torch.long), flat.new_zeros(shape, dtype=torch.bool)
-    return torch.cat(best).view(shape), torch.cat(finite).view(shape)
+    return torch.cat(best)
 
 
 def walk_blocks(matches: np.ndarray, first_row: int) -> tuple[int, list[int]]:

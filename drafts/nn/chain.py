@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from drafts.nn.interface import Draft
-from drafts.nn.layers import LayerConfig, Rotation, Steps, rotary
+from drafts.nn.layers import KeysValues, LayerConfig, Rotation, Steps, rotary, rotation
+from drafts.nn.packing import Packing
 
-Caches = list[Steps]  # by layer
+Caches = list[list[KeysValues]]  # by layer and draft step
 
 
 class ChainDraft(Draft):
@@ -42,52 +43,66 @@ class ChainDraft(Draft):
 
     @abstractmethod
     def decode(
-        self, hidden: Tensor, embeds: Tensor, at: Rotation, caches: Caches, first_row: int
-    ) -> tuple[Tensor, Tensor]:
-        """Output and the state fed to the next step, of the rows from `first_row` on."""
+        self,
+        hidden: Tensor,
+        embeds: Tensor,
+        at: Rotation,
+        caches: Sequence[Steps],
+        packing: Packing,
+    ) -> tuple[Tensor, Tensor, list[KeysValues]]:
+        """Output and the state fed to the next step, [m, d] of the rows of `packing`, and what
+        each layer adds to `caches`, its keys and values of earlier steps.
+
+        hidden, embeds: [n, d] at step 0, of all rows, which give keys; later of the m.
+        """
 
     def feed(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden state and tokens that a later step takes, given what a chain would take."""
         return state, tokens
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
+        self, features: Tensor, input_ids: Tensor, steps: int, packing: Packing
     ) -> list[Tensor]:
-        hidden, outputs = self.start(features[:, :-1]), []
+        hidden, rows, outputs = self.start(features), packing.whole.rows, []
         caches: Caches = [[] for _ in self.layers]
         for j in range(steps):
-            tokens = F.pad(input_ids[:, j + 1 :], (0, j))[:, -hidden.shape[1] :]
-            output, hidden = self._step(hidden, tokens, j, caches, first_row)
+            tokens = packing.after(input_ids, rows, j + 1)
+            output, hidden = self._step(hidden, tokens, j, caches, packing)
             outputs.append(output)
+            rows = packing.rows
         return outputs
 
     @torch.no_grad()
     def propose(self, features: Tensor, input_ids: Tensor, k: int) -> list[int]:
-        hidden, drafted = self.start(features).unsqueeze(0), []
+        hidden, drafted = self.start(features), []
+        packing = Packing.last_of(features)
         caches: Caches = [[] for _ in self.layers]
-        tokens = input_ids[1:].unsqueeze(0)
+        tokens = input_ids[1:]
         for j in range(k):
-            output, hidden = self._step(hidden, tokens, j, caches, first_row=len(features) - 1)
-            drafted.append(self.best(output[:, -1], j))
-            tokens = torch.tensor([[drafted[-1]]], device=input_ids.device)
+            output, hidden = self._step(hidden, tokens, j, caches, packing)
+            drafted.append(self.best(output, j))
+            tokens = torch.tensor([drafted[-1]], device=input_ids.device)
         return drafted
 
     def _step(
-        self, hidden: Tensor, tokens: Tensor, j: int, caches: Caches, first_row: int
+        self, hidden: Tensor, tokens: Tensor, j: int, caches: Caches, packing: Packing
     ) -> tuple[Tensor, Tensor]:
-        """Step j. hidden and tokens cover the last rows of the sequence: all of them at step 0."""
+        """Step j. hidden and tokens are those of all rows at step 0, later of those drafted."""
         if j > 0:
             hidden, tokens = self.feed(hidden, tokens)
-        rows = caches[0][0][0].shape[2] if j > 0 else hidden.shape[1]
-        positions = torch.arange(rows - hidden.shape[1], rows, device=hidden.device) + j
-        at = self.rotary(hidden, positions.unsqueeze(0))
-        return self.decode(hidden, self.embed_tokens(tokens), at, caches, first_row)
+        positions = packing.positions if j == 0 else packing.positions[packing.rows]
+        at = rotation(self.rotary, hidden, positions + j)
+        earlier = [list(steps) for steps in caches]
+        output, state, made = self.decode(hidden, self.embed_tokens(tokens), at, earlier, packing)
+        for steps, keys_values in zip(caches, made, strict=True):
+            steps.append(keys_values)
+        return output, state
 
 
-def rows_to_draft(caches: Caches, first_row: int) -> list[int]:
-    """From which row on each layer computes outputs.
+def layer_packings(caches: Sequence[Steps], packing: Packing) -> list[Packing]:
+    """Which rows each layer computes outputs of.
 
     At step 0 every layer but the last does so for all rows, as keys of the layers after it.
     """
-    earlier = first_row if caches[0] else 0
-    return [earlier] * (len(caches) - 1) + [first_row]
+    earlier = packing if caches[0] else packing.whole
+    return [earlier] * (len(caches) - 1) + [packing]

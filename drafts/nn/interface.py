@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from drafts.nn.packing import Packing
+
 Reads = Literal["layers", "final", "nothing"]
 
 
@@ -63,15 +65,14 @@ class Draft(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
+        self, features: Tensor, input_ids: Tensor, steps: int, packing: Packing
     ) -> list[Tensor]:
         """Draft `steps` tokens after each row, the target's own tokens fed in (teacher forcing).
 
-        features: [batch, n, feature_size]; input_ids: [batch, n], right-padded.
-        Returns for each step j the outputs [batch, n-1-first_row, d] of rows first_row..n-2;
-        that of row t predicts x[t+j+2]. Rows whose inputs lie beyond the sequence's end hold values
-        without meaning. Rows before `first_row`, where nothing is drafted, cost as little as the
-        family allows.
+        features: [n, feature_size]; input_ids: [n], of the sequences of `packing`.
+        Returns for each step j the outputs [m, d] of the m rows of `packing`; that of row t
+        predicts x[t+j+2]. Rows whose inputs lie beyond their sequence's end hold values without
+        meaning. Rows that are not drafted from cost as little as the family allows.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,11 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 from drafts.nn.attention import Sight, attend
+from drafts.nn.packing import Packing
 
 KeysValues = tuple[Tensor, Tensor]
-Steps = list[KeysValues]  # a layer's, by draft step
-Rotation = tuple[Tensor, Tensor]  # cos and sin, [1, rows, head_dim]
+Steps = Sequence[KeysValues]  # a layer's, by draft step
+Rotation = tuple[Tensor, Tensor]  # cos and sin, [rows, head_dim]
 INIT_STD = 0.02
 ROTATES_ALIKE = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
 
@@ -83,36 +85,29 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
 
     def queries(self, x: Tensor, at: Rotation) -> Tensor:
-        """Rotated queries [batch, heads, rows, head_dim] of x [batch, rows, input]."""
+        """Rotated queries [heads, rows, head_dim] of x [rows, input]."""
         q = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
         q = self.q_norm(q) if self.q_norm is not None else q
-        return _rotate(q.transpose(1, 2), at)
+        return _rotate(q.transpose(0, 1), at)
 
     def keys_values(self, x: Tensor, at: Rotation) -> KeysValues:
-        """Rotated keys, and values: [batch, kv_heads, rows, head_dim]."""
+        """Rotated keys, and values: [kv_heads, rows, head_dim]."""
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(1, 2)
-        k = (self.k_norm(k) if self.k_norm is not None else k).transpose(1, 2)
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)).transpose(0, 1)
+        k = (self.k_norm(k) if self.k_norm is not None else k).transpose(0, 1)
         return _rotate(k, at), v
 
-    def attend(self, q: Tensor, steps: Steps, first_row: int) -> Tensor:
+    def attend(self, q: Tensor, steps: Steps, packing: Packing) -> Tensor:
         """Each row attends causally to step 0 and to its own entries of the later steps.
 
-        q: [batch, heads, rows, head_dim], rows first_row.. of the sequence. steps[0] holds keys and
-        values of all rows, steps[1:] those of the query rows. Returns [batch, rows, heads * size].
+        q: [heads, m, head_dim], of the rows of `packing`. steps[0] holds keys and values of all
+        rows, steps[1:] those of the m. Returns [m, heads * size].
         """
         keys, values = steps[0]
-        count, step = keys.shape[2], len(steps) - 1
-        windowed = self.window is not None and self.window < count + step
-        if step == 0 and q.shape[2] == count and not windowed:
-            mixed = F.scaled_dot_product_attention(
-                q, keys, values, is_causal=True, enable_gqa=self.heads != self.kv_heads
-            )
-            return mixed.transpose(1, 2).flatten(2)
         own = steps[1:] if self.window is None else steps[1:][-self.window :]
-        sight = Sight(first_row, self.window, offset=step)
-        mixed = attend(q.unsqueeze(3), keys, values, *_stacked(own, q, keys), sight)
-        return mixed.squeeze(3).transpose(1, 2).flatten(2)
+        sight = Sight(packing, self.window, offset=len(steps) - 1)
+        mixed = attend(q.unsqueeze(2), keys, values, *_stacked(own, q, keys), sight)
+        return mixed.squeeze(2).transpose(0, 1).flatten(1)
 
 
 class MLP(nn.Module):
@@ -148,33 +143,41 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps)
         self.mlp = MLP(config)
 
-    def forward(self, hidden: Tensor, at: Rotation, steps: Steps, first_row: int) -> Tensor:
-        """The residual stream after the layer, [batch, rows, d]; appends its keys to `steps`.
+    def forward(
+        self, hidden: Tensor, at: Rotation, steps: Steps, packing: Packing
+    ) -> tuple[Tensor, KeysValues]:
+        """The residual stream after the layer of the m rows of `packing`, [m, d], and the keys and
+        values of all rows that are given.
 
-        The given rows end at the sequence's last. Rows before `first_row` only provide keys.
+        hidden: [n, d] at step 0, [m, d] later; `steps` are the keys and values of earlier steps.
         """
         normed = hidden if self.input_layernorm is None else self.input_layernorm(hidden)
-        return self.mix(normed, hidden, at, steps, first_row)
+        return self.mix(normed, hidden, at, steps, packing)
 
     def mix(
-        self, normed: Tensor, residual: Tensor, at: Rotation, steps: Steps, first_row: int
-    ) -> Tensor:
-        """Attention over `normed` [batch, rows, input] and the MLP, added to `residual`."""
-        steps.append(self.self_attn.keys_values(normed, at))
-        before = normed.shape[1] - (steps[0][0].shape[2] - first_row)
-        cos, sin = at
-        q = self.self_attn.queries(normed[:, before:], (cos[:, before:], sin[:, before:]))
-        mixed = self.self_attn.attend(q, steps, first_row)
-        residual = residual[:, before:] + self.self_attn.o_proj(mixed)
-        return residual + self.mlp(self.post_attention_layernorm(residual))
+        self, normed: Tensor, residual: Tensor, at: Rotation, steps: Steps, packing: Packing
+    ) -> tuple[Tensor, KeysValues]:
+        """Attention over `normed` [rows, input] and the MLP, added to `residual`."""
+        made = self.self_attn.keys_values(normed, at)
+        normed, residual, cos, sin = map(packing.drafted, (normed, residual, *at))
+        q = self.self_attn.queries(normed, (cos, sin))
+        mixed = self.self_attn.attend(q, [*steps, made], packing)
+        residual = residual + self.self_attn.o_proj(mixed)
+        return residual + self.mlp(self.post_attention_layernorm(residual)), made
 
 
 def _stacked(own: Steps, q: Tensor, keys: Tensor) -> KeysValues:
-    """The keys and values of later steps by row: [batch, kv_heads, rows, steps, head_dim]."""
+    """The keys and values of later steps by row: [kv_heads, m, steps, head_dim]."""
     if not own:
-        none = keys.new_empty(*keys.shape[:2], q.shape[2], 0, keys.shape[3])
+        none = keys.new_empty(keys.shape[0], q.shape[1], 0, keys.shape[2])
         return none, none
-    return torch.stack([k for k, _ in own], dim=3), torch.stack([v for _, v in own], dim=3)
+    return torch.stack([k for k, _ in own], dim=2), torch.stack([v for _, v in own], dim=2)
+
+
+def rotation(rotary: LlamaRotaryEmbedding, x: Tensor, positions: Tensor) -> Rotation:
+    """cos and sin [rows, rotary size] at `positions` [rows], in the dtype of x."""
+    cos, sin = rotary(x, positions.unsqueeze(0))
+    return cos.squeeze(0), sin.squeeze(0)
 
 
 def rotary(config: LayerConfig) -> LlamaRotaryEmbedding:
@@ -200,10 +203,10 @@ def rotary(config: LayerConfig) -> LlamaRotaryEmbedding:
 
 
 def _rotate(x: Tensor, at: Rotation) -> Tensor:
-    """Rotary embedding of the first channels of x [batch, heads, rows, head_dim]."""
+    """Rotary embedding of the first channels of x [heads, rows, head_dim]."""
     cos, sin = at
     turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    turned = (turned * cos.unsqueeze(1) + rotate_half(turned) * sin.unsqueeze(1)).to(x.dtype)
+    turned = (turned * cos + rotate_half(turned) * sin).to(x.dtype)
     return torch.cat([turned, kept], dim=-1) if kept.shape[-1] else turned
 
 

@@ -284,8 +284,10 @@ def add(draw: st.DrawFn, made: Checkpoint) -> None:
 def reshape(draw: st.DrawFn, made: Checkpoint) -> None:
     name = some_tensor(draw, made)
     value = made.tensors[name]
+    if value.dim() not in (1, 2):
+        return
     changed = [value[:-1], value.t(), value.unsqueeze(0), value.repeat(2, *[1] * (value.dim() - 1))]
-    made.tensors[name] = draw(st.sampled_from(changed)).clone() if value.dim() in (1, 2) else value
+    made.tensors[name] = draw(st.sampled_from(changed)).clone()
 
 
 def spoil(draw: st.DrawFn, made: Checkpoint) -> None:

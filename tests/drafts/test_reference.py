@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from drafts.errors import UserError
+from drafts.nn.packing import Packing
 from drafts.registry import load_draft, read_draft
 from drafts.target.info import read_target
 from tests.drafts.reference import CHECKPOINTS, FORWARD, ROWS, STEPS, VOCAB, Stored, write_target
@@ -54,8 +55,8 @@ def test_it_is_right_or_refused(family: str, target: Path) -> None:
         features = torch.randn(ROWS, draft.feature_size, generator=generator)
         stored = Stored(made, shared)
         with torch.inference_mode():
-            outputs = draft(features.unsqueeze(0), torch.tensor([ids]), STEPS)
-            logits = [draft.logits(output[0], j) for j, output in enumerate(outputs)]
+            outputs = draft(features, torch.tensor(ids), STEPS, Packing.of([ROWS]))
+            logits = [draft.logits(output, j) for j, output in enumerate(outputs)]
             for (j, row), expected in FORWARD[family](stored, features, ids).items():
                 torch.testing.assert_close(logits[j][row], expected, rtol=1e-4, atol=1e-4)
         assert not stored.left()

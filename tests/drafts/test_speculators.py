@@ -19,6 +19,7 @@ from drafts.files import read_json
 from drafts.nn.interface import Draft
 from drafts.registry import FAMILIES, read_draft, save_draft
 from tests.opened import convert, init_draft, load_draft
+from tests.packed import alone
 from tests.tiny.models import LAYER_IDS, VOCAB
 
 KEPT = torch.arange(0, VOCAB, 3)
@@ -79,7 +80,8 @@ def pairs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Our logits and theirs, of each draft step."""
     rows = ROWS - 1
-    drafted = [ours.logits(out, j)[0] for j, out in enumerate(ours(features, ids, STEPS))]
+    outputs = ours(features[0], ids[0], STEPS, alone(ROWS))
+    drafted = [ours.logits(output, j) for j, output in enumerate(outputs)]
     given: dict[str, Any] = {
         "hidden_states": features[:, :-1],
         "input_ids": ids[:, 1:],

@@ -24,7 +24,9 @@ from drafts.nn.layers import (
     RMSNorm,
     Rotation,
     rotary,
+    rotation,
 )
+from drafts.nn.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +55,24 @@ class BlockAttention(Attention):
         self.causal = bool(config.causal) and config.causal[number]
 
     def attend_blocks(
-        self, q: Tensor, context: KeysValues, block: KeysValues, first_row: int
+        self, q: Tensor, context: KeysValues, block: KeysValues, packing: Packing
     ) -> Tensor:
-        """Row t's slots attend to the context of rows 0..t and to each other.
+        """Row t's slots attend to the context up to row t and to each other.
 
         Slot s is at position t + 1 + s. A window is as wide to the right as to the left where the
         layer is not causal, as in vLLM.
 
-        q: [batch, heads, rows, slots, head_dim], of the rows from `first_row` on; the block's keys
-        and values likewise and those of the context, [batch, kv_heads, n, head_dim], of the heads
-        for keys. Returns [batch, rows, slots, heads * head_dim].
+        q: [heads, m, slots, head_dim], of the rows of `packing`; the block's keys and values
+        likewise and those of the context, [kv_heads, n, head_dim], of the heads for keys. Returns
+        [m, slots, heads * head_dim].
         """
-        slot = torch.arange(q.shape[3], device=q.device)
+        slot = torch.arange(q.shape[2], device=q.device)
         apart = slot - slot.unsqueeze(1)
         seen = apart <= 0 if self.causal else torch.ones_like(apart, dtype=torch.bool)
         if self.window is not None:
             seen = seen & (apart.abs() < self.window)
-        sight = Sight(first_row, self.window, offset=1, own=seen)
-        return attend(q, *context, *block, sight).permute(0, 2, 3, 1, 4).flatten(3)
+        sight = Sight(packing, self.window, offset=1, own=seen)
+        return attend(q, *context, *block, sight).permute(1, 2, 0, 3).flatten(2)
 
 
 class BlockLayer(DecoderLayer):
@@ -83,19 +85,19 @@ class BlockLayer(DecoderLayer):
         self.self_attn = BlockAttention(config, number)
 
     def forward(  # type: ignore[override]
-        self, block: Tensor, context: Tensor, at: Rotation, context_at: Rotation, first_row: int
+        self, block: Tensor, context: Tensor, at: Rotation, context_at: Rotation, packing: Packing
     ) -> Tensor:
-        """The residual stream of `block` [batch, rows, slots, d] after the layer.
+        """The residual stream of `block` [m, slots, d] after the layer.
 
-        context: [batch, n, d]; `at` are the rotations of all slots, `context_at` of the context.
+        context: [n, d]; `at` are the rotations of all slots, `context_at` of the context.
         """
         assert self.input_layernorm is not None
-        attention, split = self.self_attn, block.shape[1:3]
-        normed = self.input_layernorm(block).flatten(1, 2)
-        q = attention.queries(normed, at).unflatten(2, split)
-        k, v = (t.unflatten(2, split) for t in attention.keys_values(normed, at))
+        attention, split = self.self_attn, block.shape[:2]
+        normed = self.input_layernorm(block).flatten(0, 1)
+        q = attention.queries(normed, at).unflatten(1, split)
+        k, v = (t.unflatten(1, split) for t in attention.keys_values(normed, at))
         known = attention.keys_values(context, context_at)
-        block = block + attention.o_proj(attention.attend_blocks(q, known, (k, v), first_row))
+        block = block + attention.o_proj(attention.attend_blocks(q, known, (k, v), packing))
         return block + self.mlp(self.post_attention_layernorm(block))
 
 
@@ -125,29 +127,28 @@ class DFlashDraft(Draft):
         return len(self.config.layer_ids) * self.config.target_hidden_size
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
+        self, features: Tensor, input_ids: Tensor, steps: int, packing: Packing
     ) -> list[Tensor]:
         """As `Draft.forward`: row t's slots are x[t+1] and `steps` masks, from position t+1 on.
 
         The slot at position t+2+j predicts x[t+2+j]; the anchor's predicts nothing.
         """
-        context = self.hidden_norm(self.fc(features[:, :-1]))
-        anchors = input_ids[:, first_row + 1 :].unsqueeze(-1)
-        tokens = F.pad(anchors, (0, steps), value=self.config.mask_token_id)
+        context = self.hidden_norm(self.fc(features))
+        anchors = packing.after(input_ids, packing.rows, 1)
+        tokens = F.pad(anchors.unsqueeze(1), (0, steps), value=self.config.mask_token_id)
         block = self.embed_tokens(tokens)
-        rows = torch.arange(context.shape[1], device=context.device)
-        slots = torch.arange(1, steps + 2, device=context.device)
-        context_at = self.rotary(context, rows.unsqueeze(0))
-        at = self.rotary(context, (rows[first_row:].unsqueeze(1) + slots).view(1, -1))
+        positions, slots = packing.positions, torch.arange(1, steps + 2, device=context.device)
+        context_at = rotation(self.rotary, context, positions)
+        of_slots = positions[packing.rows].unsqueeze(1) + slots
+        at = rotation(self.rotary, context, of_slots.flatten())
         for layer in self.layers:
-            block = layer(block, context, at, context_at, first_row)
-        return list(self.norm(block)[:, :, 1:].unbind(2))
+            block = layer(block, context, at, context_at, packing)
+        return list(self.norm(block)[:, 1:].unbind(1))
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         return self.lm_head(output) * self.config.logit_scale
 
     @torch.no_grad()
     def propose(self, features: Tensor, input_ids: Tensor, k: int) -> list[int]:
-        known = F.pad(features, (0, 0, 0, 1)).unsqueeze(0)  # the anchor's features are not known
-        outputs = self(known, input_ids.unsqueeze(0), k, len(features) - 1)
-        return [self.best(output[:, -1], j) for j, output in enumerate(outputs)]
+        outputs = self(features, input_ids, k, Packing.last_of(features))
+        return [self.best(output, j) for j, output in enumerate(outputs)]

@@ -5,13 +5,15 @@ Paper: arXiv 2401.15077. The forward is what vLLM computes when it serves the ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from drafts.nn.chain import Caches, ChainDraft, rows_to_draft
-from drafts.nn.layers import DecoderLayer, LayerConfig, Rotation
+from drafts.nn.chain import ChainDraft, layer_packings
+from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, Rotation, Steps
+from drafts.nn.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +47,19 @@ class EagleDraft(ChainDraft):
         return features
 
     def decode(
-        self, hidden: Tensor, embeds: Tensor, at: Rotation, caches: Caches, first_row: int
-    ) -> tuple[Tensor, Tensor]:
-        out = self.fc(torch.cat([embeds, hidden], dim=-1))
-        rows = rows_to_draft(caches, first_row)
-        for layer, cache, start in zip(self.layers, caches, rows, strict=True):
-            out = layer(out, at, cache, start)
-        return out, out  # there is no final norm
+        self,
+        hidden: Tensor,
+        embeds: Tensor,
+        at: Rotation,
+        caches: Sequence[Steps],
+        packing: Packing,
+    ) -> tuple[Tensor, Tensor, list[KeysValues]]:
+        out, made = self.fc(torch.cat([embeds, hidden], dim=-1)), []
+        packings = layer_packings(caches, packing)
+        for layer, cache, rows in zip(self.layers, caches, packings, strict=True):
+            out, keys_values = layer(out, at, cache, rows)
+            made.append(keys_values)
+        return out, out, made  # there is no final norm
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         return self.lm_head(output) * self.config.logit_scale

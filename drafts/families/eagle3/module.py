@@ -5,13 +5,15 @@ Paper: arXiv 2503.01840. The forward is what vLLM computes when it serves the ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from drafts.nn.chain import Caches, ChainDraft, rows_to_draft
-from drafts.nn.layers import DecoderLayer, LayerConfig, RMSNorm, Rotation, Steps
+from drafts.nn.chain import ChainDraft, layer_packings
+from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, RMSNorm, Rotation, Steps
+from drafts.nn.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,14 @@ class FirstLayer(DecoderLayer):
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, embeds: Tensor, at: Rotation, steps: Steps, first_row: int
-    ) -> Tensor:
-        """As a decoder layer's; embeds: [batch, rows, d]."""
+        self, hidden: Tensor, embeds: Tensor, at: Rotation, steps: Steps, packing: Packing
+    ) -> tuple[Tensor, KeysValues]:
+        """As a decoder layer's; embeds: as `hidden`."""
         assert self.input_layernorm is not None
         normed = self.hidden_norm(hidden)
         residual = normed if self.norm_before_residual else hidden
         wide = torch.cat([self.input_layernorm(embeds), normed], dim=-1)
-        return self.mix(wide, residual, at, steps, first_row)
+        return self.mix(wide, residual, at, steps, packing)
 
 
 class Eagle3Draft(ChainDraft):
@@ -83,14 +85,21 @@ class Eagle3Draft(ChainDraft):
         return self.fc(features)
 
     def decode(
-        self, hidden: Tensor, embeds: Tensor, at: Rotation, caches: Caches, first_row: int
-    ) -> tuple[Tensor, Tensor]:
-        rows = rows_to_draft(caches, first_row)
-        out = self.layers[0](hidden, embeds, at, caches[0], rows[0])
-        for layer, cache, start in zip(self.layers[1:], caches[1:], rows[1:], strict=True):
-            out = layer(out, at, cache, start)
+        self,
+        hidden: Tensor,
+        embeds: Tensor,
+        at: Rotation,
+        caches: Sequence[Steps],
+        packing: Packing,
+    ) -> tuple[Tensor, Tensor, list[KeysValues]]:
+        first, *later = layer_packings(caches, packing)
+        out, keys_values = self.layers[0](hidden, embeds, at, caches[0], first)
+        made = [keys_values]
+        for layer, cache, rows in zip(self.layers[1:], caches[1:], later, strict=True):
+            out, keys_values = layer(out, at, cache, rows)
+            made.append(keys_values)
         normed = self.norm(out)
-        return normed, normed if self.config.norm_output else out
+        return normed, normed if self.config.norm_output else out, made
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         return self.lm_head(output) * self.config.logit_scale

@@ -14,6 +14,7 @@ from drafts.checkpoint.load import load_causal_lm
 from drafts.checkpoint.shapes import check_tensor
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
+from drafts.nn.packing import Packing
 from drafts.quantization import quantization_of
 from drafts.rope import LONG
 from drafts.target.info import TargetInfo
@@ -222,11 +223,11 @@ def check_logits(draft: LmDraft, info: DraftInfo) -> None:
     """Raise `UserError` if the architecture does more to its logits than the module knows of."""
     import torch
 
-    ids = torch.arange(8).unsqueeze(0) % info.vocab_size
+    ids = torch.arange(8) % info.vocab_size
     draft.eval()
     with torch.inference_mode():
-        expected = draft.lm(input_ids=ids, use_cache=False).logits
-        found = draft.logits(draft.states(ids), 0)
+        expected = draft.lm(input_ids=ids.unsqueeze(0), use_cache=False).logits[0]
+        found = draft.logits(draft.states(ids, Packing.of([len(ids)])), 0)
     draft.train()
     if (found - expected).abs().max() > PROBE_TOLERANCE * expected.abs().max():
         raise UserError(

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from drafts.nn.interface import Draft, Reads
+from drafts.nn.packing import Packing
 from drafts.target.head import scale_and_cap, scaled_and_capped
 
 
@@ -32,19 +34,21 @@ class LmDraft(Draft):
         return 0
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
+        self, features: Tensor, input_ids: Tensor, steps: int, packing: Packing
     ) -> list[Tensor]:
-        states = self.states(input_ids)
-        rows = input_ids.shape[1] - 1 - first_row
-        return [
-            F.pad(later, (0, 0, 0, rows - later.shape[1]))
-            for later in (states[:, first_row + 1 + j :] for j in range(steps))
-        ]
+        states = self.states(input_ids, packing)
+        return [packing.after(states, packing.rows, j + 1) for j in range(steps)]
 
-    def states(self, input_ids: Tensor) -> Tensor:
-        """What the output layer sees, [batch, n, d]: later rows never change earlier ones."""
-        output = self.lm.get_decoder()(input_ids=input_ids, use_cache=False)
-        return cast(Tensor, output.last_hidden_state)
+    def states(self, input_ids: Tensor, packing: Packing) -> Tensor:
+        """What the output layer sees, [n, d]: later rows never change earlier ones.
+
+        The model gets the sequences side by side, padded, for it is not ours to pack them.
+        """
+        lengths = packing.lengths
+        ids = pad_sequence(input_ids[: len(packing)].split(lengths), batch_first=True)
+        output = self.lm.get_decoder()(input_ids=ids, use_cache=False)
+        pairs = zip(output.last_hidden_state, lengths, strict=True)
+        return torch.cat([states[:length] for states, length in pairs])
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         """The output layer's logits, scaled and capped as the architecture has it."""
@@ -53,8 +57,8 @@ class LmDraft(Draft):
 
     @torch.no_grad()
     def propose(self, features: Tensor, input_ids: Tensor, k: int) -> list[int]:
-        ids = input_ids.unsqueeze(0)
+        ids = input_ids
         for j in range(k):
-            drafted = self.best(self.states(ids)[:, -1], j)
+            drafted = self.best(self.states(ids, Packing.of([len(ids)]))[-1:], j)
             ids = F.pad(ids, (0, 1), value=drafted)
-        return cast("list[int]", ids[0, -k:].tolist())
+        return cast("list[int]", ids[-k:].tolist())

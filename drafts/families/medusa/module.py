@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from drafts.errors import UserError
 from drafts.nn.interface import Draft
+from drafts.nn.packing import Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +72,10 @@ class MedusaDraft(Draft):
         return self.config.hidden_size
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, steps: int, first_row: int = 0
+        self, features: Tensor, input_ids: Tensor, steps: int, packing: Packing
     ) -> list[Tensor]:
         """As `Draft.forward`. Raises `UserError` for more steps than there are heads."""
-        return self._states(features[:, first_row:-1], steps)
+        return self._states(features[packing.rows], steps)
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         head = self.lm_head if self.config.shared_head else self.lm_heads[step]

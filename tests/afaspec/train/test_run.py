@@ -21,6 +21,7 @@ from afaspec.train.objective import DraftObjective, collate
 from bench.prompts.trained_on import read_roots
 from drafts.errors import UserError
 from tests.opened import load_draft, load_target_head, merge, train
+from tests.packed import alone
 from tests.tiny.store import write_store
 
 
@@ -242,7 +243,7 @@ def test_objective_counts_response_tokens_the_draft_can_say(
         rows = []
         for i in (0, 5):
             s = opened[i]
-            normed = draft(s.hidden.float().unsqueeze(0), s.input_ids.unsqueeze(0), 2)[j][0]
+            normed = draft(s.hidden.float(), s.input_ids, 2, alone(len(s)))[j]
             for t in range(len(s) - j - 2):
                 token = int(s.input_ids[t + j + 2])
                 if not s.loss_mask[t + j + 2] or draft.t2d[token] < 0:

@@ -21,6 +21,7 @@ from bench.stats.offline import (
 from drafts.errors import NotFiniteError
 from drafts.nn.interface import Draft
 from tests.opened import load_draft
+from tests.packed import alone
 
 PROMPT, RESPONSE = 6, 30
 
@@ -79,7 +80,7 @@ def test_offline_equals_a_server_that_goes_token_by_token(draft: Draft, k: int) 
     assert measured.acceptance_length > 1.2  # the case is not an empty one
 
 
-def test_padding_changes_nothing(draft: Draft) -> None:
+def test_what_lies_beside_a_sequence_changes_nothing(draft: Draft) -> None:
     short, long = sequences(draft, count=2, agreement=0.5)
     short = Stored(short.input_ids[:20], short.loss_mask[:20], short.hidden[:20], short.final[:20])
     alone = match_matrix(draft, [short], 3, amp=False)[0]
@@ -143,8 +144,8 @@ def test_a_sequence_without_or_all_of_response_is_counted_as_it_is(draft: Draft)
 def test_agreement_is_with_what_the_target_makes_likeliest(draft: Draft) -> None:
     """The path is random; the target agrees with the draft at every place but one."""
     stored = sequences(draft, count=1, agreement=0.0)[0]
-    row = draft(stored.hidden[None], stored.input_ids[None], 1)[0]
-    said = draft.target_ids()[draft.logits(row, 0).argmax(-1)][0]
+    row = draft(stored.hidden, stored.input_ids, 1, alone(len(stored.input_ids)))[0]
+    said = draft.target_ids()[draft.logits(row, 0).argmax(-1)]
     likeliest = stored.input_ids.clone()
     likeliest[2:] = said[: len(likeliest) - 2]
     likeliest[PROMPT + 3] = (likeliest[PROMPT + 3] + 1) % draft.vocab_size

@@ -16,6 +16,7 @@ from drafts.registry import read_draft
 from tests.command import run_command
 from tests.drafts.test_registry import speculators_draft
 from tests.opened import load_draft, load_lm_head, require_compatible, write_like
+from tests.packed import alone
 from tests.tiny.models import HIDDEN, LAYER_IDS, VOCAB, write_draft, write_target
 
 IDS = "eagle_aux_hidden_state_layer_ids"
@@ -283,17 +284,15 @@ def test_medusa_heads_alone_share_the_output_layer(tmp_path: Path, tiny_target: 
     heads = medusa_heads(tmp_path / "heads")
     info, draft = read_draft(heads), load_draft(heads, tiny_target).eval()
     assert (info.family, info.max_k, info.shared) == ("medusa", 3, ("lm_head.weight",))
-    features = torch.randn(1, 4, HIDDEN)
-    outputs, stored = (
-        draft(features, torch.zeros(1, 4, dtype=torch.long), 3),
-        load_file(heads / "model.safetensors"),
-    )
+    features = torch.randn(4, HIDDEN)
+    outputs = draft(features, torch.zeros(4, dtype=torch.long), 3, alone(4))
+    stored = load_file(heads / "model.safetensors")
     head = load_lm_head(tiny_target).float()
     for i, output in enumerate(outputs):
-        x = features[0, :-1]
+        x = features[:-1]
         linear = x @ stored[f"{i}.0.linear.weight"].T + stored[f"{i}.0.linear.bias"]
         expected = (x + linear * linear.sigmoid()) @ head.T
-        torch.testing.assert_close(draft.logits(output[0], i), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(draft.logits(output, i), expected, rtol=1e-4, atol=1e-4)
 
     # vLLM reads no such checkpoint; what a merge writes has the output layer.
     with pytest.raises(UserError, match=r"lm_head: the target has its own, the draft shares it"):

@@ -16,6 +16,7 @@ from afaspec.train.config import TrainConfig
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.dflash.module import DFlashConfig, DFlashDraft
+from drafts.nn.layers import rotation
 from drafts.registry import read_draft, save_draft
 from tests.opened import (
     init_draft,
@@ -26,6 +27,7 @@ from tests.opened import (
     train,
     write_like,
 )
+from tests.packed import alone
 from tests.tiny.models import HIDDEN, LAYER_IDS, VOCAB
 from tests.tiny.store import write_store
 
@@ -72,11 +74,11 @@ def make_draft(**changes: Any) -> DFlashDraft:
 def as_the_server(draft: DFlashDraft, features: Tensor, ids: Tensor, k: int) -> Tensor:
     """The k outputs [k, d] after `ids`: one row, with one attention over context and block."""
     n = len(features)
-    context = draft.hidden_norm(draft.fc(features)).unsqueeze(0)
+    context = draft.hidden_norm(draft.fc(features))
     tokens = torch.cat([ids[-1:], torch.full((k,), draft.config.mask_token_id)])
-    x = draft.embed_tokens(tokens).unsqueeze(0)
-    known_at = draft.rotary(context, torch.arange(n).unsqueeze(0))
-    own_at = draft.rotary(context, torch.arange(n, n + k + 1).unsqueeze(0))
+    x = draft.embed_tokens(tokens)
+    known_at = rotation(draft.rotary, context, torch.arange(n))
+    own_at = rotation(draft.rotary, context, torch.arange(n, n + k + 1))
     for number, layer in enumerate(draft.layers):
         causal, window = draft.config.causal, draft.config.window(number)
         seen = torch.ones(k + 1, n + k + 1, dtype=torch.bool)
@@ -86,12 +88,14 @@ def as_the_server(draft: DFlashDraft, features: Tensor, ids: Tensor, k: int) -> 
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         known = attention.keys_values(context, known_at)
         own = attention.keys_values(normed, own_at)
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(known, own, strict=True))
+        keys, values = (torch.cat(pair, dim=1) for pair in zip(known, own, strict=True))
         q = attention.queries(normed, own_at)
-        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, enable_gqa=True)
-        x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(
+            q[None], keys[None], values[None], attn_mask=seen, enable_gqa=True
+        )
+        x = x + attention.o_proj(mixed[0].transpose(0, 1).flatten(1))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return draft.norm(x)[0, 1:]
+    return draft.norm(x)[1:]
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -101,12 +105,12 @@ def test_rows_at_once_are_what_the_server_computes(k: int, name: str, first_row:
     draft = make_draft(**VARIANTS[name])
     features, ids = torch.randn(14, draft.feature_size), torch.randint(60, (14,))
     with torch.no_grad():
-        outputs = draft(features.unsqueeze(0), ids.unsqueeze(0), k, first_row)
+        outputs = draft(features, ids, k, alone(14, first_row))
         assert len(outputs) == k
-        assert all(output.shape == (1, 13 - first_row, 32) for output in outputs)
+        assert all(output.shape == (13 - first_row, 32) for output in outputs)
         for row in range(first_row, 13):
             expected = as_the_server(draft, features[: row + 1], ids[: row + 2], k)
-            at_once = torch.stack([output[0, row - first_row] for output in outputs])
+            at_once = torch.stack([output[row - first_row] for output in outputs])
             torch.testing.assert_close(at_once, expected, rtol=1e-4, atol=1e-5)
             said = draft.logits(expected, 0).argmax(-1)
             drafted = draft.propose(features[: row + 1], ids[: row + 2], k)
@@ -116,19 +120,10 @@ def test_rows_at_once_are_what_the_server_computes(k: int, name: str, first_row:
 @pytest.mark.parametrize("causal", [True, False])
 def test_more_slots_change_what_is_drafted_unless_causal(causal: bool) -> None:
     draft = make_draft(causal=(causal,))
-    features, ids = torch.randn(1, 9, FUSED), torch.randint(60, (1, 9))
+    features, ids = torch.randn(9, FUSED), torch.randint(60, (9,))
     with torch.no_grad():
-        two, five = draft(features, ids, 2), draft(features, ids, 5)
+        two, five = (draft(features, ids, k, alone(9)) for k in (2, 5))
     assert torch.allclose(two[0], five[0], atol=1e-5) == causal
-
-
-def test_padding_changes_nothing() -> None:
-    draft = make_draft(num_layers=2)
-    features, ids = torch.randn(1, 9, FUSED), torch.randint(60, (1, 9))
-    padded = F.pad(features, (0, 0, 0, 4)), F.pad(ids, (0, 4))
-    with torch.no_grad():
-        for one, two in zip(draft(features, ids, 3, 2), draft(*padded, 3, 2), strict=True):
-            torch.testing.assert_close(one, two[:, : one.shape[1]])
 
 
 def write_dflash(folder: Path, **changes: Any) -> Path:

@@ -26,6 +26,7 @@ from tests.opened import (
     require_compatible,
     write_like,
 )
+from tests.packed import alone
 from tests.tiny.models import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, VOCAB
 from tests.tiny.runs import run_losses
 from tests.tiny.store import write_store
@@ -71,31 +72,32 @@ def test_rows_at_once_equal_token_by_token(name: str) -> None:
     path = torch.cat([prefix, torch.tensor(drafted)])  # as if the target had said the same
     for first_row in (0, 5):
         with torch.no_grad():
-            outputs = draft(features[: len(path)].unsqueeze(0), path.unsqueeze(0), k, first_row)
+            outputs = draft(features[: len(path)], path, k, alone(len(path), first_row))
         row = 7 - first_row
-        at_once = [draft.best(output[0, row : row + 1], j) for j, output in enumerate(outputs)]
+        at_once = [draft.best(output[row : row + 1], j) for j, output in enumerate(outputs)]
         assert at_once == drafted
 
 
 @pytest.mark.parametrize("name", ["plain", "three_layers"])
 def test_rows_before_the_first_only_cost_less(name: str) -> None:
     draft = make_draft(replace(PLAIN, **VARIANTS[name]))
-    features, ids = torch.randn(2, 12, 32), torch.randint(60, (2, 12))
-    whole, part = draft(features, ids, 3), draft(features, ids, 3, 6)
+    features, ids = torch.randn(12, 32), torch.randint(60, (12,))
+    whole, part = draft(features, ids, 3, alone(12)), draft(features, ids, 3, alone(12, 6))
     for all_rows, rows in zip(whole, part, strict=True):
-        torch.testing.assert_close(all_rows[:, 6:], rows, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(all_rows[6:], rows, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_see_nothing_of_the_future() -> None:
     draft = make_draft(replace(PLAIN, num_layers=2))
-    features, ids = torch.randn(1, 12, 32), torch.randint(60, (1, 12))
+    features, ids = torch.randn(12, 32), torch.randint(60, (12,))
     changed_features, changed_ids = features.clone(), ids.clone()
-    changed_features[:, 6:] += 1.0
-    changed_ids[:, 8:] = (changed_ids[:, 8:] + 1) % 60
-    before, after = draft(features, ids, 2), draft(changed_features, changed_ids, 2)
-    assert torch.equal(before[0][:, :6], after[0][:, :6])
-    assert torch.equal(before[1][:, :6], after[1][:, :6])
-    assert not torch.equal(before[1][:, 6], after[1][:, 6])
+    changed_features[6:] += 1.0
+    changed_ids[8:] = (changed_ids[8:] + 1) % 60
+    before = draft(features, ids, 2, alone(12))
+    after = draft(changed_features, changed_ids, 2, alone(12))
+    assert torch.equal(before[0][:6], after[0][:6])
+    assert torch.equal(before[1][:6], after[1][:6])
+    assert not torch.equal(before[1][6], after[1][6])
 
 
 def random_draft(

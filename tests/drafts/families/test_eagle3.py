@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
+from tests.packed import alone
 
 PLAIN = Eagle3Config(
     hidden_size=32,
@@ -84,22 +85,23 @@ def test_rows_at_once_equal_token_by_token(name: str) -> None:
 
     path = torch.cat([prefix, torch.tensor(drafted)])  # as if the target had said the same
     with torch.no_grad():
-        outputs = draft(features[: len(path)].unsqueeze(0), path.unsqueeze(0), k)
+        outputs = draft(features[: len(path)], path, k, alone(len(path)))
     row = 7
-    at_once = [draft.best(output[0, row : row + 1], j) for j, output in enumerate(outputs)]
+    at_once = [draft.best(output[row : row + 1], j) for j, output in enumerate(outputs)]
     assert at_once == drafted
 
 
 def test_rows_see_nothing_of_the_future() -> None:
     draft = make_draft(PLAIN)
-    features, ids = torch.randn(1, 12, 96), torch.randint(60, (1, 12))
+    features, ids = torch.randn(12, 96), torch.randint(60, (12,))
     changed_features, changed_ids = features.clone(), ids.clone()
-    changed_features[:, 6:] += 1.0
-    changed_ids[:, 8:] = (changed_ids[:, 8:] + 1) % 60
-    before, after = draft(features, ids, 2), draft(changed_features, changed_ids, 2)
-    assert torch.equal(before[0][:, :6], after[0][:, :6])
-    assert torch.equal(before[1][:, :6], after[1][:, :6])
-    assert not torch.equal(before[1][:, 6], after[1][:, 6])
+    changed_features[6:] += 1.0
+    changed_ids[8:] = (changed_ids[8:] + 1) % 60
+    before = draft(features, ids, 2, alone(12))
+    after = draft(changed_features, changed_ids, 2, alone(12))
+    assert torch.equal(before[0][:6], after[0][:6])
+    assert torch.equal(before[1][:6], after[1][:6])
+    assert not torch.equal(before[1][6], after[1][6])
 
 
 def test_vocabulary_map_is_a_bijection_on_the_kept_tokens() -> None:

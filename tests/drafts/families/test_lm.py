@@ -18,6 +18,7 @@ from bench.stats.offline import match_matrix
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.lm.module import LmDraft
+from drafts.nn.packing import Packing
 from drafts.registry import module_names, read_draft, save_draft
 from drafts.tokenizer_files import copy_tokenizer
 from tests.opened import (
@@ -31,6 +32,7 @@ from tests.opened import (
     train,
     write_like,
 )
+from tests.packed import alone
 from tests.tiny.architectures import write_architecture
 from tests.tiny.models import POSITIONS, VOCAB, write_draft, write_target, write_tokenizer
 from tests.tiny.store import write_store
@@ -95,15 +97,14 @@ def test_every_row_is_what_transformers_says_next(
 ) -> None:
     folder = write_lm(tmp_path / "lm", name)
     draft = load_draft(folder).eval()
-    ids = sequence.unsqueeze(0)
-    expected = hf_logits(folder, ids)[0]
+    expected = hf_logits(folder, sequence.unsqueeze(0))[0]
     first, steps = 5, 4
     with torch.no_grad():
-        outputs = draft(torch.empty(1, 24, 0), ids, steps, first)
+        outputs = draft(torch.empty(24, 0), sequence, steps, alone(24, first))
         for j, output in enumerate(outputs):
-            assert output.shape == (1, 24 - 1 - first, 64)
+            assert output.shape == (24 - 1 - first, 64)
             known = 24 - 1 - first - j  # rows whose inputs lie inside the sequence
-            found = draft.logits(output, j)[0, :known]
+            found = draft.logits(output, j)[:known]
             torch.testing.assert_close(found, expected[first + 1 + j :], rtol=1e-4, atol=1e-4)
 
 
@@ -118,10 +119,10 @@ def test_rows_at_once_are_what_the_server_drafts(
     path += draft.propose(torch.empty(start - 1, 0), sequence[:start], 12)
     ids = torch.tensor(path)
     with torch.no_grad():
-        outputs = draft(torch.empty(1, len(ids), 0), ids.unsqueeze(0), k)
+        outputs = draft(torch.empty(len(ids), 0), ids, k, alone(len(ids)))
     for row in range(start - 2, len(ids) - k - 1):
         proposed = draft.propose(torch.empty(row + 1, 0), ids[: row + 2], k)
-        assert proposed == [draft.best(outputs[j][0, row : row + 1], j) for j in range(k)]
+        assert proposed == [draft.best(outputs[j][row : row + 1], j) for j in range(k)]
         assert proposed == path[row + 2 : row + 2 + k]
 
 
@@ -227,16 +228,16 @@ def test_trained_merged_and_loaded_by_transformers(
 
     result = trained / ("weights" if arm == "full" else "adapter")
     adapted = load_result(load_draft(base), result)
-    ids = sequence.unsqueeze(0)
+    given = torch.empty(24, 0), sequence, 1, alone(24)
     with torch.no_grad():
-        (output,) = adapted(torch.empty(1, 24, 0), ids, 1)
-        expected = adapted.logits(output, 0)[0]
-    found = hf_logits(merged, ids)[0, 1:]
+        (output,) = adapted(*given)
+        expected = adapted.logits(output, 0)
+    found = hf_logits(merged, sequence.unsqueeze(0))[0, 1:]
     assert float((found - expected).abs().max() / expected.abs().max()) < 0.05  # bf16 weights
     best = load_draft(merged).eval()
     with torch.no_grad():
-        (output,) = best(torch.empty(1, 24, 0), ids, 1)
-        torch.testing.assert_close(best.logits(output, 0)[0], found, rtol=1e-4, atol=1e-4)
+        (output,) = best(*given)
+        torch.testing.assert_close(best.logits(output, 0), found, rtol=1e-4, atol=1e-4)
 
 
 def test_training_teaches_it_the_target(place: tuple[Path, Path], tmp_path: Path) -> None:
@@ -288,10 +289,10 @@ def test_fresh_is_a_model_that_transformers_and_training_take(
     same = dict(loaded.named_parameters())
     for name, parameter in draft.named_parameters():
         assert torch.equal(parameter, same[name])
-    ids = sequence.unsqueeze(0)
     with torch.no_grad():
-        (output,) = loaded(torch.empty(1, 24, 0), ids, 1)
-        torch.testing.assert_close(loaded.logits(output, 0)[0], hf_logits(folder, ids)[0, 1:])
+        (output,) = loaded(torch.empty(24, 0), sequence, 1, alone(24))
+        expected = hf_logits(folder, sequence.unsqueeze(0))[0, 1:]
+        torch.testing.assert_close(loaded.logits(output, 0), expected)
     head = load_file(tiny_target / "model.safetensors")["lm_head.weight"].float()
     assert torch.equal(same["lm.lm_head.weight"], head)
     run(place[1], folder, tmp_path / "run", steps=2, eval_every=2)
@@ -433,8 +434,8 @@ def test_its_window_is_the_targets(
     draft = load_draft(folder, target).eval()
     alike = write_lm(tmp_path / "alike", "mistral", sliding_window=window)
     with torch.no_grad():
-        found = draft.logits(draft.states(sequence.unsqueeze(0)), 0)
-    torch.testing.assert_close(found, hf_logits(alike, sequence.unsqueeze(0)))
+        found = draft.logits(draft.states(sequence, Packing.of([len(sequence)])), 0)
+    torch.testing.assert_close(found, hf_logits(alike, sequence.unsqueeze(0))[0])
     if window is not None:
         with pytest.raises(UserError, match="attend to 5 tokens alone"):
             load_draft(write_lm(tmp_path / "llama"), target)

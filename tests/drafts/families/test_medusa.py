@@ -28,6 +28,7 @@ from tests.opened import (
     speculative_config,
     write_like,
 )
+from tests.packed import alone
 from tests.tiny.models import HIDDEN
 from tests.tiny.runs import run_losses, write_fresh
 from tests.tiny.store import write_store
@@ -103,16 +104,16 @@ def test_rows_at_once_equal_the_proposal_of_each_row(name: str) -> None:
     draft = make_draft(config)
     features, ids = torch.randn(12, 32), torch.randint(60, (12,))
     with torch.no_grad():
-        outputs = draft(features.unsqueeze(0), ids.unsqueeze(0), 4, 3)
-    assert [tuple(output.shape) for output in outputs] == [(1, 8, 32)] * 4
+        outputs = draft(features, ids, 4, alone(12, 3))
+    assert [tuple(output.shape) for output in outputs] == [(8, 32)] * 4
     for row in range(3, 11):
-        at_once = [draft.best(out[0, row - 3 : row - 2], i) for i, out in enumerate(outputs)]
+        at_once = [draft.best(out[row - 3 : row - 2], i) for i, out in enumerate(outputs)]
         assert at_once == draft.propose(features[: row + 1], ids[: row + 2], 4)
 
 
 def test_more_steps_than_heads_are_refused(tiny_target: Path) -> None:
     with pytest.raises(UserError, match=r"5 draft steps are asked of a Medusa draft with 4 heads"):
-        make_draft(PLAIN)(torch.randn(1, 8, 32), torch.zeros(1, 8, dtype=torch.long), 5)
+        make_draft(PLAIN)(torch.randn(8, 32), torch.zeros(8, dtype=torch.long), 5, alone(8))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -15,6 +15,8 @@ from afaspec.train.config import TrainConfig
 from drafts.checkpoint.family import InitOptions
 from drafts.errors import UserError
 from drafts.families.peagle.module import PEagleConfig, PEagleDraft
+from drafts.nn.layers import rotation
+from drafts.nn.packing import Packing
 from drafts.registry import read_draft, save_draft
 from tests.drafts.test_registry import speculators_draft
 from tests.opened import (
@@ -26,6 +28,7 @@ from tests.opened import (
     train,
     write_like,
 )
+from tests.packed import alone
 from tests.tiny.models import DRAFT_VOCAB, HIDDEN, LAYER_IDS, VOCAB, write_draft
 from tests.tiny.store import write_store
 
@@ -60,11 +63,14 @@ def as_the_server(draft: PEagleDraft, features: Tensor, ids: Tensor, k: int) -> 
     rows = len(features)
     fused = torch.cat([features, draft.mask_hidden.expand(k - 1, -1)])
     tokens = torch.cat([ids[1:], torch.full((k - 1,), draft.mask_token_id)])
-    hidden, embeds = draft.start(fused).unsqueeze(0), draft.embed_tokens(tokens).unsqueeze(0)
-    at = draft.rotary(hidden, torch.arange(rows + k - 1).unsqueeze(0))
-    caches: list[Any] = [[] for _ in draft.layers]
-    output, _ = draft.decode(hidden, embeds, at, caches, first_row=0)
-    return output[0, rows - 1 :]
+    hidden, embeds, packing = (
+        draft.start(fused),
+        draft.embed_tokens(tokens),
+        Packing.of([len(fused)]),
+    )
+    at = rotation(draft.rotary, hidden, packing.positions)
+    output, _, _ = draft.decode(hidden, embeds, at, [[] for _ in draft.layers], packing)
+    return output[rows - 1 :]
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -80,11 +86,11 @@ def test_rows_at_once_are_what_the_server_computes(
     draft = make_draft(**changes)
     features, ids = torch.randn(14, FUSED), torch.randint(60, (14,))
     with torch.no_grad():
-        outputs = draft(features.unsqueeze(0), ids.unsqueeze(0), k, first_row)
-        assert all(output.shape == (1, 13 - first_row, 32) for output in outputs)
+        outputs = draft(features, ids, k, alone(14, first_row))
+        assert all(output.shape == (13 - first_row, 32) for output in outputs)
         for row in range(first_row, 13):
             expected = as_the_server(draft, features[: row + 1], ids[: row + 2], k)
-            at_once = torch.stack([output[0, row - first_row] for output in outputs])
+            at_once = torch.stack([output[row - first_row] for output in outputs])
             torch.testing.assert_close(at_once, expected, rtol=1e-4, atol=1e-5)
             said = draft.logits(expected, 0).argmax(-1)
             drafted = draft.propose(features[: row + 1], ids[: row + 2], k)
@@ -93,13 +99,13 @@ def test_rows_at_once_are_what_the_server_computes(
 
 def test_later_steps_do_not_read_the_path() -> None:
     draft = make_draft()
-    features, ids = torch.randn(1, 9, FUSED), torch.randint(60, (1, 9))
+    features, ids = torch.randn(9, FUSED), torch.randint(60, (9,))
     changed = ids.clone()
-    changed[:, 5:] = (changed[:, 5:] + 1) % 60
-    before, after = draft(features, ids, 3), draft(features, changed, 3)
+    changed[5:] = (changed[5:] + 1) % 60
+    before, after = (draft(features, given, 3, alone(9)) for given in (ids, changed))
     for one, two in zip(before, after, strict=True):
-        assert torch.equal(one[:, :4], two[:, :4])  # row 3 knows x[4], and nothing after it
-        assert not torch.equal(one[:, 4], two[:, 4])
+        assert torch.equal(one[:4], two[:4])  # row 3 knows x[4], and nothing after it
+        assert not torch.equal(one[4], two[4])
 
 
 def write_peagle(folder: Path, shape: tuple[int, ...] = (1, 3 * HIDDEN), **changes: Any) -> Path:
@@ -232,10 +238,10 @@ def test_trained_and_merged(
 
 def test_gradients_reach_the_hidden_state_of_the_masks() -> None:
     draft = make_draft()
-    features, ids = torch.randn(2, 10, FUSED), torch.randint(60, (2, 10))
+    features, ids = torch.randn(10, FUSED), torch.randint(60, (10,))
     for steps in (1, 3):
         draft.zero_grad()
-        outputs = draft(features, ids, steps)
+        outputs = draft(features, ids, steps, alone(10))
         torch.cat(outputs).square().sum().backward()
         reached = draft.mask_hidden.grad is not None and bool(draft.mask_hidden.grad.abs().sum())
         assert reached == (steps > 1)

@@ -233,9 +233,8 @@ def fit(draft: Draft, reference: Reference, layer_ids: tuple[int, ...], steps: i
     for prompt in PROMPTS[:FITTED]:
         path = reference.path(prompt)
         hidden, final = reference.states(path, layer_ids)
-        ids = torch.tensor([path])
-        mask = torch.arange(len(path)).unsqueeze(0) >= len(prompt)
-        batches.append(Batch(ids, mask, hidden.unsqueeze(0), final.unsqueeze(0)))
+        mask = torch.arange(len(path)) >= len(prompt)
+        batches.append(Batch(torch.tensor(path), mask, hidden, final, [len(path)]))
     head = load_target_head(reference.folder).float()
     objective = DraftObjective(
         draft, head, loss="kl", draft_steps=steps, step_decay=1.0, chunk=999, compiled=False

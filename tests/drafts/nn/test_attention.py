@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from drafts.nn.layers import Attention, LayerConfig
+from drafts.nn.packing import Packing
 
 ROWS, SIZE = 7, 4
 CONFIG = LayerConfig(
@@ -38,16 +39,14 @@ def test_all_rows_at_once_are_one_query_at_a_time(
     torch.manual_seed(0)
     rows = ROWS - first_row
     steps = [
-        tuple(torch.randn(1, 2, ROWS if j == 0 else rows, SIZE) for _ in range(2))
-        for j in range(step + 1)
+        (torch.randn(2, length, SIZE), torch.randn(2, length, SIZE))
+        for length in (ROWS, *[rows] * step)
     ]
-    q = torch.randn(1, 2, rows, SIZE)
-    found = Attention(CONFIG, 8, window).attend(q, steps, first_row)
+    q, packing = torch.randn(2, rows, SIZE), Packing.of([ROWS], torch.arange(first_row, ROWS))
+    found = Attention(CONFIG, 8, window).attend(q, steps, packing)
     for i in range(rows):
         row = first_row + i
-        entries = [(r, steps[0][0][0, :, r], steps[0][1][0, :, r]) for r in range(row + 1)]
-        entries += [
-            (row + j, steps[j][0][0, :, i], steps[j][1][0, :, i]) for j in range(1, step + 1)
-        ]
-        expected = one_query(q[0, :, i], entries, window)
-        torch.testing.assert_close(found[0, i].unflatten(0, (2, SIZE)), expected)
+        entries = [(r, steps[0][0][:, r], steps[0][1][:, r]) for r in range(row + 1)]
+        entries += [(row + j, steps[j][0][:, i], steps[j][1][:, i]) for j in range(1, step + 1)]
+        expected = one_query(q[:, i], entries, window)
+        torch.testing.assert_close(found[i].unflatten(0, (2, SIZE)), expected)

@@ -20,6 +20,7 @@ from drafts.registry import FAMILIES, save_draft
 from drafts.target.head import scaled_and_capped
 from drafts.target.info import read_target
 from tests.opened import init_draft, load_draft, load_embedding, load_lm_head, load_target_head
+from tests.packed import alone
 from tests.tiny.architectures import (
     architectures,
     multimodal,
@@ -100,9 +101,10 @@ def test_a_scale_changes_the_loss_and_nothing_that_is_captured(tmp_path: Path) -
     with torch.no_grad():
         for block in draft.blocks[0]:
             torch.nn.init.normal_(block.linear.weight, std=0.05)
-    batch = Batch(IDS, torch.ones_like(IDS).bool(), final[:, :0].unsqueeze(0), final.unsqueeze(0))
+    ids = IDS[0]
+    batch = Batch(ids, torch.ones_like(ids).bool(), final[:, :0], final, [len(ids)])
     features = draft.features(batch.hidden, batch.final)
-    drafted = draft.logits(draft(features, IDS, 1)[0], 0)[0, :-1].log_softmax(-1)
+    drafted = draft.logits(draft(features, ids, 1, alone(len(ids)))[0], 0)[:-1].log_softmax(-1)
     losses = []
     for target, taught in ((plain, logits), (scaled, smaller)):
         objective = DraftObjective(
