@@ -115,11 +115,16 @@ class FeatureStore:
         number = bisect_right(self._ends, index)
         return number, index - (self._ends[number - 1] if number else 0)
 
+    def length(self, index: int) -> int:
+        """Tokens of a sequence."""
+        number, i = self._place(index)
+        offsets = self._shard(number).offsets
+        return int(offsets[i + 1] - offsets[i])
+
     def tokens_at(self, index: int) -> tuple[Tensor, Tensor]:
         """Ids and mask of a sequence alone, whose states stay on disk."""
-        number = bisect_right(self._ends, index)
-        first = self._ends[number - 1] if number else 0
-        return self._shard(number).tokens(index - first)
+        number, i = self._place(index)
+        return self._shard(number).tokens(i)
 
     def _shard(self, number: int) -> _Shard:
         if number not in self._shards:

@@ -50,6 +50,7 @@ def set_up(config: TrainConfig, info: DraftInfo, target: TargetInfo, device: tor
     """The draft as it begins, with what trains it. Sets the seed."""
     torch.manual_seed(config.seed)
     draft = load_draft(info, target)
+    draft.gradient_checkpointing = config.gradient_checkpointing
     wrapped, parameters = prepare_arm(draft, config, info.folder)
     head = load_target_head(target).to(torch.bfloat16 if config.bf16 else torch.float32)
     objective = DraftObjective(draft, head, **config.shared_with(LossSettings))

@@ -148,6 +148,22 @@ class OptimizerSettings(Settings):
     seed: int = Field(0, description="of the adapters, the order of the data and the held-out part")
 
 
+class MemorySettings(Settings):
+    """What a step holds at once. Nothing here changes the gradient, roundings aside."""
+
+    GROUP: ClassVar[str] = "Memory"
+
+    batch_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="a micro-batch of more tokens goes through the draft in parts of whole "
+        "sequences",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="make each draft step's values again for its gradient: slower"
+    )
+
+
 class EvaluationSettings(Settings):
     """How a run is followed and kept."""
 
@@ -162,7 +178,9 @@ class EvaluationSettings(Settings):
     tensorboard: bool = Field(True, description="write TensorBoard event files")
 
 
-class TrainSettings(EvaluationSettings, OptimizerSettings, LossSettings, ArmSettings):
+class TrainSettings(
+    EvaluationSettings, MemorySettings, OptimizerSettings, LossSettings, ArmSettings
+):
     """How a draft is trained, wherever its data lies. Sizes are in sequences, tokens or steps."""
 
     def on(self, device: torch.device) -> Self:

@@ -5,7 +5,7 @@ So every arm sees the same batches, and a killed run goes on exactly where it wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -93,9 +93,24 @@ class Batches:
         step: however it is divided, its gradient is that of one large batch.
         """
         own, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [micro[own::processes] for micro in self.sequences(step)]
+        divided = [micro[own::processes] for micro in self.sequences(step)]
+        mine = [part for micro in divided for part in self.in_parts(micro)]
         tokens = self.accelerator.reduce(self._tokens(mine), reduction="sum").cpu()
         return [partial(self._loss, micro, tokens) for micro in mine]
+
+    def in_parts(self, micro: list[Drawn]) -> Iterator[list[Drawn]]:
+        """A micro-batch in parts of `batch_tokens`; a sequence of more is one of its own."""
+        most, tokens = self.config.batch_tokens, 0
+        part: list[Drawn] = []
+        for number, index in micro:
+            length = self.parts[number].store.length(index)
+            if part and most is not None and tokens + length > most:
+                yield part
+                part, tokens = [], 0
+            part.append((number, index))
+            tokens += length
+        if part:
+            yield part
 
     def _tokens(self, mine: Sequence[Sequence[Drawn]]) -> Tensor:
         """How many tokens each draft step's loss is taken over; no hidden states are read."""

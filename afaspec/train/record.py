@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from afaspec.store.read import FeatureStore
-from afaspec.train.config import RunPlace, TrainConfig
+from afaspec.train.config import MemorySettings, RunPlace, TrainConfig
 from afaspec.train.held_out import Measure, measure_of
 from afaspec.train.mix import Part
 from drafts.checkpoint.info import DraftInfo
@@ -21,7 +21,10 @@ from drafts.target.info import TargetInfo
 CONFIG, MANIFEST = "config.json", "manifest.json"
 ANEW = "choose another --out, or remove the folder to start anew"
 # How a run is followed, and how its loss is computed: they may change when it goes on.
-FREE = {"eval_every", "checkpoint_every", "tensorboard", "chunk", "compiled"}
+FREE = {
+    *("eval_every", "checkpoint_every", "tensorboard"),
+    *("chunk", "compiled", *MemorySettings.model_fields),
+}
 
 
 @dataclass(frozen=True)

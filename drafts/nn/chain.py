@@ -92,8 +92,8 @@ class ChainDraft(Draft):
             hidden, tokens = self.feed(hidden, tokens)
         positions = packing.positions if j == 0 else packing.positions[packing.rows]
         at = rotation(self.rotary, hidden, positions + j)
-        earlier = [list(steps) for steps in caches]
-        output, state, made = self.decode(hidden, self.embed_tokens(tokens), at, earlier, packing)
+        embeds, earlier = self.embed_tokens(tokens), [list(steps) for steps in caches]
+        output, state, made = self.step_of(self.decode, hidden, embeds, at, earlier, packing)
         for steps, keys_values in zip(caches, made, strict=True):
             steps.append(keys_values)
         return output, state

@@ -7,14 +7,17 @@ server drafts as x[t+j+2] once x[0..t+1] are known and its drafts so far were ri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from drafts.nn.packing import Packing
 
 Reads = Literal["layers", "final", "nothing"]
+Made = TypeVar("Made")
 
 
 class Draft(nn.Module, ABC):
@@ -22,6 +25,8 @@ class Draft(nn.Module, ABC):
 
     reads: ClassVar[Reads]  # the target's hidden states that it takes
     steps_alike: ClassVar[bool] = False  # does each step predict what step 0 of a later row does?
+
+    gradient_checkpointing = False  # make values again in the backward pass, not keep them
 
     d2t: Tensor
     t2d: Tensor
@@ -49,6 +54,15 @@ class Draft(nn.Module, ABC):
         if self.reads == "layers":
             return hidden
         return final if self.reads == "final" else final[..., :0]
+
+    def step_of(self, function: Callable[..., Made], *given: Any) -> Made:
+        """function(*given), of whose values only `given` are kept with `gradient_checkpointing`.
+
+        It must change nothing that it is given.
+        """
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return cast(Made, checkpoint(function, *given, use_reentrant=False))
+        return function(*given)
 
     @property
     @abstractmethod

@@ -22,22 +22,29 @@ from afaspec.train.step import join_processes, sum_gradients
 
 def step_gradient(config: TrainConfig, step: int = 1) -> dict[str, Tensor]:
     """Of each trained parameter, at weights where no adapter is zero."""
+    batches = batches_of(config)
+    draft = batches.objective.draft
+    generator = torch.Generator().manual_seed(5)
+    trained = [parameter for parameter in draft.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    for loss in batches.losses(step):
+        loss().backward()
+    if batches.accelerator.num_processes > 1:
+        sum_gradients(batches.accelerator, trained)
+    return {name: p.grad for name, p in draft.named_parameters() if p.grad is not None}
+
+
+def batches_of(config: TrainConfig) -> Batches:
+    """The batches of a run that trains on the whole store, or on its part where others are mixed
+    in."""
     accelerator = join_processes()
     store, draft, target = open_inputs(config)
     setup = set_up(config, draft, target, accelerator.device)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in setup.parameters:
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     split = (list(range(len(store))), []) if not config.mix else split_sequences(store, config)
     parts = parts_of(config, store, split, draft, target)
-    batches = Batches(config, parts, setup.objective, accelerator)
-    for loss in batches.losses(step):
-        loss().backward()
-    if accelerator.num_processes > 1:
-        sum_gradients(accelerator, setup.parameters)
-    named = setup.draft.named_parameters()
-    return {name: p.grad for name, p in named if p.grad is not None}
+    return Batches(config, parts, setup.objective, accelerator)
 
 
 def run_settings(

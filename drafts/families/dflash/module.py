@@ -142,7 +142,7 @@ class DFlashDraft(Draft):
         of_slots = positions[packing.rows].unsqueeze(1) + slots
         at = rotation(self.rotary, context, of_slots.flatten())
         for layer in self.layers:
-            block = layer(block, context, at, context_at, packing)
+            block = self.step_of(layer, block, context, at, context_at, packing)
         return list(self.norm(block)[:, 1:].unbind(1))
 
     def logits(self, output: Tensor, step: int) -> Tensor:

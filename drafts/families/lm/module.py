@@ -46,9 +46,12 @@ class LmDraft(Draft):
         """
         lengths = packing.lengths
         ids = pad_sequence(input_ids[: len(packing)].split(lengths), batch_first=True)
-        output = self.lm.get_decoder()(input_ids=ids, use_cache=False)
+        output = self.step_of(self._decoder, ids)
         pairs = zip(output.last_hidden_state, lengths, strict=True)
         return torch.cat([states[:length] for states, length in pairs])
+
+    def _decoder(self, ids: Tensor) -> Any:
+        return self.lm.get_decoder()(input_ids=ids, use_cache=False)
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         """The output layer's logits, scaled and capped as the architecture has it."""

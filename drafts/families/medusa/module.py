@@ -92,4 +92,4 @@ class MedusaDraft(Draft):
                 f"{steps} draft steps are asked of a Medusa draft with {len(self.blocks)} heads",
                 hint=f"ask for {len(self.blocks)} or fewer",
             )
-        return [block(x) for block in self.blocks[:steps]]
+        return [self.step_of(block, x) for block in self.blocks[:steps]]

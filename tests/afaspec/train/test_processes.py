@@ -20,7 +20,7 @@ from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
 from tests.command import run_command
 from tests.opened import capture, train
-from tests.tiny.gradients import run_settings, step_gradient
+from tests.tiny.gradients import batches_of, run_settings, step_gradient
 
 WORDS = "for every value in the list of all pairs"
 
@@ -67,6 +67,33 @@ def test_four_micro_batches_of_two_have_the_gradient_of_one_of_eight(
     whole = step_gradient(run_settings(store, tiny_draft, tmp_path, 8, 1))
     parts = step_gradient(run_settings(store, tiny_draft, tmp_path, 2, 4))
     assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 200])
+def test_parts_of_some_tokens_have_the_gradient_of_the_whole(
+    tokens: int, store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    settings = run_settings(store, tiny_draft, tmp_path, 8, 1)
+    whole = step_gradient(settings)
+    changes = {"batch_tokens": tokens, "gradient_checkpointing": True}
+    assert_same(whole, step_gradient(settings.model_copy(update=changes)))
+
+
+@pytest.mark.parametrize(("tokens", "parts"), [(None, 1), (10_000, 1), (80, None), (1, 8)])
+def test_parts_are_whole_sequences_of_no_more_tokens_than_asked(
+    tokens: int | None, parts: int | None, store: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    settings = run_settings(store, tiny_draft, tmp_path, 8, 1)
+    settings = settings.model_copy(update={"batch_tokens": tokens})
+    batches, opened = batches_of(settings), FeatureStore.open(store)
+    (micro,) = batches.sequences(0)
+    found = list(batches.in_parts(micro))
+    assert [one for part in found for one in part] == micro
+    assert parts in (None, len(found))
+    if tokens is not None:
+        sizes = [sum(len(opened[index]) for _, index in part) for part in found]
+        assert all(s <= tokens or len(p) == 1 for s, p in zip(sizes, found, strict=True))
+    assert len(batches.losses(0)) == len(found)
 
 
 def test_two_processes_have_the_gradient_of_one(
