@@ -91,11 +91,11 @@ class HeldOut:
         return {self.key: 1 + sum(accepted) / drafts, self._named("per_position"): rates}
 
     def _count(self, draft: Draft) -> Acceptance:
-        k, batch, amp = self.config.draft_steps, self.config.batch_size, self.config.bf16
+        k, amp = self.config.draft_steps, self.config.bf16
         held = (self.store[index] for index in self._own)
         if self.measure == "acceptance":
-            return offline_acceptance(draft, held, k, batch=batch, amp=amp)
-        return offline_agreement(draft, held, self._likeliest, k, batch=batch, amp=amp)
+            return offline_acceptance(draft, held, k, amp=amp)
+        return offline_agreement(draft, held, self._likeliest, k, amp=amp)
 
     @property
     def _own(self) -> list[int]:

@@ -21,6 +21,7 @@ from afaspec.train.checks import check_features
 from afaspec.train.config import TrainConfig
 from afaspec.train.mix import Part
 from afaspec.train.objective import DraftObjective, collate
+from drafts.nn.packing import packs
 
 Drawn = tuple[int, int]  # the number of a part, and of a sequence in its store
 
@@ -100,17 +101,8 @@ class Batches:
 
     def in_parts(self, micro: list[Drawn]) -> Iterator[list[Drawn]]:
         """A micro-batch in parts of `batch_tokens`; a sequence of more is one of its own."""
-        most, tokens = self.config.batch_tokens, 0
-        part: list[Drawn] = []
-        for number, index in micro:
-            length = self.parts[number].store.length(index)
-            if part and most is not None and tokens + length > most:
-                yield part
-                part, tokens = [], 0
-            part.append((number, index))
-            tokens += length
-        if part:
-            yield part
+        lengths = [part.store.length for part in self.parts]
+        return packs(micro, lambda drawn: lengths[drawn[0]](drawn[1]), self.config.batch_tokens)
 
     def _tokens(self, mine: Sequence[Sequence[Drawn]]) -> Tensor:
         """How many tokens each draft step's loss is taken over; no hidden states are read."""

@@ -3,7 +3,7 @@
     python -m bench.kernels.attention
     python -m bench.kernels.attention --lengths 256,1024,4096 --heads 32 --kv-heads 8 --size 128
 
-One forward and backward of a later draft step in float32, both ways in turn.
+One forward and backward of a later draft step, both ways in turn, in float32 or on a GPU in bf16.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ def prepare(way: str, shape: Shape) -> Callable[[], object]:
     from drafts.nn import attention
     from drafts.nn.packing import Packing
 
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+        torch.set_default_dtype(torch.bfloat16)
     s, function, n = shape, getattr(attention, way), shape.batch * shape.length
 
     def made(*sizes: int) -> torch.Tensor:

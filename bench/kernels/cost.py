@@ -19,8 +19,8 @@ Prepare = Callable[[str, Shape], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Cost:
-    """Process seconds, so that other work on the machine changes them little, and the most bytes
-    held beyond those held before."""
+    """Process seconds, so that other work on the machine changes them little, or those of a GPU
+    that the work runs on, and the most bytes held beyond those held before, there likewise."""
 
     seconds: float
     bytes: int
@@ -44,27 +44,43 @@ def _once(prepare: Prepare[Shape], way: str, small: Shape, shape: Shape, threads
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     prepare(way, small)()
-    work, before = prepare(way, shape), _peak_bytes()
-    began = time.process_time()
+    work = prepare(way, shape)
+    if torch.cuda.is_initialized():
+        return _on_gpu(work)
+    before, began = _peak_bytes(), time.process_time()
     work()
     return Cost(time.process_time() - began, _peak_bytes() - before)
+
+
+def _on_gpu(work: Callable[[], object]) -> Cost:
+    """Of the second time: kernels are chosen and compiled in the first."""
+    import torch
+
+    work()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, began = torch.cuda.memory_allocated(), time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return Cost(time.perf_counter() - began, torch.cuda.max_memory_allocated() - before)
 
 
 def _peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def comparison(name: str, rows: Mapping[str, Sequence[Cost]]) -> Table:
-    """A table of costs beside those of the plain way, which comes second in each of `rows`."""
-    table = Table(name, "ms", "plain", "faster", "MiB", "plain", "less")
+def comparison(name: str, rows: Mapping[str, Sequence[Cost]], other: str = "plain") -> Table:
+    """A table of costs beside those of the `other` way, which comes second in each of `rows`."""
+    table = Table(name, "ms", other, "faster", "MiB", other, "less")
     for column in table.columns[1:]:
         column.justify = "right"
-    for words, (mine, plain) in rows.items():
+    for words, (mine, theirs) in rows.items():
+        less = f"{theirs.bytes / mine.bytes:.1f}x" if mine.bytes > MIB else ""
         table.add_row(
             words,
-            *(f"{1000 * cost.seconds:,.0f}" for cost in (mine, plain)),
-            f"{plain.seconds / mine.seconds:.1f}x",
-            *(f"{cost.bytes / MIB:,.0f}" for cost in (mine, plain)),
-            f"{plain.bytes / max(mine.bytes, 1):.1f}x",
+            *(f"{1000 * cost.seconds:,.0f}" for cost in (mine, theirs)),
+            f"{theirs.seconds / mine.seconds:.1f}x",
+            *(f"{cost.bytes / MIB:,.0f}" for cost in (mine, theirs)),
+            less,
         )
     return table

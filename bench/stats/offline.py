@@ -11,7 +11,6 @@ the target's likeliest token at each place of it: teacher-forced agreement, whic
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 
 LOGITS = 1 << 24  # made at a time
+TOKENS = 1 << 12  # that go through a draft at a time
 
 
 class Captured(Protocol):
@@ -43,7 +43,7 @@ class Captured(Protocol):
 
 
 def offline_acceptance(
-    draft: Draft, sequences: Iterable[Captured], k: int, *, batch: int = 8, amp: bool | None = None
+    draft: Draft, sequences: Iterable[Captured], k: int, *, amp: bool | None = None
 ) -> Acceptance:
     """Acceptance of `draft` with k speculative tokens on greedy `sequences`, such as a store's.
 
@@ -52,7 +52,7 @@ def offline_acceptance(
     end are left out, since what the target would have said there is unknown. Raises
     `NotFiniteError` for a draft without logits.
     """
-    return _walk(draft, ((s, s.input_ids) for s in sequences), k, batch=batch, amp=amp)
+    return _walk(draft, ((s, s.input_ids) for s in sequences), k, amp=amp)
 
 
 def offline_agreement(
@@ -61,7 +61,6 @@ def offline_agreement(
     likeliest: Iterable[Tensor],
     k: int,
     *,
-    batch: int = 8,
     amp: bool | None = None,
 ) -> Acceptance:
     """How often drafts equal the target's likeliest tokens, on sequences of any origin.
@@ -69,7 +68,7 @@ def offline_agreement(
     `likeliest` has for each sequence ids [n]: at place t what the target makes likeliest after the
     t tokens before it. Counted by the same walk, and equal to acceptance on greedy sequences.
     """
-    return _walk(draft, zip(sequences, likeliest, strict=True), k, batch=batch, amp=amp)
+    return _walk(draft, zip(sequences, likeliest, strict=True), k, amp=amp)
 
 
 def _walk(
@@ -77,15 +76,15 @@ def _walk(
     sequences: Iterable[tuple[Captured, Tensor]],
     k: int,
     *,
-    batch: int,
     amp: bool | None,
 ) -> Acceptance:
+    from drafts.nn.packing import packs
+
     was_training = draft.training
     draft.eval()
     drafts: list[int] = []
     accepted: list[list[int]] = []
-    waiting = iter(sequences)
-    while pairs := list(islice(waiting, batch)):
+    for pairs in packs(sequences, lambda pair: len(pair[1]), TOKENS):
         rows, wanted = [row for row, _ in pairs], [ids for _, ids in pairs]
         for row, matches in zip(rows, match_matrix(draft, rows, k, wanted, amp=amp), strict=True):
             walks = [

@@ -3,8 +3,8 @@
     python docs/examples/loss_cost.py
     python docs/examples/loss_cost.py --vocabularies 8192,49152,128256 --width 4096 --rows 512
 
-Loss and gradients of all draft steps in float32, both ways in turn; the draft's output layer is
-trained, or frozen with --frozen, as for adapters.
+Loss and gradients of all draft steps, both ways in turn, in float32 or on a GPU in bf16; the
+draft's output layer is trained, or frozen with --frozen, as for adapters.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def prepare(way: str, shape: Shape) -> Callable[[], object]:
     import torch
 
     s = shape
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+        torch.set_default_dtype(torch.bfloat16)
     head, teacher = (torch.nn.Linear(s.width, s.vocabulary, bias=False) for _ in range(2))
     head.requires_grad_(s.trained)
     final, numbers = torch.randn(s.rows, s.width), torch.arange(s.rows)

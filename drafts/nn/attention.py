@@ -18,7 +18,9 @@ from torch import Tensor
 
 from drafts.nn.packing import Packing
 
-SCORES = 1 << 20  # made at a time, by all rows and heads; more no longer fit the cache
+# Made at a time, by all rows and heads: on a CPU as many as its cache holds, on a GPU as many as
+# keep it busy.
+SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
 FEWEST = 16  # rows at a time, however many scores they make
 
 
@@ -50,14 +52,14 @@ class Sight:
     def parts(self, row_scores: int) -> Iterator[tuple[slice, slice]]:
         """Rows of one sequence at a time, with the columns of the context that any of them sees.
 
-        `row_scores` are those of a row with one column; a part has about `SCORES` in all.
+        `row_scores` are those of a row with one column. A part has about `SCORES` in all.
         """
-        numbers = self.packing.numbers
+        numbers, most = self.packing.numbers, SCORES.get(self.packing.device.type, SCORES["cpu"])
         for start, rows in self.packing.spans:
             reach = numbers[rows.stop - 1] + 1 - start
             if self.window is not None:
                 reach = min(reach, self.window)
-            size = max(FEWEST, SCORES // (row_scores * reach))
+            size = max(FEWEST, most // (row_scores * reach))
             for begin in range(rows.start, rows.stop, size):
                 part = slice(begin, min(begin + size, rows.stop))
                 first, last = start, numbers[part.stop - 1] + 1

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+
+Item = TypeVar("Item")
+
+
+def packs(
+    items: Iterable[Item], length: Callable[[Item], int], tokens: int | None
+) -> Iterator[list[Item]]:
+    """As many items at a time, in order, as have `tokens` together; one that has more, alone."""
+    pack: list[Item] = []
+    held = 0
+    for item in items:
+        size = length(item)
+        if pack and tokens is not None and held + size > tokens:
+            yield pack
+            pack, held = [], 0
+        pack.append(item)
+        held += size
+    if pack:
+        yield pack
 
 
 @dataclass(frozen=True)

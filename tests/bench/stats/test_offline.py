@@ -71,9 +71,12 @@ def serve(draft: Draft, sequence: Stored, k: int) -> tuple[int, list[int]]:
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_offline_equals_a_server_that_goes_token_by_token(draft: Draft, k: int) -> None:
+def test_offline_equals_a_server_that_goes_token_by_token(
+    draft: Draft, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "TOKENS", 2 * (PROMPT + RESPONSE))  # two sequences at a time
     stored = sequences(draft, count=5, agreement=0.7)
-    measured = offline_acceptance(draft, stored, k, batch=2, amp=False)
+    measured = offline_acceptance(draft, stored, k, amp=False)
     served = [serve(draft, sequence, k) for sequence in stored]
     assert measured.drafts_per_prompt.tolist() == [drafts for drafts, _ in served]
     assert measured.accepted_per_prompt.tolist() == [accepted for _, accepted in served]

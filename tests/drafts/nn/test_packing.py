@@ -10,7 +10,7 @@ import torch
 
 from drafts.checkpoint.family import InitOptions
 from drafts.nn.interface import Draft
-from drafts.nn.packing import Packing
+from drafts.nn.packing import Packing, packs
 from drafts.registry import FAMILIES
 from tests.opened import init_draft
 from tests.tiny.models import LAYER_IDS, VOCAB
@@ -26,6 +26,12 @@ def test_rows_and_places_of_several_sequences() -> None:
     assert packing.spans == [(0, slice(0, 5)), (9, slice(5, 10)), (30, slice(10, 21))]
     assert packing.rows[5:10].tolist() == [11, 12, 13, 19, 24]
     assert len(packing.whole.rows) == 42
+
+
+def test_packs_are_as_full_as_they_may_be() -> None:
+    assert list(packs([3, 4, 9, 1, 1, 2, 5], int, 5)) == [[3], [4], [9], [1, 1, 2], [5]]
+    assert list(packs([3, 4, 9], int, None)) == [[3, 4, 9]]
+    assert list(packs([], int, 5)) == []
 
 
 def random_draft(family: str, target: Path) -> Draft:

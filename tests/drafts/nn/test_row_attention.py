@@ -35,7 +35,7 @@ def inputs(packing: Packing, slots: int, own: int, dtype: torch.dtype) -> list[T
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows at a time, so that sequences have several parts and an uneven last one."""
-    monkeypatch.setattr(attention, "SCORES", 1)
+    monkeypatch.setitem(attention.SCORES, "cpu", 1)
     monkeypatch.setattr(attention, "FEWEST", 4)
 
 
@@ -93,7 +93,7 @@ def test_autocast_computes_in_its_own_type() -> None:
 
 
 def test_no_tensor_grows_with_the_square_of_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SCORES", 4096)
+    monkeypatch.setitem(attention.SCORES, "cpu", 4096)
     largest = {}
     for function, rows in product((attend, attend_eager), (256, 512)):
         q = torch.randn(2, rows, 1, SIZE, requires_grad=True)
