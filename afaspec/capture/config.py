@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from afaspec.capture.turns import TrainTurns
 from afaspec.config import TargetAdapter
+from afaspec.store.manifest import Features
 from bench.records.settings import (
     Listed,
     ModelName,
@@ -101,6 +102,9 @@ class MachineSettings(Settings):
         "is installed, else transformers]",
     )
     enforce_eager: bool = Field(False, description="vLLM does not compile: starts sooner, slower")
+    features: Features = Field(
+        "bf16", description="how hidden states are kept: int8 takes half of the disk"
+    )
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
 
 

@@ -63,7 +63,7 @@ class Setup:
 
     @property
     def token_bytes(self) -> int:
-        return token_bytes(self.target.hidden_size, len(self.layer_ids))
+        return token_bytes(self.target.hidden_size, len(self.layer_ids), self.config.features)
 
     def cache_bytes(self, value_bytes: int) -> int:
         """Keys and values of one token, in values of so many bytes."""
@@ -131,6 +131,7 @@ class CapturePlan(Setup):
                 "batch_size": batch_size,
                 "device": self.device,
             },
+            features=self.config.features,
             versions=versions(),
         )
 

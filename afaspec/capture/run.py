@@ -209,6 +209,7 @@ def _compare(found: Manifest, plan: CapturePlan) -> None:
         ("target", found.target["sha256"][:12], wanted.target["sha256"][:12]),
         ("layer_ids", list(found.layer_ids), list(wanted.layer_ids)),
         ("dtype", found.dtype, wanted.dtype),
+        ("features", found.features, wanted.features),
     ]
     content = ("prompts_sha256", "prompts_count")  # last: another setting explains them better
     names = [name for name in wanted.settings if name not in (*NOT_COMPARED, *content)]

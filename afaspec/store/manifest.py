@@ -6,15 +6,17 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
+from afaspec.store.int8 import groups
 from drafts.errors import UserError
 from drafts.files import read_json, write_json
 
 FORMAT = "afaspec-features/1"
+Features = Literal["bf16", "int8"]
 NAME = "manifest.json"
 CAPTURE_AGAIN = "capture it again with --overwrite"
 # Where prompts lay, where the target ran, and how large files are: not what was captured.
@@ -53,6 +55,7 @@ class Manifest:
     layer_ids: tuple[int, ...]
     dtype: str
     settings: dict[str, Any]
+    features: Features = "bf16"  # how the hidden states are kept
     versions: dict[str, str] = field(default_factory=dict)
     shards: list[ShardRecord] = field(default_factory=list)
     complete: bool = False
@@ -81,12 +84,14 @@ class Manifest:
         settings = {k: v for k, v in self.settings.items() if k not in NOT_CONTENT}
         counts = (self.sequences, self.tokens, self.response_tokens)
         what = [self.target["sha256"], self.layer_ids, self.dtype, settings, counts]
+        if self.features != "bf16":
+            what.append(self.features)
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @property
     def token_bytes(self) -> int:
         """Bytes that one token takes in a shard."""
-        return token_bytes(self.target["hidden_size"], len(self.layer_ids))
+        return token_bytes(self.target["hidden_size"], len(self.layer_ids), self.features)
 
     def write(self, folder: Path) -> None:
         counts = {
@@ -97,9 +102,12 @@ class Manifest:
         write_json(folder / NAME, {"format": FORMAT, **asdict(self), **counts})
 
 
-def token_bytes(hidden_size: int, layers: int) -> int:
-    """input id int32, mask uint8, `layers` + 1 hidden states in bf16."""
-    return 4 + 1 + 2 * hidden_size * (layers + 1)
+def token_bytes(hidden_size: int, layers: int, features: Features) -> int:
+    """input id int32, mask uint8, `layers` + 1 hidden states in bf16, or in int8 with scales."""
+    states = [hidden_size * layers, hidden_size]
+    if features == "bf16":
+        return 4 + 1 + sum(2 * width for width in states)
+    return 4 + 1 + sum(width + 2 * groups(width) for width in states)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -117,7 +125,8 @@ def read_manifest(folder: Path) -> Manifest:
         problem = f"has the format {found!r}, expected {FORMAT!r}"
         raise UserError(problem, where=path, hint=CAPTURE_AGAIN)
     try:
-        found = {part.name: raw[part.name] for part in fields(Manifest)}
+        known = {"features": "bf16", **raw}  # older stores do not say
+        found = {part.name: known[part.name] for part in fields(Manifest)}
         return TypeAdapter(Manifest).validate_python(found)
     except (KeyError, ValidationError) as error:
         path_in = [error.args[0]] if isinstance(error, KeyError) else error.errors()[0]["loc"]

@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afaspec.store.int8 import from_int8, groups
 from afaspec.store.manifest import CAPTURE_AGAIN, Manifest, ShardRecord, read_manifest
 from drafts.errors import UserError
 from drafts.hashes import hash_file
@@ -145,8 +146,9 @@ class _Shard:
         self._torch = torch
         self.offsets = self._file.get_tensor("offsets").clone()
         self.prompt_index = self._file.get_tensor("prompt_index").clone()
-        named = "root" in self._file.keys()  # noqa: SIM118 (no mapping)
-        self.root = self._file.get_tensor("root").clone() if named else None
+        names = self._file.keys()
+        self.root = self._file.get_tensor("root").clone() if "root" in names else None
+        self._scaled = "final_scale" in names
 
     def prompt_ids(self, i: int) -> tuple[int, ...]:
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
@@ -155,12 +157,16 @@ class _Shard:
 
     def sequence(self, i: int) -> Sequence:
         ids, mask = self.tokens(i)
-        hidden, final = self._part("hidden", i), self._part("final", i)
+        hidden, final = self._states("hidden", i), self._states("final", i)
         return Sequence(ids, mask, hidden, final, int(self.prompt_index[i]))
 
     def tokens(self, i: int) -> tuple[Tensor, Tensor]:
         ids, mask = self._part("input_ids", i), self._part("loss_mask", i)
         return ids.to(self._torch.int64), mask.to(self._torch.bool)
+
+    def _states(self, name: str, i: int) -> Tensor:
+        states = self._part(name, i)
+        return from_int8(states, self._part(f"{name}_scale", i)) if self._scaled else states
 
     def _part(self, name: str, i: int) -> Tensor:
         return self._file.get_slice(name)[int(self.offsets[i]) : int(self.offsets[i + 1])]
@@ -184,9 +190,11 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
         "loss_mask": ("U8", (n,)),
         "offsets": ("I64", (s + 1,)),
         "prompt_index": ("I32", (s,)),
-        "hidden": ("bfloat16", (n, len(manifest.layer_ids) * d)),
-        "final": ("bfloat16", (n, d)),
     }
+    for name, width in (("hidden", len(manifest.layer_ids) * d), ("final", d)):
+        expected[name] = ("bfloat16" if manifest.features == "bf16" else "I8", (n, width))
+        if manifest.features == "int8":
+            expected[f"{name}_scale"] = ("bfloat16", (n, groups(width)))
     found = {name: (header.dtype, header.shape) for name, header in read_header(path).items()}
     if "root" in found:  # older stores have none
         expected["root"] = ("I64", (s,))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from filelock import lock_descriptor
 
+from afaspec.store.int8 import to_int8
 from afaspec.store.manifest import Manifest, ShardRecord
 from drafts.errors import UserError
 from drafts.files import atomic_file, make_folder
@@ -83,9 +84,13 @@ class StoreWriter:
             "loss_mask": torch.tensor(self._mask, dtype=torch.uint8),
             "offsets": torch.tensor(self._offsets, dtype=torch.int64),
             "prompt_index": torch.tensor(self._index, dtype=torch.int32),
-            "hidden": torch.cat(self._hidden).to(torch.bfloat16),
-            "final": torch.cat(self._final).to(torch.bfloat16),
         }
+        for name, parts in (("hidden", self._hidden), ("final", self._final)):
+            states = torch.cat(parts).to(torch.bfloat16)
+            if self.manifest.features == "bf16":
+                tensors[name] = states
+            else:
+                tensors[name], tensors[f"{name}_scale"] = to_int8(states)
         if len(self._roots) == len(self._index) and None not in self._roots:
             tensors["root"] = torch.tensor(self._roots, dtype=torch.int64)
         path = self.folder / f"shard-{len(self.manifest.shards):05d}.safetensors"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from afaspec.store.manifest import Manifest, TargetRecord
+from afaspec.store.int8 import GROUP, from_int8, to_int8
+from afaspec.store.manifest import Features, Manifest, TargetRecord, token_bytes
 from afaspec.store.read import FeatureStore
 from afaspec.store.write import StoreWriter, locked
 from drafts.errors import UserError
@@ -41,9 +43,12 @@ def append(writer: StoreWriter, batch: list[tuple[list[int], torch.Tensor, torch
     writer.append(ids, masks, list(range(len(batch))), hidden, final)
 
 
-def write_store(folder: Path, batches: int = 4, shard_bytes: int = 3000) -> FeatureStore:
+def write_store(
+    folder: Path, batches: int = 4, shard_bytes: int = 3000, features: Features = "bf16"
+) -> FeatureStore:
     with locked(folder):
-        writer = StoreWriter(folder, empty_manifest(), shard_bytes)
+        manifest = replace(empty_manifest(), features=features)
+        writer = StoreWriter(folder, manifest, shard_bytes)
         writer.prepare()
         for seed in range(batches):
             append(writer, random_batch(seed))
@@ -170,3 +175,57 @@ def test_a_garbled_manifest_is_refused_by_name(
     manifest.write_text(json.dumps(raw))
     with pytest.raises(UserError, match=f"lacks or garbles '{named}'"):
         FeatureStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("width", [GROUP, 3 * GROUP, GROUP + 5, 7])
+def test_eight_bits_are_within_half_a_step_of_each_group(width: int) -> None:
+    torch.manual_seed(0)
+    states = torch.randn(6, width) * torch.tensor([1e-6, 1e-2, 1.0, 7.0, 1e4, 0.0]).unsqueeze(1)
+    states[2, 3] = 900.0  # as a few channels of a model are
+    codes, scales = to_int8(states)
+    found = from_int8(codes, scales).float()
+    for first in range(0, width, GROUP):
+        group = slice(first, first + GROUP)
+        most = states[:, group].abs().amax(-1, keepdim=True)
+        assert (
+            (found - states)[:, group].abs() <= most / 127 * 0.51 + states[:, group].abs() / 256
+        ).all()
+    assert (codes.dtype, scales.dtype) == (torch.int8, torch.bfloat16)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_still_not_finite_in_eight_bits(value: float) -> None:
+    states = torch.randn(3, 2 * GROUP)
+    states[1, GROUP + 4] = value
+    finite = from_int8(*to_int8(states)).isfinite()
+    assert finite[0].all()
+    assert finite[1, :GROUP].all()
+    assert not finite[1, GROUP:].any()
+
+
+def test_a_store_in_eight_bits(tmp_path: Path) -> None:
+    plain, small = write_store(tmp_path / "a"), write_store(tmp_path / "b", features="int8")
+    assert (
+        small.manifest.token_bytes == token_bytes(D, 3, "int8") < 0.7 * plain.manifest.token_bytes
+    )
+    assert small.manifest.content_sha256 != plain.manifest.content_sha256
+    for one, two in zip(plain, small, strict=True):
+        assert torch.equal(one.input_ids, two.input_ids)
+        for name in ("hidden", "final"):
+            states, found = getattr(one, name), getattr(two, name)
+            assert found.dtype == torch.bfloat16
+            assert torch.equal(found, from_int8(*to_int8(states)))
+    path = tmp_path / "b" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"features": "bf16"}))
+    with pytest.raises(UserError, match="tensor hidden is"):
+        FeatureStore.open(tmp_path / "b")
+
+
+def test_a_store_that_does_not_say_how_states_are_kept_has_bf16(tmp_path: Path) -> None:
+    expected = write_store(tmp_path / "s").manifest
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["features"]
+    path.write_text(json.dumps(manifest))
+    assert FeatureStore.open(tmp_path / "s").manifest == expected
