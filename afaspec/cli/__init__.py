@@ -19,6 +19,7 @@ PANELS = {
         "capture": ("adapt.capture", "Record a target's answers and hidden states for training"),
         "train": ("adapt.train", "Train a draft adapter: LoRA, AFA-LoRA, or all weights"),
         "merge": ("adapt.merge", "Merge a finished adapter into its base draft"),
+        "plan": ("adapt.plan", "Say what capture, training and bench will take and cost"),
         "compare": ("adapt.compare", "Train whole arms side by side and compare them"),
     },
     "Serve": {

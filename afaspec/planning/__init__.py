@@ -1,0 +1,1 @@
+"""What capture, training and bench will take, before they are begun."""
