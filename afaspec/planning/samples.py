@@ -144,7 +144,7 @@ def sample_bench(config: PlanConfig) -> BenchSample:
         tell,
         log_folder=Path(config.out) / "logs",
     )
-    plain, drafted = (arm.tokens_per_second.value for arm in report.arms)
+    plain, drafted = (arm["tokens_per_second"]["value"] for arm in report.arms)
     return BenchSample(first[0] - began, plain, drafted, _most_held())
 
 

@@ -185,7 +185,7 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
             hint=CAPTURE_AGAIN,
         )
     d, n, s = manifest.target["hidden_size"], shard.tokens, shard.sequences
-    expected = {
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "input_ids": ("I32", (n,)),
         "loss_mask": ("U8", (n,)),
         "offsets": ("I64", (s + 1,)),
