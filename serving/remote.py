@@ -18,6 +18,12 @@ from serving.metrics import ServerCounters, server_counters
 
 SETTLE_SECONDS = 3.0
 SHOWN = 300  # characters of a strange answer that an error shows
+SECONDS = 60.0  # until a request has failed
+OVERRUN = (429, 500, 502, 503, 504)  # what a server or the proxy before it says while it cannot
+
+
+class TransientError(UserError):
+    """A request that may succeed later: the server is gone, starting, or has too much to do."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,9 @@ class RemoteServer:
             time.sleep(0.05)
         return found
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def post(self, path: str, body: Mapping[str, Any], *, seconds: float = SECONDS) -> Any:
         """The answer to a request that is not streamed. Raises `UserError` with what was said."""
-        return _ask_json(self.url, path, {"model": self.model, **body})
+        return _ask_json(self.url, path, {"model": self.model, **body}, seconds)
 
     def tokenize(self, **content: Any) -> list[int] | None:
         """Token ids of `prompt` or `messages`; None where the server offers no /tokenize."""
@@ -65,13 +71,13 @@ class RemoteServer:
         return ids if isinstance(ids, list) and all(isinstance(one, int) for one in ids) else None
 
 
-def connect(url: str, model: str | None = None) -> RemoteServer:
+def connect(url: str, model: str | None = None, *, counted: bool = True) -> RemoteServer:
     """Ask the server at `url` what it serves.
 
     The address may have a prefix before /v1, and /v1 itself. Raises `UserError` when nobody answers
     there, when it does not serve `model` or it is not clear which of several is meant (None takes
-    the one model, under its first name and without an adapter), or when its /metrics page lacks
-    vLLM's counters.
+    the one model, under its first name and without an adapter), or, where it is to be `counted`,
+    when its /metrics page lacks vLLM's counters.
     """
     url = _base(url)
     entries = _models(url)
@@ -99,7 +105,7 @@ def connect(url: str, model: str | None = None) -> RemoteServer:
         root=_root(entry),
         max_model_len=entry.get("max_model_len") or base.get("max_model_len"),
         version=_version(url),
-        k=len(_counters(url, counted_as).spec.accepted_per_position),
+        k=len(_counters(url, counted_as).spec.accepted_per_position) if counted else 0,
         counted_as=counted_as,
     )
 
@@ -167,8 +173,10 @@ def _version(url: str) -> str | None:
     return str(found["version"]) if isinstance(found, dict) and found.get("version") else None
 
 
-def _ask_json(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    text = _ask(url, path, body)
+def _ask_json(
+    url: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
+) -> Any:
+    text = _ask(url, path, body, seconds)
     try:
         return json.loads(text)
     except ValueError:
@@ -179,23 +187,26 @@ def _ask_json(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any
         ) from None
 
 
-def _ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> str:
+def _ask(
+    url: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
+) -> str:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", **api_headers()}
     try:
         request = urllib.request.Request(url + path, data, headers)
-        with direct.open(request, timeout=60) as answer:
+        with direct.open(request, timeout=seconds) as answer:
             found: bytes = answer.read()
     except HTTPError as error:
         text = " ".join(error.read().decode(errors="replace").split())
-        raise UserError(
+        kind = TransientError if error.code in OVERRUN else UserError
+        raise kind(
             f"{path} answered {error.code}: {text[:SHOWN]}",
             where=url,
             hint=_hint(error.code, path),
         ) from None
     except (OSError, HTTPException, ValueError) as error:
-        raise UserError(
+        raise TransientError(
             f"no server answers here ({error})",
             where=url,
             hint="start one with `afaspec serve`, or check the address and port",

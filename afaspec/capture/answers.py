@@ -8,7 +8,7 @@ from dataclasses import replace
 from afaspec.capture.journal import Journal
 from afaspec.capture.plan import Asked, CapturePlan
 from afaspec.capture.turns import Turn
-from afaspec.capture.writing import OnStep, Writer
+from afaspec.capture.writers.protocol import OnStep, Writer
 
 JOURNAL = "answers.jsonl"  # in the store's folder until the store is complete
 

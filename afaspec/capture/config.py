@@ -41,6 +41,11 @@ FIXED = (
 )
 
 
+def is_address(writer: str) -> bool:
+    """Is it a server's?"""
+    return writer.startswith(("http://", "https://"))
+
+
 class StorePlace(Settings):
     """Whose hidden states are kept, which of them, and where."""
 
@@ -96,16 +101,30 @@ class MachineSettings(Settings):
     batch_size: int | None = Field(None, gt=0, le=4096, description="default: fits the memory")
     dtype: Literal["auto", Float] = Field("auto", description="type that the target computes in")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
-    generate_with: Literal["auto", "transformers", "vllm"] = Field(
+    generate_with: str = Field(
         "auto",
-        description="what writes prompts and responses [default: vllm for --self-prompts where it "
-        "is installed, else transformers]",
+        description="what writes prompts and responses: transformers, vllm, or the address of a "
+        "vLLM server [default: vllm for --self-prompts where it is installed, else transformers]",
     )
+    server_model: str | None = Field(
+        None, description="its name for the target, where it serves several models"
+    )
+    requests: int = Field(64, gt=0, description="that run on that server at once")
     enforce_eager: bool = Field(False, description="vLLM does not compile: starts sooner, slower")
     features: Features = Field(
         "bf16", description="how hidden states are kept: int8 takes half of the disk"
     )
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
+
+    @field_validator("generate_with")
+    @classmethod
+    def _known_writer(cls, name: str) -> str:
+        if name not in ("auto", "transformers", "vllm") and not is_address(name):
+            raise ValueError(
+                "expected auto, transformers, vllm or an address such as http://127.0.0.1:8000; "
+                f"found {name!r}"
+            )
+        return name
 
 
 class CaptureConfig(

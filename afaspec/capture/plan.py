@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from afaspec.capture.config import CaptureConfig
+from afaspec.capture.config import CaptureConfig, is_address
 from afaspec.capture.target_model import end_ids, load_tokenizer, read_model_config
 from afaspec.capture.turns import (
     Turn,
@@ -58,7 +58,7 @@ class Setup:
     layer_ids: tuple[int, ...]
     device: str
     dtype: str
-    write_with: Literal["transformers", "vllm"]
+    write_with: Literal["transformers", "vllm", "server"]
     model_config: Any  # transformers' own
 
     @property
@@ -237,8 +237,10 @@ def compute_dtype(wanted: str, target: TargetInfo, device: str) -> str:
     return fastest_float(torch.device(device))
 
 
-def choose_writer(config: CaptureConfig) -> Literal["transformers", "vllm"]:
+def choose_writer(config: CaptureConfig) -> Literal["transformers", "vllm", "server"]:
     """What writes prompts and answers. Raises `UserError` for a vLLM that is not installed."""
+    if is_address(config.generate_with):
+        return "server"
     if config.generate_with == "vllm":
         require_vllm()
         return "vllm"

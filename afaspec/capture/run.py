@@ -20,7 +20,9 @@ from afaspec.capture.plan import (
 from afaspec.capture.self_prompts import FILES, longest_sequence, write_self_prompts
 from afaspec.capture.target_model import load_target
 from afaspec.capture.turns import Turn, joined
-from afaspec.capture.writing import OnStep, TransformersWriter, Writer, open_writer
+from afaspec.capture.writers.choose import open_writer
+from afaspec.capture.writers.protocol import OnStep, Writer
+from afaspec.capture.writers.transformers_model import TransformersWriter
 from afaspec.store.manifest import NAME, Manifest, read_manifest
 from afaspec.store.read import FeatureStore
 from afaspec.store.write import StoreWriter, locked

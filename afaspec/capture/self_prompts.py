@@ -17,7 +17,7 @@ from typing import Any
 from afaspec.capture.config import SELF_PROMPTS
 from afaspec.capture.journal import AGAIN, Journal
 from afaspec.capture.plan import Setup
-from afaspec.capture.writing import Writer
+from afaspec.capture.writers.protocol import Writer
 from afaspec.store.manifest import NAME, read_manifest
 from bench.prompts.near_copies import NearCopies
 from bench.prompts.template import MARK

@@ -438,7 +438,7 @@ def test_disk_that_fills_up_meanwhile_keeps_what_is_whole(
     place: Place, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program takes the space after the start; with space again, the capture goes on."""
-    import afaspec.capture.writing as module
+    import afaspec.capture.writers.transformers_model as module
 
     rows = place.rows(*[{"prompt": f"def f{i}(x):\n"} for i in range(40)])
     arguments = [

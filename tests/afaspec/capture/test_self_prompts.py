@@ -13,12 +13,13 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from afaspec.capture import self_prompts, writing
+from afaspec.capture import self_prompts
 from afaspec.capture.answers import JOURNAL as ANSWERS
 from afaspec.capture.config import SELF_PROMPTS, CaptureConfig
 from afaspec.capture.plan import Setup, settle
 from afaspec.capture.run import CaptureProgress
 from afaspec.capture.self_prompts import JOURNAL, REPORT, OpenTurn, judge, open_turn
+from afaspec.capture.writers import transformers_model, vllm_engine
 from afaspec.store.read import FeatureStore
 from bench.prompts.read import read_prompts
 from drafts.errors import UserError
@@ -208,7 +209,7 @@ def test_a_target_that_says_too_little_is_given_up(
 def test_what_cannot_be_done_is_refused_before_any_model_loads(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "load_target", None)
+    monkeypatch.setattr(transformers_model, "load_target", None)
     for number, (template, problem) in enumerate(
         [(None, "no chat template"), (MUTE, "leaves out what a user says")]
     ):
@@ -231,7 +232,7 @@ def test_vllm_writes_prompts_and_answers_and_resumes(
     target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 8 of the 20 prompts. Of the answers' journal, a kill has cut the last block."""
-    monkeypatch.setattr(writing.VllmWriter, "block", 8)
+    monkeypatch.setattr(vllm_engine.VllmWriter, "block", 8)
     more = {"generate_with": "vllm", "enforce_eager": True}
     config = settings(target, tmp_path / "store", **more)
     stopped_at(config, "capture", 0)  # all is written, nothing is stored yet
@@ -248,7 +249,7 @@ def test_vllm_writes_prompts_and_answers_and_resumes(
     monkeypatch.setattr("serving.engine.engine.EngineProcess.__init__", None)
     whole = capture(config)  # needs no engine any more
     monkeypatch.undo()
-    monkeypatch.setattr(writing.VllmWriter, "block", 8)
+    monkeypatch.setattr(vllm_engine.VllmWriter, "block", 8)
     check(capture(resumed), whole)
     assert not (resumed.out / ANSWERS).exists()
     for one in whole:

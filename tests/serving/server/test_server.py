@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from afaspec.store.read import FeatureStore
 from bench.records.run import Answer, Block
 from bench.server.arrivals import Load
 from bench.server.checks import warnings_of
@@ -24,8 +25,10 @@ from drafts.errors import UserError
 from drafts.target.info import read_target
 from serving.metrics import counters_from_prometheus, sum_counters
 from serving.remote import connect
+from tests.opened import load_target_head
 from tests.serving.server.servers import FAST, Command, get, post, serving
 from tests.tiny.models import write_target
+from tests.tiny.store import write_store
 from tests.vllm_client import VllmWorker
 
 K = 2
@@ -203,3 +206,26 @@ def test_a_server_of_another_model_is_refused(url: str, tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "import os"}) + "\n")
     with pytest.raises(UserError, match="whose tokens are not those of"):
         run_server_bench(ServerConfig(prompts=str(file), target=read_target(other)), {"mine": url})
+
+
+def test_it_writes_the_answers_of_a_capture(
+    url: str, tiny_target: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    """What vLLM says greedily, speculation and all, is what the target's own states say."""
+    store = FeatureStore.open(
+        write_store(
+            tmp_path / "store", tiny_target, tiny_draft, 12, generate_with=url, dtype="float32"
+        )
+    )
+    head, likeliest, written = load_target_head(tiny_target).float(), 0, 0
+    for sequence in store:
+        places = sequence.loss_mask.nonzero()[:, 0]
+        said = head(sequence.final[places - 1].float()).argmax(-1)
+        likeliest += int((said == sequence.input_ids[places]).sum())
+        written += len(places)
+    assert len(store) == 12
+    assert likeliest > 0.97 * written > 100  # states are kept in bf16, so that near-ties may fall
+
+    other = write_target(tmp_path / "other", vocab=400)
+    with pytest.raises(UserError, match="whose tokens are not those of"):
+        write_store(tmp_path / "no", other, None, 3, generate_with=url, layer_ids="1,2,3")

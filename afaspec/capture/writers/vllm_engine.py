@@ -1,95 +1,15 @@
-"""How the target writes: with transformers in this process, or with vLLM's engine beside it."""
+"""Writing with vLLM's engine in a process of its own."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from afaspec.capture.memory import GIB, LARGEST_BATCH, MEMORY_SHARE, free_memory
 from afaspec.capture.plan import Setup
-from afaspec.capture.target_model import load_target
+from afaspec.capture.writers.protocol import OnStep, number_of
 from drafts.errors import UserError
-
-OnStep = Callable[[float, int], None]  # how much of the block is done, and the new tokens
-
-
-class Writer(Protocol):
-    """What continues prompts. `block` prompts are written together: what is written depends on the
-    block and its seed alone, so that it is the same however often a run was interrupted."""
-
-    block: int
-
-    def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        new_tokens: int,
-        temperature: float,
-        ends: Sequence[int],
-        seed: str,
-        longest: int,
-        on_step: OnStep,
-    ) -> list[list[int]]:
-        """Continue each prompt to the first of `ends` (kept), or by `new_tokens`.
-
-        No prompt of the run has more than `longest` tokens with what is written.
-        """
-
-    def record(self) -> dict[str, Any]:
-        """What decides, beside prompts and settings, what it writes."""
-
-    def close(self) -> None:
-        """Free what it holds."""
-
-
-def open_writer(setup: Setup) -> Writer:
-    """The writer of this capture; it loads nothing before it has to write."""
-    return VllmWriter(setup) if setup.write_with == "vllm" else TransformersWriter(setup)
-
-
-class TransformersWriter:
-    """The model in this process, which gives the features too."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-        self.block = setup.config.batch_size or LARGEST_BATCH[setup.device]
-
-    @cached_property
-    def model(self) -> Any:
-        """The loaded target."""
-        return load_target(self.setup.target.folder, self.setup.dtype, self.setup.device)
-
-    def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        new_tokens: int,
-        temperature: float,
-        ends: Sequence[int],
-        seed: str,
-        longest: int,
-        on_step: OnStep,
-    ) -> list[list[int]]:
-        from afaspec.capture.generate import generate
-
-        return generate(
-            self.model,
-            prompts,
-            max_new_tokens=new_tokens,
-            temperature=temperature,
-            end_ids=frozenset(ends),
-            seed=number_of(seed),
-            on_step=lambda step, tokens: on_step((step + 1) / new_tokens, tokens),
-        )
-
-    def record(self) -> dict[str, Any]:
-        return {"with": "transformers", "dtype": self.setup.dtype, "block": self.block}
-
-    def close(self) -> None:
-        self.__dict__.pop("model", None)
 
 
 class VllmWriter:
@@ -170,8 +90,3 @@ class VllmWriter:
                 hint="give --max-prompt-tokens or a lower --max-new-tokens",
             )
         return max(1, math.ceil(min(one * batch, room) / GIB))
-
-
-def number_of(seed: str) -> int:
-    """A seed as torch and vLLM take it."""
-    return int(hashlib.sha256(seed.encode()).hexdigest()[:15], 16)
