@@ -14,7 +14,6 @@ from drafts.checkpoint.load import load_causal_lm
 from drafts.checkpoint.shapes import check_tensor
 from drafts.checkpoint.source import FETCH, Source
 from drafts.errors import UserError
-from drafts.nn.packing import Packing
 from drafts.quantization import quantization_of
 from drafts.rope import LONG
 from drafts.target.info import TargetInfo
@@ -222,6 +221,8 @@ def reaches(info: DraftInfo, window: int) -> bool:
 def check_logits(draft: LmDraft, info: DraftInfo) -> None:
     """Raise `UserError` if the architecture does more to its logits than the module knows of."""
     import torch
+
+    from drafts.nn.packing import Packing
 
     ids = torch.arange(8) % info.vocab_size
     draft.eval()
