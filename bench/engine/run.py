@@ -26,6 +26,7 @@ from bench.report.schema import Report, warn
 from drafts.checkpoint.info import DraftInfo
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
+from serving.runtime import has_gpu
 
 
 def run_bench(
@@ -105,9 +106,11 @@ def _start(
     stack: ExitStack,
     progress: Progress,
 ) -> dict[str, EngineProcess]:
-    """One engine per arm. They load and compile side by side, each mostly on one core."""
+    """One engine per arm. They load and compile side by side, but on a CPU, where each takes all
+    cores, one after another; then what one has compiled serves those after it."""
     engines: dict[str, EngineProcess] = {}
-    for arm in config.arms:
+    for done, arm in enumerate(config.arms):
+        progress("starting engines", done, len(config.arms))
         settings = EngineSettings(
             target=config.target,
             draft=arm.drafter,
@@ -122,10 +125,9 @@ def _start(
             draft_sample_method=config.draft_sample_method,
             sampling_logprobs=config.temperature > 0 and config.samples > 0,
         )
-        engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=False)
+        engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=not has_gpu())
         engines[arm.name] = stack.enter_context(engine)
-    for done, engine in enumerate(engines.values()):
-        progress("starting engines", done, len(engines))
+    for engine in engines.values():
         engine.wait_ready()
     progress("starting engines", len(engines), len(engines))
     return engines

@@ -53,3 +53,13 @@ def test_bf16_is_chosen_where_the_processor_has_it(
     assert VllmSettings(dtype="float16").dtype == compute_dtype("float16") == "float16"
     monkeypatch.setattr(runtime, "has_gpu", lambda: True)
     assert compute_dtype("auto") == "bfloat16"
+
+
+def test_on_a_cpu_vllm_writes_nothing_that_it_cannot_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_gpu", lambda: False)
+    assert runtime_environment()["VLLM_USE_AOT_COMPILE"] == "0"
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "1")
+    assert "VLLM_USE_AOT_COMPILE" not in runtime_environment()
+    monkeypatch.delenv("VLLM_USE_AOT_COMPILE")
+    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
+    assert "VLLM_USE_AOT_COMPILE" not in runtime_environment()
