@@ -9,6 +9,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from afaspec.capture.memory import choose_batch_size, free_memory, size
@@ -24,6 +26,7 @@ from afaspec.planning.samples import (
     sample_training,
 )
 from drafts.checkpoint.info import DraftInfo
+from drafts.files import make_folder
 from drafts.target.info import TargetInfo
 
 GAINS = (1.2, 1.5, 2.0)  # times the speed without a draft
@@ -65,26 +68,25 @@ def estimate(
     on_stage: Callable[[str], None] = lambda name: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Estimate:
-    """Time small runs below `config.out`, and say what the whole takes.
+    """Time small runs in `config.out`, which leave nothing there, and say what the whole takes.
 
     Raises `UserError` where the inputs do not fit, as the commands themselves would.
     """
     prompts, batch = counts(config, target, draft, note)
-    captured, trained, measured = (config.out / name for name in ("capture", "train", "bench"))
-    for folder in (captured, trained, measured):
-        if folder.exists():
-            shutil.rmtree(folder)
-    on_stage("capture")
-    few = min(config.sample or batch, prompts)
-    small = config.model_copy(update={"out": captured, "batch_size": min(batch, few)})
-    capture = apart(sample_capture, small, few)
-    on_stage("train")
-    run = config.of_a_run(captured, config.draft, trained)
-    training = apart(sample_training, run)
-    bench = None
-    if config.bench_prompts:
-        on_stage("bench")
-        bench = apart(sample_bench, config.model_copy(update={"out": measured}))
+    make_folder(config.out)
+    with TemporaryDirectory(prefix="samples-", dir=config.out) as folder:
+        captured, trained, measured = (Path(folder, name) for name in ("store", "run", "bench"))
+        on_stage("capture")
+        few = min(config.sample or batch, prompts)
+        small = config.model_copy(update={"out": captured, "batch_size": min(batch, few)})
+        capture = apart(sample_capture, small, few)
+        on_stage("train")
+        run = config.of_a_run(captured, config.draft, trained)
+        training = apart(sample_training, run)
+        bench = None
+        if config.bench_prompts:
+            on_stage("bench")
+            bench = apart(sample_bench, config, small.source, measured)
     return from_samples(config, prompts, capture, training, bench, draft)
 
 

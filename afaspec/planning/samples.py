@@ -114,7 +114,7 @@ def sample_training(config: TrainConfig) -> TrainSample:
     )
 
 
-def sample_bench(config: PlanConfig) -> BenchSample:
+def sample_bench(config: PlanConfig, prompts: str, logs: Path) -> BenchSample:
     """A few prompts in vLLM, once, without a draft and with the base draft."""
     from afaspec.capture.adapted_target import open_target
     from afaspec.pairs.names import open_draft
@@ -133,7 +133,7 @@ def sample_bench(config: PlanConfig) -> BenchSample:
     report = run_bench(
         BenchConfig(
             target=target,
-            prompts=config.source,
+            prompts=prompts,
             arms=arms,
             k=config.draft_steps,
             max_tokens=config.bench_tokens,
@@ -142,7 +142,7 @@ def sample_bench(config: PlanConfig) -> BenchSample:
             enforce_eager=config.enforce_eager,
         ),
         tell,
-        log_folder=Path(config.out) / "logs",
+        log_folder=logs,
     )
     plain, drafted = (arm["tokens_per_second"]["value"] for arm in report.arms)
     return BenchSample(first[0] - began, plain, drafted, _most_held())

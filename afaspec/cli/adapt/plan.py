@@ -35,9 +35,8 @@ def plan(config: PlanConfig) -> None:
     from afaspec.cli.console import note, progress
     from afaspec.pairs.names import open_draft
     from afaspec.planning.estimate import estimate
-    from drafts.files import make_folder, write_json
+    from drafts.files import write_json
 
-    make_folder(config.out)
     names = ["capture", "train", *(["bench"] if config.bench_prompts else [])]
     with progress() as bars:
         task = bars.add_task("samples", total=len(names), unit="stage")

@@ -79,6 +79,7 @@ def test_small_runs_foretell_the_store(
     printed = capsys.readouterr().out
     assert "capture" in printed
     assert "At 2 an hour that is" in printed
+    assert [path.name for path in out.iterdir()] == ["plan.json"]
     found = json.loads((out / "plan.json").read_text())
     captured, trained = found["stages"]
     for stage in (captured, trained):
