@@ -14,7 +14,15 @@ from serving.remote import RemoteServer, TransientError, connect
 from serving.sampling import NEUTRAL
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each further try of a request
-PROBE = "def tokens(of: str) -> int:\n    return 2026  # \u00e9"
+# Words, code, numbers and signs: two models' tokens are seldom the same for all of it.
+PROBE = """Whether two tokenizers agree shows in longer words, such as internationalization.
+
+def parameters(self, *arguments: str, default: int = 1048576) -> list[dict[str, float]]:
+    for number, argument in enumerate(arguments, start=1):
+        raise NotImplementedError(f"{argument!r} is {number / 3.14159:,.2f}%")  # caf\u00e9 \u4e16\u754c
+
+    SELECT name, COUNT(*) FROM customers WHERE created >= '2026-11-27' GROUP BY name;
+"""
 ANSWER_SECONDS = 3600.0  # a loaded server may take its time for a long answer
 
 
