@@ -19,7 +19,8 @@ PROBE = """Whether two tokenizers agree shows in longer words, such as internati
 
 def parameters(self, *arguments: str, default: int = 1048576) -> list[dict[str, float]]:
     for number, argument in enumerate(arguments, start=1):
-        raise NotImplementedError(f"{argument!r} is {number / 3.14159:,.2f}%")  # caf\u00e9 \u4e16\u754c
+        raise NotImplementedError(f"{argument!r} is {number / 3.14159:,.2f}%")
+        # caf\u00e9 na\u00efve \u4e16\u754c
 
     SELECT name, COUNT(*) FROM customers WHERE created >= '2026-11-27' GROUP BY name;
 """
