@@ -22,6 +22,7 @@ CONFIGS = {  # what each command is made from
     "capture": "afaspec.capture.config.CaptureConfig",
     "train": "afaspec.train.config.TrainConfig",
     "merge": "afaspec.cli.adapt.merge.MergeConfig",
+    "plan": "afaspec.planning.config.PlanConfig",
     "compare": "afaspec.cli.adapt.compare.StudyConfig",
     "serve": "afaspec.cli.serve.ServeConfig",
     "bench": "afaspec.cli.measure.bench.BenchCommand",
