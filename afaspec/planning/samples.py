@@ -55,22 +55,22 @@ class BenchSample:
 
 
 def apart(function: Callable[..., Result], *given: Any) -> Result:
-    """function(*given) in a fresh process."""
+    """function(began, *given) in a fresh process, which `began` now by `time.time`: what it takes
+    to start is a part of the work."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *given).result()
+        return pool.submit(function, time.time(), *given).result()
 
 
-def sample_capture(config: CaptureConfig, prompts: int) -> CaptureSample:
+def sample_capture(began: float, config: CaptureConfig, prompts: int) -> CaptureSample:
     """Capture that many of the prompts into `config.out`."""
     from afaspec.capture.adapted_target import open_target
     from afaspec.capture.run import CaptureProgress, capture
     from afaspec.pairs.names import open_draft
 
-    began = time.perf_counter()
     first: list[float] = []
 
     def tell(progress: CaptureProgress) -> None:
-        first.append(time.perf_counter())
+        first.append(time.time())
 
     assert config.draft
     target = open_target(config.target, config.target_adapter)
@@ -81,7 +81,7 @@ def sample_capture(config: CaptureConfig, prompts: int) -> CaptureSample:
         raise AssertionError("the sample was captured before")
     return CaptureSample(
         start=first[0] - began,
-        work=time.perf_counter() - first[0],
+        work=time.time() - first[0],
         prompts=store.prompts,
         tokens=store.tokens,
         store_bytes=sum(shard.bytes for shard in store.manifest.shards),
@@ -89,7 +89,7 @@ def sample_capture(config: CaptureConfig, prompts: int) -> CaptureSample:
     )
 
 
-def sample_training(config: TrainConfig) -> TrainSample:
+def sample_training(began: float, config: TrainConfig) -> TrainSample:
     """A few steps on the sample's store."""
     from afaspec.capture.adapted_target import open_target
     from afaspec.pairs.names import open_draft
@@ -97,12 +97,12 @@ def sample_training(config: TrainConfig) -> TrainSample:
     from afaspec.train.loader import split_sequences
     from afaspec.train.run import train
 
-    began, ends = time.perf_counter(), [0.0]
+    ends = [0.0]
     changes = {"steps": STEPS + 1, "eval_every": STEPS + 1, "checkpoint_every": STEPS + 1}
     small = config.model_copy(update={**changes, "tensorboard": False})
     store = FeatureStore.open(small.store)
     inputs = store, open_draft(small.draft), open_target(store.manifest.target["path"])
-    train(small, *inputs, lambda row: ends.append(time.perf_counter()) if row["step"] else None)
+    train(small, *inputs, lambda row: ends.append(time.time()) if row["step"] else None)
     step = median(after - before for before, after in pairwise(ends[1:-1]))
     held_out = len(split_sequences(store, small)[1])
     evaluated = max(ends[-1] - ends[-2] - step, 0.0)
@@ -114,7 +114,7 @@ def sample_training(config: TrainConfig) -> TrainSample:
     )
 
 
-def sample_bench(config: PlanConfig, prompts: str, logs: Path) -> BenchSample:
+def sample_bench(began: float, config: PlanConfig, prompts: str, logs: Path) -> BenchSample:
     """A few prompts in vLLM, once, without a draft and with the base draft."""
     from afaspec.capture.adapted_target import open_target
     from afaspec.pairs.names import open_draft
@@ -122,11 +122,11 @@ def sample_bench(config: PlanConfig, prompts: str, logs: Path) -> BenchSample:
     from bench.records.arms import Arm
     from bench.records.config import BenchConfig
 
-    began, first = time.perf_counter(), []
+    first: list[float] = []
 
     def tell(stage: str, done: int, total: int) -> None:
         if stage != "starting engines":
-            first.append(time.perf_counter())
+            first.append(time.time())
 
     target = open_target(config.target, config.target_adapter)
     arms = (Arm("none"), Arm("base", open_draft(config.draft)))
