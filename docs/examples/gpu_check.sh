@@ -4,16 +4,17 @@
 #     sh docs/examples/gpu_check.sh runs/gpu          # on a machine with one GPU, no network
 #     sh docs/examples/gpu_check.sh runs/gpu tiny     # the same with tiny sizes: does it run?
 #
-# Needs torch with CUDA, transformers, peft and accelerate; speculators 0.9 to be compared with it.
+# Call it where `python` has torch with CUDA, transformers, peft and accelerate; speculators 0.9 to be compared with it.
 set -eu
 out=${1:?folder for the figures}
 size=${2:-llama-8b}
 mkdir -p "$out"
 export PYTHONPATH="$(pwd)" TOKENIZERS_PARALLELISM=false
 case $size in
-tiny) lengths=128 vocabularies=512 tokens=256 long=256 wide=512 width=64 rows=64 heads=4 kv=2 head=16 ;;
+tiny) lengths=128 vocabularies=512 tokens=256 long=256 wide=512 width=64 rows=64 heads=4 kv=2 head=16 \
+    attention=sdpa ;; # FlexAttention has no gradient on a CPU
 *) lengths=2048,8192 vocabularies=32000,128256 tokens=8192 long=2048,8192,32768 wide=128256,262144 \
-    width=4096 rows=4096 heads=32 kv=8 head=128 ;;
+    width=4096 rows=4096 heads=32 kv=8 head=128 attention=simple_flex_attention ;;
 esac
 {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv 2>/dev/null || echo "no GPU"
@@ -26,5 +27,5 @@ python docs/examples/loss_cost.py --vocabularies $wide --width $width --rows $ro
     --out "$out/losses.json"
 python docs/examples/against_speculators.py --size $size --lengths $lengths --tokens $tokens \
     --vocabularies $vocabularies --draft-steps 3,7 --arms full,lora --precision bf16 --repeats 1 \
-    --attention simple_flex_attention --minutes 7 --out "$out/steps.json"
+    --attention $attention --minutes 7 --out "$out/steps.json"
 date -u >>"$out/machine.txt"

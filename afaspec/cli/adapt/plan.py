@@ -27,7 +27,7 @@ def plan(config: PlanConfig) -> None:
 
       afaspec plan MODEL traffic.jsonl --draft DRAFT --price 2.5 --tokens-per-day 1e8
 
-      afaspec plan smollm2 afaspec --draft smollm2-draft --limit 320 --bench-prompts 20
+      afaspec plan embedded afaspec --draft embedded-draft --limit 320 --bench-prompts 20
     """
     from rich.console import Console
 
