@@ -126,8 +126,8 @@ def inspect_draft(draft: Path, of: Path | None = None) -> inspect.Inspection:
 
 
 def init_checkpoint(config: InitConfig, note: Callable[[str], None] = print) -> DraftInfo:
-    store = FeatureStore.open(config.store) if config.store else None
-    return init.init_checkpoint(config, open_target(config.target), store, note)
+    stores = [FeatureStore.open(folder) for folder in config.store or []]
+    return init.init_checkpoint(config, open_target(config.target), stores, note)
 
 
 def compare_arms(config: CompareConfig, *rest: Any, **options: Any) -> dict[str, Any]:

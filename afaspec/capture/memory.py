@@ -9,7 +9,7 @@ from drafts.errors import UserError
 from drafts.files import weight_files
 
 GIB = 1 << 30
-LARGEST_BATCH = {"cpu": 64, "cuda": 256}
+LARGEST_BATCH = {"cpu": 128, "cuda": 256}
 MEMORY_SHARE = 0.4  # of what is free: the rest is for attention, the shard and other programs
 
 

@@ -27,10 +27,10 @@ class InitConfig(Settings):
         None, description="the target's hidden states to read, such as 2,6,9"
     )
     vocab: int | None = Field(
-        None, description="keep this many tokens, the most frequent in the store's responses"
+        None, description="keep this many tokens, the most frequent in the stores' responses"
     )
-    store: Path | None = Field(
-        None, description="feature store to count tokens in and take layers from"
+    store: list[Path] | None = Field(
+        None, description="feature store to count tokens in and take layers from (repeat it)"
     )
     heads: int | None = Field(
         None, ge=1, description="tokens that a Medusa or DFlash draft is made for"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from afaspec.checkpoints.config import InitConfig
@@ -30,19 +31,21 @@ PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
 def init_checkpoint(
     config: InitConfig,
     target: TargetInfo,
-    store: FeatureStore | None = None,
+    stores: Sequence[FeatureStore] = (),
     note: Callable[[str], None] = print,
 ) -> DraftInfo:
-    """Write the draft to the new folder `config.out`. Raises `UserError` for unfit settings."""
+    """Write the draft to the new folder `config.out`; `stores` are those of `config.store`.
+
+    Raises `UserError` for unfit settings.
+    """
     import torch
 
     from drafts.target.head import not_drafted
 
     require_empty(config.out)
-    if store is not None:
-        check_store(store, target)
-    kept = None if config.vocab is None else frequent_tokens(config, target, store, note)
-    layer_ids = choose_layer_ids(config, store)
+    check_stores(stores, target)
+    kept = None if config.vocab is None else frequent_tokens(config, target, stores, note)
+    layer_ids = choose_layer_ids(config, stores)
     options = InitOptions(
         config.layers,
         layer_ids,
@@ -79,10 +82,10 @@ def init_checkpoint(
     return read_draft(config.out)
 
 
-def choose_layer_ids(config: InitConfig, store: FeatureStore | None) -> tuple[int, ...] | None:
-    """Those given, ascending, else the store's; None for the family's usual."""
+def choose_layer_ids(config: InitConfig, stores: Sequence[FeatureStore]) -> tuple[int, ...] | None:
+    """Those given, ascending, else the stores'; None for the family's usual."""
     if config.layer_ids is None:
-        return None if store is None else tuple(store.manifest.layer_ids) or None
+        return tuple(stores[0].manifest.layer_ids) or None if stores else None
     try:
         ids = parse_layer_ids(config.layer_ids)
         if list(ids) != sorted(ids):
@@ -95,30 +98,39 @@ def choose_layer_ids(config: InitConfig, store: FeatureStore | None) -> tuple[in
     return ids
 
 
-def check_store(store: FeatureStore, target: TargetInfo) -> None:
-    """Raise `UserError` for a store of another target's answers."""
-    if store.manifest.target["sha256"] != target.sha256:
-        raise UserError(
-            f"was captured from another target than {target.folder}",
-            where=store.folder,
-            hint="give a store of this target",
-        )
+def check_stores(stores: Sequence[FeatureStore], target: TargetInfo) -> None:
+    """Raise `UserError` for a store of another target's answers, or of other layers."""
+    for store in stores:
+        if store.manifest.target["sha256"] != target.sha256:
+            raise UserError(
+                f"was captured from another target than {target.folder}",
+                where=store.folder,
+                hint="give a store of this target",
+            )
+        first, found = stores[0].manifest.layer_ids, store.manifest.layer_ids
+        if found != first:
+            raise UserError(
+                f"has the layers {list(found)}, {stores[0].folder} has {list(first)}",
+                where=store.folder,
+                hint="give stores that one draft can be trained on: capture both with the same "
+                "--layer-ids",
+            )
 
 
 def frequent_tokens(
     config: InitConfig,
     target: TargetInfo,
-    store: FeatureStore | None,
+    stores: Sequence[FeatureStore],
     note: Callable[[str], None],
 ) -> Tensor:
-    """The `vocab` tokens most frequent in the store's responses, ascending ids [vocab].
+    """The `vocab` tokens most frequent in the stores' responses, ascending ids [vocab].
 
     Where fewer are found, the lowest of the other ids fill up.
     """
     import torch
 
     assert config.vocab is not None
-    if store is None:
+    if not stores:
         raise UserError(
             "--vocab needs a feature store to count tokens in", hint="give --store DIR as well"
         )
@@ -128,29 +140,38 @@ def frequent_tokens(
             hint="give fewer, or leave --vocab out for the full vocabulary",
         )
     counts = torch.zeros(target.vocab_size, dtype=torch.long)
-    for sequence in store:
+    for sequence in chain.from_iterable(stores):
         counts += sequence.input_ids[sequence.loss_mask].bincount(minlength=target.vocab_size)
     kept = counts.argsort(descending=True, stable=True)[: config.vocab].sort().values
     seen, all_seen = int((counts[kept] > 0).sum()), int((counts > 0).sum())
     covered = counts[kept].sum() / counts.sum()
+    counted = ", ".join(str(store.folder) for store in stores)
     note(
         f"{config.vocab:,} of {target.vocab_size:,} tokens kept, {covered:.2%} of the "
-        f"{int(counts.sum()):,} response tokens in {store.folder}."
+        f"{int(counts.sum()):,} response tokens in {counted}."
     )
     if seen < config.vocab:
         note(f"The responses have only {all_seen:,} different tokens; capture more of them.")
     return kept
 
 
-def next_commands(config: InitConfig, info: DraftInfo, target: str) -> list[str]:
-    """The commands that make a base draft of this one; `target` as the user calls it."""
+def next_commands(
+    config: InitConfig, info: DraftInfo, target: str, stores: Sequence[FeatureStore] = ()
+) -> list[str]:
+    """The commands that make a base draft of this one; `target` as the user calls it.
+
+    Of several stores each is mixed in by its share of the sequences, so that all are seen alike.
+    """
     target, out = shlex.quote(target), shlex.quote(str(config.out))
-    store = STORE if config.store is None else shlex.quote(str(config.store))
+    store = shlex.quote(str(stores[0].folder)) if stores else STORE
+    total = sum(len(one) for one in stores)
+    mixed = [f" --mix {shlex.quote(f'{one.folder}={len(one) / total:.3g}')}" for one in stores[1:]]
     flags = "--arm full" if "lm_head.weight" in info.shared else "--arm full --lm-head"
     flags += f" --draft-steps {info.max_k}" if info.max_k else ""  # all heads, the whole block
     capture = f"afaspec capture {target} {PROMPTS} --draft {out} --split train --out {store}"
     return [
-        *([] if config.store else [capture]),
-        f"afaspec train --store {store} --draft {out} --out {RUN} {flags} --steps 2000",
+        *([] if stores else [capture]),
+        f"afaspec train --store {store}{''.join(mixed)} --draft {out} --out {RUN} {flags} "
+        "--steps 2000",
         f"afaspec merge {RUN} --out {RUN}-merged",
     ]

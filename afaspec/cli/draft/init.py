@@ -11,13 +11,15 @@ def init(config: InitConfig) -> None:
     """Write a random draft of FAMILY for a target, to train with `afaspec train --arm full`.
 
     Its embedding and output layer start as the target's. A reduced vocabulary (--vocab) makes
-    drafting cheaper; it needs a store, to count which tokens the target says.
+    drafting cheaper; it needs a store or several, to count which tokens the target says.
 
     [bold]Examples[/]
 
       afaspec init eagle3 --target embedded --out runs/start
 
       afaspec init eagle3 --target embedded --store runs/store --vocab 4096 --out runs/start
+
+      afaspec init eagle3 --target MODEL --store runs/a --store runs/b --vocab 8192 --out runs/start
 
       afaspec init medusa --target MODEL --heads 4 --out runs/heads
     """
@@ -28,8 +30,8 @@ def init(config: InitConfig) -> None:
 
     with working("writing a draft"):
         target = open_target(config.target)
-        store = FeatureStore.open(config.store) if config.store else None
-        info = init_checkpoint(config, target, store, note)
+        stores = [FeatureStore.open(folder) for folder in config.store or []]
+        info = init_checkpoint(config, target, stores, note)
     note(f"{config.out}: a random draft ({info.family}, {info.dtype}). Next:")
-    for command in next_commands(config, info, str(config.target)):
+    for command in next_commands(config, info, str(config.target), stores):
         note(f"  {command}")

@@ -76,7 +76,7 @@ def test_the_vocabulary_is_what_the_responses_say(
 ) -> None:
     said: list[str] = []
     config = InitConfig(
-        family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=100, store=store
+        family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=100, store=[store]
     )
     info = init_checkpoint(config, said.append)
     assert (info.draft_vocab_size, info.layer_ids) == (100, (1, 2, 3))
@@ -92,10 +92,39 @@ def test_the_vocabulary_is_what_the_responses_say(
     assert counts[kept].min() >= counts[left].max()
     assert "100 of 512 tokens kept" in said[0]
     assert torch.equal(draft.lm_head.weight, load_lm_head(tiny_target)[kept].float())
-    assert [command.split()[1] for command in next_commands(config, info, "T")] == [
-        "train",
-        "merge",
-    ]
+    commands = next_commands(config, info, "T", [sequences])
+    assert [command.split()[1] for command in commands] == ["train", "merge"]
+
+
+def test_several_stores_are_counted_together_and_trained_on_alike(
+    store: Path, tiny_target: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    other = write_store(tmp_path / "other", tiny_target, tiny_draft, prompts=12, word="class")
+    said: list[str] = []
+    config = InitConfig(
+        family="eagle3", target=tiny_target, out=tmp_path / "d", vocab=100, store=[store, other]
+    )
+    info = init_checkpoint(config, said.append)
+    stores = [FeatureStore.open(folder) for folder in (store, other)]
+    counts = torch.zeros(512, dtype=torch.long)
+    for sequence in (*stores[0], *stores[1]):
+        counts += sequence.input_ids[sequence.loss_mask].bincount(minlength=512)
+    kept = load_draft(config.out, tiny_target).target_ids()
+    assert torch.equal(kept, counts.argsort(descending=True, stable=True)[:100].sort().values)
+    assert f"of the {counts.sum():,} response tokens in {store}, {other}" in said[0]
+    train = next_commands(config, info, "T", stores)[0]
+    share = len(stores[1]) / (len(stores[0]) + len(stores[1]))
+    assert f"--store {store} --mix {other}={share:.3g} " in train
+
+
+def test_stores_of_different_layers_are_refused(
+    store: Path, tiny_target: Path, tmp_path: Path
+) -> None:
+    """No draft could be trained on both."""
+    draft = start("eagle3", tiny_target, tmp_path / "other-draft", layer_ids="0,2,4")
+    other = write_store(tmp_path / "other", tiny_target, draft)
+    with pytest.raises(UserError, match=r"has the layers \[0, 2, 4\], .* has \[1, 2, 3\]"):
+        start("eagle3", tiny_target, tmp_path / "out", vocab=100, store=[store, other])
 
 
 def test_too_few_different_tokens_are_filled_up(
@@ -103,9 +132,10 @@ def test_too_few_different_tokens_are_filled_up(
 ) -> None:
     said: list[str] = []
     config = InitConfig(
-        family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=511, store=store
+        family="eagle3", target=tiny_target, out=tmp_path / "draft", vocab=511, store=[store]
     )
-    kept = frequent_tokens(config, read_target(tiny_target), FeatureStore.open(store), said.append)
+    stores = [FeatureStore.open(store)]
+    kept = frequent_tokens(config, read_target(tiny_target), stores, said.append)
     assert len(kept.unique()) == 511
     assert "different tokens" in said[1]
 
@@ -163,7 +193,7 @@ def test_settings_that_do_not_fit(
     tiny_target: Path,
     tmp_path: Path,
 ) -> None:
-    settings = {**settings, **({"store": store} if "store" in settings else {})}
+    settings = {**settings, **({"store": [store]} if "store" in settings else {})}
     with pytest.raises(UserError, match=complaint):
         start(family, tiny_target, tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
@@ -202,7 +232,7 @@ def test_what_the_target_does_to_its_logits_is_kept_or_named(tmp_path: Path) -> 
 def test_a_store_of_another_target_is_refused(store: Path, tmp_path: Path) -> None:
     other = write_target(tmp_path / "other", seed=9)
     with pytest.raises(UserError, match="captured from another target"):
-        start("eagle3", other, tmp_path / "out", vocab=100, store=store)
+        start("eagle3", other, tmp_path / "out", vocab=100, store=[store])
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tiny_target: Path, tmp_path: Path) -> None:
