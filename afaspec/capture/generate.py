@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 BLOCK = 256  # tokens; some square root of a vocabulary
+PREFILL_TOKENS = 8192  # through the model at a time, padding and all
 
 
 class GrowingLayer(DynamicLayer):
@@ -36,14 +37,30 @@ class GrowingLayer(DynamicLayer):
         """Append [rows, heads, n, head_dim] states and return all so far."""
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
-            self._keys = _buffer(key_states, self.capacity)
-            self._values = _buffer(value_states, self.capacity)
+            rows = len(key_states)
+            self._keys = _buffer(key_states, self.capacity, rows)
+            self._values = _buffer(value_states, self.capacity, rows)
             self.is_initialized = True
         start, self.length = self.length, self.length + key_states.shape[-2]
         self._keys[:, :, start : self.length] = key_states
         self._values[:, :, start : self.length] = value_states
         self._look()
         return self.keys, self.values
+
+    def fill(self, start: int, rows: int, end: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the states of the rows from `start` on, out of `rows`, so that they end at `end`.
+
+        What lies before is zero: it is masked, and a mask does not hide what is not a number.
+        """
+        if not self.is_initialized:
+            self.dtype, self.device = keys.dtype, keys.device
+            self._keys = _buffer(keys, self.capacity, rows).zero_()
+            self._values = _buffer(values, self.capacity, rows).zero_()
+            self.is_initialized, self.length = True, end
+            self._look()
+        own, count = slice(start, start + len(keys)), keys.shape[-2]
+        self._keys[own, :, end - count : end] = keys
+        self._values[own, :, end - count : end] = values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._keys, self._values = self._keys[indices], self._values[indices]
@@ -54,8 +71,8 @@ class GrowingLayer(DynamicLayer):
         self.values = self._values[:, :, : self.length]
 
 
-def _buffer(states: Tensor, capacity: int) -> Tensor:
-    rows, heads, _, width = states.shape
+def _buffer(states: Tensor, capacity: int, rows: int) -> Tensor:
+    _, heads, _, width = states.shape
     return states.new_empty(rows, heads, capacity, width)
 
 
@@ -85,10 +102,11 @@ def generate(
     `on_step(step, rows)` is called after each step with the rows that got a token.
     """
     device = model.device
-    width = max(map(len, prompts))
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    width = len(prompts[order[-1]])
     tokens = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(tokens)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts[i] for i in order):
         tokens[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     padded = bool((mask == 0).any())
@@ -98,18 +116,11 @@ def generate(
     generator = torch.Generator(device).manual_seed(seed)
     ends = torch.tensor(sorted(end_ids), device=device)
 
-    rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch is
+    rows = torch.tensor(order, device=device)  # which prompt each row of the batch is
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     output = torch.full((len(prompts), max_new_tokens), -1, dtype=torch.long, device=device)
+    logits = _prefill(model, tokens, mask, positions, cache)
     for step in range(max_new_tokens):
-        logits = model(
-            input_ids=tokens,
-            attention_mask=mask if padded else None,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
         chosen = _choose(logits, temperature, generator)
         output[rows[alive], step] = chosen[alive]
         count = int(alive.sum())
@@ -128,7 +139,50 @@ def generate(
             alive = alive[keep]
             for layer in cache.layers:
                 layer.batch_select_indices(keep)
+        logits = _last_logits(model, tokens, mask if padded else None, positions, cache)
     return [[int(token) for token in line if token >= 0] for line in output.tolist()]
+
+
+def _prefill(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """The last logits [rows, vocab] of left-padded prompts [rows, width], shortest first.
+
+    Rows of like length go through together, as wide as the longest of them, so that little padding
+    is computed. Where a layer keeps states of another kind, all go at once.
+    """
+    rows, width = tokens.shape
+    lengths = mask.sum(1).tolist()
+    if not all(isinstance(layer, GrowingLayer) for layer in cache.layers):
+        padded = mask if lengths[0] < width else None
+        return _last_logits(model, tokens, padded, positions, cache)
+    logits, start = [], 0
+    while start < rows:
+        end = start + 1
+        while end < rows and (end + 1 - start) * lengths[end] <= PREFILL_TOKENS:
+            end += 1
+        own = slice(start, end), slice(width - lengths[end - 1], width)
+        part = DynamicCache(config=model.config)
+        padded = mask[own] if lengths[start] < lengths[end - 1] else None
+        logits.append(_last_logits(model, tokens[own], padded, positions[own], part))
+        for whole, layer in zip(cache.layers, part.layers, strict=True):
+            whole.fill(start, rows, width, layer.keys, layer.values)
+        start = end
+    return torch.cat(logits)
+
+
+def _last_logits(
+    model: Any, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: Any
+) -> Tensor:
+    """Logits [rows, vocab] after the last of the tokens [rows, n]."""
+    output = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    last: Tensor = output.logits[:, -1]
+    return last
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ FILES = {SELF_PROMPTS, JOURNAL, REPORT}
 FILTER = 1  # raised when another filter would keep others
 SHORTEST = 4  # tokens
 NGRAM, VARIED = 4, 0.6  # at least this share of a prompt's n-grams of tokens must be different
-SPARE = 1.25  # as many are drawn as are wanted, where one block is enough
+SPARE = 1.25  # as many are drawn as are still wanted, where one block is enough
 GIVE_UP_DRAWS, GIVE_UP_KEPT = 500, 10  # of the last so many drawn, fewer kept
 
 
@@ -117,15 +117,15 @@ def write_self_prompts(
     sieve = Sieve(setup, turn, wanted)
     for block in journal.blocks:
         sieve.add(block)
-    tokens, told, size = 0, 0.0, min(writer.block, ceil(SPARE * wanted))
-    while len(sieve.kept) < wanted:
-        number = len(journal.blocks)
+    tokens, told = 0, 0.0
+    while (left := wanted - len(sieve.kept)) > 0:
+        number, size = len(journal.blocks), min(writer.block, ceil(SPARE * left))
 
-        def step(fraction: float, new: int) -> None:
+        def step(fraction: float, new: int, left: int = left, size: int = size) -> None:
             nonlocal tokens, told
             tokens += new
             share = len(sieve.kept) / sieve.drawn if sieve.drawn else 1 / SPARE
-            guess = min(len(sieve.kept) + fraction * share * size, wanted)
+            guess = len(sieve.kept) + fraction * min(share * size, left)
             told = max(told, guess)  # where a block gave fewer than others, it waits for the next
             on_progress(told, tokens)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from bench.records.settings import Listed, ModelName, Settings
 from drafts.tensors import Float
+
+Start = Literal["target", "random"]
 
 
 class InitConfig(Settings):
@@ -34,6 +36,11 @@ class InitConfig(Settings):
     )
     heads: int | None = Field(
         None, ge=1, description="tokens that a Medusa or DFlash draft is made for"
+    )
+    start: Start | None = Field(
+        None,
+        description="what the layers begin as: copies of the target's last (EAGLE-3, P-EAGLE), or "
+        "random [default: target, where that can be had]",
     )
     dtype: Float | None = Field(None, description="of the weights (default: the target's)")
     seed: int = Field(0, description="of the random weights")

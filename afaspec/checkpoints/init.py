@@ -15,14 +15,17 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import parse_layer_ids
 from drafts.errors import UserError
 from drafts.files import atomic_folder, require_empty
-from drafts.registry import init_draft, read_draft, save_draft
+from drafts.registry import FAMILIES, init_draft, read_draft, save_draft
 from drafts.target.info import TargetInfo
+from drafts.target.layers import UnfitLayersError
 from drafts.tensors import FLOATS
 from drafts.tokenizer_files import copy_tokenizer
 from serving.compatibility import require_compatible
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from drafts.nn.interface import Draft
 
 
 PROMPTS, STORE, RUN = "PROMPTS", "runs/store", "runs/base"
@@ -55,7 +58,7 @@ def init_checkpoint(
     )
     if config.heads is not None:
         options = replace(options, max_k=config.heads)
-    draft = init_draft(config.family, target, options)
+    draft = fresh_draft(config, target, options, note)
     if config.intermediate_size is not None and config.family == "medusa":
         raise UserError(
             "a draft of the family medusa has no MLP", hint="leave --intermediate-size out"
@@ -80,6 +83,27 @@ def init_checkpoint(
     for text in not_drafted(target):
         note(f"The target {text}, which the draft does not: training has to make up for it.")
     return read_draft(config.out)
+
+
+def fresh_draft(
+    config: InitConfig, target: TargetInfo, options: InitOptions, note: Callable[[str], None]
+) -> Draft:
+    """The module, its layers the target's last where that is asked for or can be had."""
+    family = FAMILIES.get(config.family)
+    able = family is not None and family.starts_from_target
+    if config.start == "target" and family is not None and not able:
+        raise UserError(
+            f"a draft of the family {config.family} does not begin as the target's layers",
+            hint="leave --start out",
+        )
+    if able and config.start != "random":
+        try:
+            return init_draft(config.family, target, replace(options, from_target=True))
+        except UnfitLayersError as error:
+            if config.start == "target":
+                raise
+            note(f"The layers begin at random; the target's cannot be taken: {error.problem}")
+    return init_draft(config.family, target, options)
 
 
 def choose_layer_ids(config: InitConfig, stores: Sequence[FeatureStore]) -> tuple[int, ...] | None:

@@ -23,7 +23,8 @@ class InitOptions:
     """What a user may choose of a fresh draft; None takes the target's own or the family's usual.
 
     kept: the target ids that the draft can say, ascending (None: all); max_k: the tokens that a
-    Medusa or parallel draft is made for.
+    Medusa or parallel draft is made for; from_target: its layers begin as the target's last, in
+    families that can (`starts_from_target`).
     """
 
     num_layers: int | None = None
@@ -32,6 +33,7 @@ class InitOptions:
     max_k: int = 4
     intermediate_size: int | None = None
     seed: int = 0
+    from_target: bool = False
 
     def draft_vocab_size(self, target: TargetInfo) -> int:
         """How many tokens the draft can say."""
@@ -58,12 +60,14 @@ class Family(ABC):
     """One draft family: how its checkpoints are told, read, filled into a module, and written.
 
     `name` is what a user calls it, `title` what a reader does; `formats` are its layouts on disk,
-    the first one the layout that is written. Methods raise `UserError` for damaged checkpoints.
+    the first one the layout that is written; `starts_from_target` says whether fresh layers can be
+    copies of the target's. Methods raise `UserError` for damaged checkpoints.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
+    starts_from_target: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, source: Source) -> bool:
@@ -87,7 +91,7 @@ class Family(ABC):
 
     @abstractmethod
     def init(self, target: TargetInfo, options: InitOptions) -> Draft:
-        """A random module for the target."""
+        """A fresh module for the target: random but for what `options` has from it."""
 
     def written_config(self, info: DraftInfo, raw: dict[str, Any]) -> dict[str, Any]:
         """The config.json of a changed copy: `raw`, but for what no longer holds or serves."""

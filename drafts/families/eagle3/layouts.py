@@ -76,6 +76,7 @@ class Eagle3(Family):
     name = "eagle3"
     title = "EAGLE-3"
     formats = ("eagle", "speculators")
+    starts_from_target = True
     outside: ClassVar[dict[str, bool]] = dict.fromkeys(SWITCHES, False) | {
         "norm_before_residual": True
     }  # what vLLM takes from outside in the speculators layout, and its defaults there
@@ -143,6 +144,7 @@ class Eagle3(Family):
         from drafts.families.eagle3.module import Eagle3Config, Eagle3Draft
         from drafts.nn.layers import init_linears
         from drafts.target.head import logit_scale
+        from drafts.target.layers import load_last_layers
 
         draft = Eagle3Draft(
             Eagle3Config(
@@ -155,6 +157,8 @@ class Eagle3(Family):
             )
         )
         init_linears(draft)
+        if options.from_target:
+            draft.begin_as(load_last_layers(target, draft.config.num_layers))
         take_from_target(draft, target, options.kept)
         return draft
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from drafts.nn.chain import ChainDraft, layer_packings
 from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, RMSNorm, Rotation, Steps
 from drafts.nn.packing import Packing
+from drafts.target.layers import UnfitLayersError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,32 @@ class Eagle3Draft(ChainDraft):
     @property
     def feature_size(self) -> int:
         return len(self.config.layer_ids) * self.config.target_hidden_size
+
+    @torch.no_grad()
+    def begin_as(self, layers: Sequence[dict[str, Tensor]]) -> None:
+        """Make these layers copies of a target's (tensors by Llama's names), one for one.
+
+        `fc` then lets the last of the hidden states that are read pass as it is, so that the first
+        layer gets what it knows; the embedding's half of its input stays as it was. Raises
+        `UnfitLayersError` for layers of other sizes.
+        """
+        size = self.config.hidden_size
+        if self.config.target_hidden_size != size:
+            raise UnfitLayersError(
+                f"its states are {self.config.target_hidden_size} wide, not {size}"
+            )
+        for layer, tensors in zip(self.layers, layers, strict=True):
+            own = dict(layer.named_parameters())
+            if isinstance(layer, FirstLayer):
+                own["input_layernorm.weight"] = own["hidden_norm.weight"]
+                for name in (f"self_attn.{part}_proj.weight" for part in "qkv"):
+                    own[name] = own[name][:, -size:]
+            for name, value in tensors.items():
+                if own[name].shape != value.shape:
+                    made = list(own[name].shape)
+                    raise UnfitLayersError(f"its {name} is {list(value.shape)}, the draft's {made}")
+                own[name].copy_(value)
+        self.fc.weight[:, -size:] += torch.eye(size)
 
     def start(self, features: Tensor) -> Tensor:
         if self.input_norm is not None:

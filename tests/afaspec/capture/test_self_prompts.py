@@ -45,7 +45,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(folder / "model.safetensors")
     silent = (weights["lm_head.weight"] == 0).all(dim=1)
     weights["model.embed_tokens.weight"][:, 0] = 50
-    weights["lm_head.weight"][:, 0] = -4 * silent.to(torch.bfloat16)
+    weights["lm_head.weight"][:, 0] = -8 * silent.to(torch.bfloat16)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 

@@ -1,12 +1,14 @@
-"""`afaspec init`: a random draft of each family, and the way from it to one that is accepted."""
+"""`afaspec init`: a fresh draft of each family, and the way from it to one that is accepted."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from afaspec.checkpoints.config import InitConfig
 from afaspec.checkpoints.init import frequent_tokens, next_commands
@@ -162,6 +164,63 @@ def test_sizes_and_dtype_are_those_asked_for(tiny_target: Path, tmp_path: Path) 
     assert "--draft-steps 2 " in next_commands(config, heads, "T")[1]
 
 
+@pytest.mark.parametrize("family", ["eagle3", "peagle"])
+def test_layers_begin_as_the_targets_last(family: str, tmp_path: Path) -> None:
+    """The first one's new inputs, of the embedding, stay random; a layer computes what it did."""
+    target = write_architecture(tmp_path / "target", "Llama")
+    start(family, target, tmp_path / "copied")
+    start(family, target, tmp_path / "random", start="random")
+    draft, plain = (load_draft(tmp_path / name, target) for name in ("copied", "random"))
+    stored = load_file(target / "model.safetensors")
+    count, total = len(draft.layers), read_target(target).num_layers
+    for i, layer in enumerate(draft.layers):
+        of = f"model.layers.{total - count + i}."
+        for name, value in layer.named_parameters():
+            if i == 0 and name == "input_layernorm.weight":
+                expected = torch.ones_like(value)  # of the embedding
+            elif i == 0 and name.removeprefix("self_attn.")[0] in "qkv":
+                half = value.shape[1] // 2
+                unchanged = plain.layers[0].get_parameter(name)[:, :half]
+                expected = torch.cat([unchanged, stored[of + name]], dim=1)
+            else:
+                expected = stored[of + name.replace("hidden_norm", "input_layernorm")]
+            torch.testing.assert_close(value, expected, msg=lambda text, n=name: f"{n}: {text}")
+    moved = draft.fc.weight - plain.fc.weight
+    width = draft.config.hidden_size
+    torch.testing.assert_close(moved[:, -width:], torch.eye(width))
+    assert not moved[:, :-width].any()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "why"),
+    [
+        ("Qwen3", {}, "not of Llama's kind: self_attn.k_norm.weight, self_attn.q_norm.weight are"),
+        ("Qwen2", {}, "not of Llama's kind: self_attn.k_proj.bias, "),
+        ("Phi-3", {}, "not of Llama's kind: mlp.gate_proj.weight, "),
+        ("Mixtral", {}, "not of Llama's kind: "),
+        ("Gemma 3", {}, "not of Llama's kind: "),
+        ("Llama", {"intermediate_size": 48}, "its mlp.down_proj.weight is "),
+        ("Llama", {"layers": 9}, "has [0-9] decoder layers"),
+    ],
+)
+def test_layers_that_cannot_be_copied_begin_at_random(
+    architecture: str, settings: dict[str, object], why: str, tmp_path: Path
+) -> None:
+    """By default with a word, and not at all where copies are asked for."""
+    target = write_architecture(tmp_path / "target", architecture)
+    said: list[str] = []
+    given = {"family": "eagle3", "target": target, **settings}
+    settled = load_config(InitConfig, None, {**given, "out": tmp_path / "default"})
+    init_checkpoint(settled, said.append)
+    assert re.search(f"begin at random.*{why}", said[0])
+    start("eagle3", target, tmp_path / "random", start="random", **settings)
+    data = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("default", "random")]
+    assert data[0] == data[1]
+    with pytest.raises(UserError, match=why):
+        start("eagle3", target, tmp_path / "out", start="target", **settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_draft_model_has_the_tokenizer_beside_it(tiny_target: Path, tmp_path: Path) -> None:
     draft = start("draft_model", tiny_target, tmp_path / "draft")
     name = "tokenizer.json"
@@ -181,6 +240,8 @@ def test_a_draft_model_has_the_tokenizer_beside_it(tiny_target: Path, tmp_path: 
         ("eagle3", {"layer_ids": "1,2,9"}, r"layer ids: the target has 0 to 4, .* \[1, 2, 9\]"),
         ("eagle", {"layer_ids": "1,2,3"}, "reads no hidden states of inner layers"),
         ("eagle3", {"heads": 3}, "drafts any number of tokens"),
+        ("medusa", {"start": "target"}, "medusa does not begin as the target's layers"),
+        ("eagle3", {"start": "zero"}, "--start is 'zero'"),
         ("eagle3", {"dtype": "int8"}, "--dtype is 'int8'"),
         ("medusa", {"intermediate_size": 64}, "medusa has no MLP"),
     ],
