@@ -9,14 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from afaspec.embedded.unpack import ASSETS, SMOLLM2_DRAFT, pack
+from afaspec.embedded.unpack import ASSETS, SMOLLM2_DRAFT
 from afaspec.pairs.names import open_draft, resolve_model
+from afaspec.pairs.smollm2_draft import pack_draft
 from drafts.errors import UserError
-from drafts.target.info import TargetInfo, read_target
+from drafts.target.info import read_target
 from serving.compatibility import require_compatible
-
-BITS = 8
-LARGEST = 16 * 10**6  # bytes of the packed draft
 
 
 def main() -> int:
@@ -26,19 +24,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ASSETS / SMOLLM2_DRAFT, help="folder to write")
     given = parser.parse_args()
     try:
-        size = pack_draft(given.draft, given.out, read_target(resolve_model("smollm2")))
+        target, draft = read_target(resolve_model("smollm2")), open_draft(given.draft)
+        require_compatible(target, draft)
+        size = pack_draft(draft, given.out, target)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     print(f"packed: {given.out} ({size / 1e6:.1f} MB)")
     return 0
-
-
-def pack_draft(draft: str, out: Path, target: TargetInfo) -> int:
-    """Write `draft`, which must fit `target`, packed to `out`; its weights' size in bytes."""
-    info = open_draft(draft)
-    require_compatible(target, info)
-    return pack(info.folder, out, BITS, LARGEST)
 
 
 if __name__ == "__main__":

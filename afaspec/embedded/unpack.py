@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drafts.errors import UserError
 from drafts.files import INDEX, TEXTS, atomic_folder, cache_folder, make_once, read_json, write_json
 from drafts.hashes import hash_model
 from drafts.tensors import FLOATS, open_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = dict[str, "Tensor"]
 
 ASSETS = Path(__file__).parent / "assets"
 SMOLLM2_DRAFT = "smollm2-draft"
@@ -20,11 +27,18 @@ MADE_BY = {  # the command that makes what ships, by the name of its folder in `
 }
 
 
-def pack(model: Path, asset: Path, bits: int, largest: int | None = None) -> int:
+def pack(
+    model: Path,
+    asset: Path,
+    bits: int,
+    largest: int | None = None,
+    without: frozenset[str] = frozenset(),
+) -> int:
     """Write `model` (config, tokenizer, float safetensors) to `asset`, its matrices packed.
 
-    Returns the bytes of its weights. Raises `UserError` for a model that is quantized already, does
-    not divide into groups, or would take more than `largest` bytes: then nothing is written.
+    The tensors `without` are left out, for `unpack` to add. Returns the bytes of the weights.
+    Raises `UserError` for a model that is quantized already, does not divide into groups, or would
+    take more than `largest` bytes: then nothing is written.
     """
     from safetensors.torch import save_file
 
@@ -41,7 +55,7 @@ def pack(model: Path, asset: Path, bits: int, largest: int | None = None) -> int
                 where=header.file,
                 hint=f"a packed model's widths are multiples of {GROUP}",
             )
-    state = {name: tensors.load(name) for name in tensors.headers}
+    state = {name: tensors.load(name) for name in tensors.headers if name not in without}
     with atomic_folder(asset) as folder:
         file = folder / "model.safetensors"
         save_file(pack_state(state, bits), file, metadata={"format": "pt"})
@@ -57,8 +71,11 @@ def pack(model: Path, asset: Path, bits: int, largest: int | None = None) -> int
     return (asset / "model.safetensors").stat().st_size
 
 
-def unpack(name: str, assets: Path = ASSETS) -> Path:
-    """The plain bf16 model that ships as `assets`/`name`, in the cache, unpacked if need be."""
+def unpack(name: str, assets: Path = ASSETS, add: Callable[[State], State] | None = None) -> Path:
+    """The plain bf16 model that ships as `assets`/`name`, in the cache, unpacked if need be.
+
+    `add` gives the tensors that were left out, from those that are there.
+    """
     asset = assets / name
     if not (asset / "config.json").exists():
         raise UserError(
@@ -67,7 +84,7 @@ def unpack(name: str, assets: Path = ASSETS) -> Path:
             hint=f"reinstall afaspec, or make it again: {MADE_BY[name]}",
         )
     folder = cache_folder() / "embedded" / hash_model(asset)[:16] / name
-    return make_once(folder, partial(_unpack_into, asset))
+    return make_once(folder, partial(_unpack_into, asset, add=add))
 
 
 def unpack_to(asset: Path, folder: Path) -> None:
@@ -76,7 +93,7 @@ def unpack_to(asset: Path, folder: Path) -> None:
         _unpack_into(asset, temporary)
 
 
-def _unpack_into(asset: Path, folder: Path) -> None:
+def _unpack_into(asset: Path, folder: Path, add: Callable[[State], State] | None = None) -> None:
     from safetensors.torch import load_file, save_file
 
     from afaspec.embedded.quantize import packed_bits, unpack_state
@@ -84,6 +101,8 @@ def _unpack_into(asset: Path, folder: Path) -> None:
     config = read_json(asset / "config.json")
     packed = load_file(asset / "model.safetensors")
     state = unpack_state(packed, packed_bits(config))
+    if add is not None:
+        state |= add(state)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     del config["quantization_config"]
     write_json(folder / "config.json", config | {"dtype": "bfloat16"})

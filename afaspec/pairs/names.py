@@ -8,6 +8,7 @@ from pathlib import Path
 
 from afaspec.embedded.unpack import unpack
 from afaspec.pairs.smollm2 import open_smollm2
+from afaspec.pairs.smollm2_draft import open_smollm2_draft
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.hub import fetch, folder_name, is_hub_id, source
@@ -17,7 +18,7 @@ NAMES: dict[str, Callable[[], Path]] = {
     "embedded": partial(unpack, "target"),
     "embedded-draft": partial(unpack, "draft"),
     "smollm2": open_smollm2,
-    "smollm2-draft": partial(unpack, "smollm2-draft"),
+    "smollm2-draft": open_smollm2_draft,
 }
 
 

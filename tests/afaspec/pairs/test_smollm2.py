@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
-from afaspec.embedded.unpack import ASSETS, SMOLLM2_DRAFT, unpack
+from afaspec.embedded.unpack import ASSETS, SMOLLM2_DRAFT
 from afaspec.pairs import smollm2 as pair
 from afaspec.pairs.names import resolve_model
+from afaspec.pairs.smollm2_draft import (
+    HEAD,
+    LARGEST,
+    has_head,
+    open_smollm2_draft,
+    pack_draft,
+    unpack_draft,
+)
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.registry import read_draft
+from drafts.target.head import load_lm_head
 from drafts.target.info import read_target
 from tests.opened import require_compatible
-from tests.tiny.models import write_draft
-from tools.pack_draft import LARGEST, pack_draft
+from tools.pack_draft import main
 
 
 @pytest.fixture(scope="session")
@@ -142,10 +154,11 @@ def test_a_draft_is_packed_and_unpacked(
     monkeypatch: pytest.MonkeyPatch, tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AFASPEC_CACHE", str(tmp_path / "cache"))
-    size = pack_draft(str(tiny_draft), tmp_path / SMOLLM2_DRAFT, read_target(tiny_target))
+    size = pack_draft(read_draft(tiny_draft), tmp_path / SMOLLM2_DRAFT, read_target(tiny_target))
     assert size < 0.6 * (tiny_draft / "model.safetensors").stat().st_size
-    folder = unpack(SMOLLM2_DRAFT, tmp_path)
-    assert unpack(SMOLLM2_DRAFT, tmp_path) == folder
+    assert has_head(tmp_path / SMOLLM2_DRAFT)
+    folder = unpack_draft(tmp_path, None)
+    assert unpack_draft(tmp_path, None) == folder
     draft, before = read_draft(folder), read_draft(tiny_draft)
     assert (draft.layer_ids, draft.shared) == (before.layer_ids, before.shared)
     assert "quantization_config" not in read_json(folder / "config.json")
@@ -156,21 +169,41 @@ def test_a_draft_is_packed_and_unpacked(
     assert float((plain["lm_head.weight"] - unpacked["lm_head.weight"]).abs().max()) < 0.01
 
 
-def test_a_draft_that_does_not_fit_is_not_packed(
-    tiny_target: Path, tiny_draft: Path, tmp_path: Path
+def test_an_output_layer_of_the_targets_rows_does_not_ship(
+    monkeypatch: pytest.MonkeyPatch, tiny_target: Path, tiny_draft: Path, tmp_path: Path
 ) -> None:
-    target = read_target(tiny_target)
-    misfit = write_draft(tmp_path / "misfit", eagle_aux_hidden_state_layer_ids=[1, 2, 99])
-    with pytest.raises(UserError, match="does not fit the target"):
-        pack_draft(str(misfit), tmp_path / "asset", target)
-    with pytest.raises(UserError, match="no such"):
-        pack_draft(str(tmp_path / "nowhere"), tmp_path / "asset", target)
-    assert not (tmp_path / "asset").exists()
+    """Unpacked it is there again, to the bit, for vLLM wants it in the checkpoint."""
+    monkeypatch.setenv("AFASPEC_CACHE", str(tmp_path / "cache"))
+    target, shared = read_target(tiny_target), tmp_path / "shared"
+    shutil.copytree(tiny_draft, shared)
+    state = load_file(shared / "model.safetensors")
+    kept = torch.arange(len(state["d2t"])) + state["d2t"]
+    rows = load_lm_head(target)[kept].to(torch.bfloat16)
+    save_file(state | {HEAD: rows.clone()}, shared / "model.safetensors", {"format": "pt"})
+
+    whole = pack_draft(read_draft(tiny_draft), tmp_path / "whole", target)
+    size = pack_draft(read_draft(shared), tmp_path / SMOLLM2_DRAFT, target)
+    assert size < whole - rows.numel()  # a byte each
+    assert not has_head(tmp_path / SMOLLM2_DRAFT)
+    folder = unpack_draft(tmp_path, target)
+    require_compatible(tiny_target, folder)
+    assert load_file(folder / "model.safetensors")[HEAD].equal(rows)
+
+
+def test_a_draft_that_does_not_fit_is_not_packed(
+    smollm2: Path, tiny_draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for draft, why in ((tiny_draft, "does not fit the target"), (tmp_path / "nowhere", "no such")):
+        monkeypatch.setattr("sys.argv", ["pack_draft", str(draft), "--out", str(tmp_path / "out")])
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            assert main() == 2
+        assert why in said.getvalue()
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_draft_there_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this installation ships no smollm2-draft") as caught:
-        unpack(SMOLLM2_DRAFT, tmp_path)
+        open_smollm2_draft(tmp_path)
     assert caught.value.hint == (
         "reinstall afaspec, or make it again: python tools/pack_draft.py DRAFT"
     )
