@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,11 +32,18 @@ class Batch:
     lengths: list[int]
 
     def to(self, device: torch.device) -> Batch:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """In memory that a GPU copies from by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
-            self.input_ids.to(device),
-            self.loss_mask.to(device),
-            self.hidden.to(device),
-            self.final.to(device),
+            change(self.input_ids),
+            change(self.loss_mask),
+            change(self.hidden),
+            change(self.final),
             self.lengths,
         )
 

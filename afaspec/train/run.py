@@ -30,7 +30,7 @@ from afaspec.train.checks import (
 )
 from afaspec.train.config import TrainConfig
 from afaspec.train.held_out import WORDS, HeldOut, doubts
-from afaspec.train.loader import Batches, split_sequences
+from afaspec.train.loader import Batches, ReadAhead, split_sequences
 from afaspec.train.losses import compiled_loss
 from afaspec.train.metrics import Metrics, Report
 from afaspec.train.mix import Part, Split, parts_of
@@ -152,44 +152,52 @@ def run(
     annealer.attach(optimizer)
 
     begun = progress.step
-    while progress.step < config.steps:
-        started = time.perf_counter()
-        rate = learning_rate(config, progress.peak, progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        beta = annealer.beta if annealer.layers else None
-        with stops_where_not_finite(batches, progress.step + 1, rate):
-            loss, norm = training_step(
-                accelerator,
-                batches.losses(progress.step),
-                setup.parameters,
-                [optimizer],
-                clip=config.clip,
-                bf16=config.bf16,
-            )
-        progress.step += 1
-        progress.annealing = annealer.state_dict()
-        progress.seconds += time.perf_counter() - started
-        failure = compiled_loss(config.loss).failure if config.compiled else None
-        if failure and progress.step == begun + 1:
-            note(f"The loss is not compiled, and training slower ({failure}); see afaspec doctor")
+    with ReadAhead(batches, range(begun, config.steps)) as read:
+        while progress.step < config.steps:
+            started = time.perf_counter()
+            rate = learning_rate(config, progress.peak, progress.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            beta = annealer.beta if annealer.layers else None
+            with stops_where_not_finite(batches, progress.step + 1, rate):
+                loss, norm = training_step(
+                    accelerator,
+                    batches.losses(progress.step, read),
+                    setup.parameters,
+                    [optimizer],
+                    clip=config.clip,
+                    bf16=config.bf16,
+                )
+            progress.step += 1
+            progress.annealing = annealer.state_dict()
+            progress.seconds += time.perf_counter() - started
+            failure = compiled_loss(config.loss).failure if config.compiled else None
+            if failure and progress.step == begun + 1:
+                note(
+                    f"The loss is not compiled, and training slower ({failure}); see afaspec doctor"
+                )
 
-        row: dict[str, Any] = {"step": progress.step, "loss": loss, "lr": rate, "grad_norm": norm}
-        if beta is not None:
-            row["beta"] = beta
-        last = progress.step == config.steps
-        if progress.step % config.eval_every == 0 or last:
-            with stops_where_not_finite(batches, progress.step, rate):
-                row |= measure(held_out, draft)
-                if annealer.beta == 0:
-                    lengths = [row[one.key] for one in held_out]
-                    keep_best(lengths, setup, config, progress, write=first)
-        if metrics:
-            metrics.add(row)
-        if progress.step % config.checkpoint_every == 0 or last:
-            random = random_states(accelerator)
-            if first:
-                save_state(config.out / "checkpoint", draft, optimizer, progress, random)
+            row: dict[str, Any] = {
+                "step": progress.step,
+                "loss": loss,
+                "lr": rate,
+                "grad_norm": norm,
+            }
+            if beta is not None:
+                row["beta"] = beta
+            last = progress.step == config.steps
+            if progress.step % config.eval_every == 0 or last:
+                with stops_where_not_finite(batches, progress.step, rate):
+                    row |= measure(held_out, draft)
+                    if annealer.beta == 0:
+                        lengths = [row[one.key] for one in held_out]
+                        keep_best(lengths, setup, config, progress, write=first)
+            if metrics:
+                metrics.add(row)
+            if progress.step % config.checkpoint_every == 0 or last:
+                random = random_states(accelerator)
+                if first:
+                    save_state(config.out / "checkpoint", draft, optimizer, progress, random)
     if metrics:
         metrics.close()
     return progress
