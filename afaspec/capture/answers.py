@@ -51,16 +51,18 @@ def write_ahead(
     writer: Writer,
     longest: int,
     on_progress: Callable[[float, int], None],
+    begin: int = 0,
 ) -> list[list[Turn]]:
-    """The turns of all prompts, by prompt; what a run before has written is taken from its journal.
+    """The turns of the prompts from number `begin` on; what a run before has written is taken from
+    its journal.
 
     `on_progress` is told how many prompts are done, in parts, and the tokens of this run.
     """
     journal = open_journal(plan, writer)
     answers: list[list[list[int]]] = [one for block in journal.blocks for one in block]
-    turns = [_answered(plan, i, found) for i, found in enumerate(answers)]
+    turns = [_answered(plan, begin + i, found) for i, found in enumerate(answers)]
     tokens = 0
-    for start in range(len(turns), len(plan.prompts), writer.block):
+    for start in range(begin + len(turns), len(plan.prompts), writer.block):
         block = range(start, min(start + writer.block, len(plan.prompts)))
 
         def step(fraction: float, new: int, block: range = block) -> None:
@@ -68,7 +70,8 @@ def write_ahead(
             tokens += new
             on_progress(block.start + fraction * len(block), tokens)
 
-        seed = f"{plan.config.seed}:{start // writer.block}"
+        number = f"from {start}" if begin else start // writer.block
+        seed = f"{plan.config.seed}:{number}"
         written = write_turns(plan, writer, block, seed, longest, step)
         journal.add([[turn.answer for turn in of] for of in written])
         turns += written

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from afaspec.capture.config import CaptureConfig, is_address
@@ -25,6 +26,7 @@ from bench.prompts.encode import Dialogue, EncodedPrompt, Encoder, make_encoder
 from bench.prompts.formats.collect import usable
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
+from bench.prompts.select import drawn
 from bench.prompts.template import ChatTemplate, today
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import default_layer_ids
@@ -33,6 +35,8 @@ from drafts.registry import wanted_layer_ids
 from drafts.target.info import TargetInfo
 from drafts.tensors import fastest_float
 from serving.runtime import require_vllm, vllm_package
+
+GROWN = "grown"  # of a manifest's settings: limit and number of prompts before each time it grew
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,18 @@ class CapturePlan(Setup):
         new = self.config.max_new_tokens
         return [min(length + len(asked.turns) * new, self.encoder.room + new) for length in kept]
 
-    def batches(self, batch_size: int) -> list[list[int]]:
-        """Prompts of like length together (little padding), the batches in an order by seed."""
-        order = sorted(range(len(self.prompts)), key=lambda i: self.longest(self.prompts[i]))
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        random.Random(self.config.seed).shuffle(batches)
+    def batches(self, batch_size: int, grown: Sequence[int] = ()) -> list[list[int]]:
+        """Prompts of like length together (little padding), the batches in an order by seed.
+
+        Those of a store that has `grown` come as they did: the prompts up to each of these numbers
+        before those that were added there.
+        """
+        batches = []
+        for start, end in pairwise([0, *grown, len(self.prompts)]):
+            order = sorted(range(start, end), key=lambda i: self.longest(self.prompts[i]))
+            some = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+            random.Random(self.config.seed).shuffle(some)
+            batches += some
         return batches
 
     def manifest(self, batch_size: int) -> Manifest:
@@ -181,7 +192,7 @@ def plan_capture(setup: Setup, note: Callable[[str], None]) -> CapturePlan:
     )
     make = _recorded if config.use_responses else _to_write
     made = usable(
-        prompts,
+        as_captured(prompts, config),
         lambda prompt: make(prompt, encoder, ends, config),
         config.source,
         skip=config.skip_bad_rows,
@@ -190,7 +201,19 @@ def plan_capture(setup: Setup, note: Callable[[str], None]) -> CapturePlan:
     asked = [one for one in made if one is not None]
     _tell(asked, encoder, ends, note)
     _check_vocabulary(asked, setup.target)
-    return CapturePlan(**vars(setup), prompts=asked, prompts_sha256=_hash(asked))
+    return CapturePlan(**vars(setup), prompts=asked, prompts_sha256=hash_of(asked))
+
+
+def as_captured(prompts: list[Prompt], config: CaptureConfig) -> list[Prompt]:
+    """The prompts in the order of the store that is gone on with: those of a lower limit first."""
+    if config.overwrite or not (config.out / NAME).is_file():
+        return prompts
+    settings = read_manifest(config.out).settings
+    limits = [before["limit"] for before in settings.get(GROWN, [])] + [settings.get("limit")]
+    ordered: dict[int, Prompt] = {}
+    for limit in limits:
+        ordered |= {id(prompt): prompt for prompt in drawn(prompts, limit, config.seed)}
+    return [*(ordered | {id(prompt): prompt for prompt in prompts}).values()]
 
 
 def choose_layer_ids(
@@ -336,7 +359,7 @@ def _check_vocabulary(prompts: list[Asked], target: TargetInfo) -> None:
             )
 
 
-def _hash(prompts: list[Asked]) -> str:
+def hash_of(prompts: Sequence[Asked]) -> str:
     """SHA-256 over the token ids that go into the store or the target."""
     digest = hashlib.sha256()
     for asked in prompts:

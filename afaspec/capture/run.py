@@ -13,7 +13,9 @@ from afaspec.capture.config import CaptureConfig
 from afaspec.capture.journal import AGAIN
 from afaspec.capture.memory import check_space, choose_batch_size, size
 from afaspec.capture.plan import (
+    GROWN,
     CapturePlan,
+    hash_of,
     plan_capture,
     settle,
 )
@@ -32,6 +34,8 @@ from drafts.target.info import TargetInfo
 
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
 FEATURES_SHARE = 0.1  # of a batch's time, roughly, for a bar that moves as they are taken too
+# What is another in a store that has grown.
+GROWING = ("limit", "prompts_count", "prompts_sha256", "self_prompts")
 # Where prompts lie and how they are read: `prompts_sha256` says whether they are the same.
 NOT_COMPARED = ("prompts", "field", "skip_bad_rows")
 
@@ -92,7 +96,8 @@ def _capture(
         if manifest is None:
             manifest = plan.manifest(config.batch_size or choose_batch_size(plan))
         _announce(plan, manifest, say)
-        model, turns_of = _written(plan, writer, on_progress)
+        begin = max(_grown(manifest), default=0)
+        model, turns_of = _written(plan, writer, on_progress, begin)
         shards = StoreWriter(config.out, manifest, int(config.shard_mib * (1 << 20)))
         shards.prepare()
         _run(plan, shards, model, turns_of, on_progress)
@@ -109,9 +114,15 @@ def _stage(
 
 
 def _written(
-    plan: CapturePlan, writer: Writer, on_progress: Callable[[CaptureProgress], None]
+    plan: CapturePlan,
+    writer: Writer,
+    on_progress: Callable[[CaptureProgress], None],
+    begin: int,
 ) -> tuple[Any, TurnsOf]:
-    """The model that gives the features, and what gives the turns of a batch."""
+    """The model that gives the features, and what gives the turns of a batch.
+
+    Prompts before number `begin` are in the store.
+    """
     config, target = plan.config, plan.target
     longest = max(plan.longest(asked) for asked in plan.prompts)
     if config.use_responses:
@@ -131,11 +142,11 @@ def _written(
     if config.self_prompts is not None:  # as for those prompts, so that one engine serves both
         longest = longest_sequence(plan)
     told = _stage(on_progress, "answers", len(plan.prompts))
-    written = write_ahead(plan, writer, longest, told)
+    written = write_ahead(plan, writer, longest, told, begin)
     writer.close()  # its memory is needed
 
     def ready(batch: list[int], number: int, step: OnStep) -> list[list[Turn]]:
-        turns = [written[i] for i in batch]
+        turns = [written[i - begin] for i in batch]
         step(0.0, sum(len(turn.answer) for of in turns for turn in of))
         return turns
 
@@ -155,7 +166,8 @@ def _run(
     train = plan.config.train_turns
     share = 1.0 if plan.config.use_responses else FEATURES_SHARE
     skip = FeatureStore(plan.config.out, shards.manifest).prompts
-    for number, batch in enumerate(plan.batches(shards.manifest.settings["batch_size"])):
+    size, grown = shards.manifest.settings["batch_size"], _grown(shards.manifest)
+    for number, batch in enumerate(plan.batches(size, grown)):
         if done < skip:  # shards end where batches end
             done += len(batch)
             continue
@@ -199,9 +211,29 @@ def _resume(plan: CapturePlan) -> Manifest | None:
             )
         return None
     found = read_manifest(out)
+    _grow(found, plan)
     _compare(found, plan)
     FeatureStore.open(out, allow_incomplete=True, verify=True)
     return found
+
+
+def _grow(found: Manifest, plan: CapturePlan) -> None:
+    """Let a complete store have more prompts, where those that it has are the first of them."""
+    count = found.settings.get("prompts_count", 0)
+    if not found.complete or count >= len(plan.prompts):
+        return
+    if hash_of(plan.prompts[:count]) != found.settings.get("prompts_sha256"):
+        return
+    wanted = plan.manifest(0).settings
+    before = {"limit": found.settings["limit"], "prompts": count}
+    found.settings |= {name: wanted[name] for name in GROWING}
+    found.settings[GROWN] = [*found.settings.get(GROWN, []), before]
+    found.complete = False
+
+
+def _grown(manifest: Manifest) -> list[int]:
+    """How many prompts the store had each time before it grew."""
+    return [before["prompts"] for before in manifest.settings.get(GROWN, [])]
 
 
 def _compare(found: Manifest, plan: CapturePlan) -> None:

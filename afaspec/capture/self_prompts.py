@@ -227,11 +227,15 @@ def _compare(setup: Setup) -> None:
     config = setup.config
     if config.overwrite or not (config.out / NAME).is_file():
         return
-    found, wanted = read_manifest(config.out).settings, config.self_prompt_settings()
-    if found.get("self_prompts") != wanted:
+    found: dict[str, Any] | None = read_manifest(config.out).settings.get("self_prompts")
+    wanted = config.self_prompt_settings()
+    assert wanted is not None
+    if found is not None and found["count"] < wanted["count"]:  # the store grows
+        found = found | {"count": wanted["count"]}
+    if found != wanted:
         raise UserError(
-            "this store was captured with other settings: self_prompts was "
-            f"{found.get('self_prompts')}, now it is {wanted}",
+            f"this store was captured with other settings: self_prompts was {found}, now it is "
+            f"{wanted}",
             where=config.out,
             hint=AGAIN,
         )

@@ -15,7 +15,8 @@ def capture(config: CaptureConfig) -> None:
     PROMPTS is a JSONL(.gz) file, a folder of source files, a parquet file, a dataset folder, or a
     hub dataset id (owner/name, owner/name:config@split). With --self-prompts N the target writes
     them itself, into self_prompts.jsonl in the store's folder. An interrupted capture goes on where
-    it stopped when the same command runs again.
+    it stopped when the same command runs again; a finished one takes more prompts (a higher --limit
+    or --self-prompts, rows appended to the file).
 
     [bold]Examples[/]
 

@@ -187,11 +187,25 @@ def test_a_resumed_run_ends_with_the_same_files(target: Path, tmp_path: Path) ->
     assert all(digests(whole.out)[name] == digests(parts.out)[name] for name in names)
 
 
+def test_more_prompts_are_added_to_what_is_there(target: Path, tmp_path: Path) -> None:
+    config = settings(target, tmp_path / "store", self_prompts=10)
+    capture(config)
+    before, old = digests(config.out), (config.out / SELF_PROMPTS).read_text()
+    store = capture(settings(target, config.out, self_prompts=23))
+    new = (config.out / SELF_PROMPTS).read_text()
+    assert new.startswith(old)
+    assert len(store) == len(new.splitlines()) == 23
+    shard = "shard-00000.safetensors"
+    assert digests(config.out)[shard] == before[shard]
+    with pytest.raises(UserError, match=r"self_prompts was .*'count': 23.*now it is .*'count': 9"):
+        capture(settings(target, config.out, self_prompts=9))
+
+
 def test_other_settings_do_not_go_on(target: Path, tmp_path: Path) -> None:
     config = settings(target, tmp_path / "store", self_prompts=4)
     capture(config)
-    with pytest.raises(UserError, match=r"self_prompts was .*'count': 4.*now it is .*'count': 5"):
-        capture(settings(target, config.out, self_prompts=5))
+    with pytest.raises(UserError, match=r"self_prompts was .*'tokens': 24.*now .*'tokens': 20"):
+        capture(settings(target, config.out, self_prompts=5, self_prompt_tokens=20))
     (config.out / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"temperature was 1\.0, now it is 2\.0"):
         capture(settings(target, config.out, self_prompts=4, self_prompt_temperature=2.0))
