@@ -17,6 +17,7 @@ from drafts.errors import UserError
 PANELS = {
     "Adapt": {
         "capture": ("adapt.capture", "Record a target's answers and hidden states for training"),
+        "copy": ("adapt.copy", "Copy a feature store to or from a bucket or a server"),
         "train": ("adapt.train", "Train a draft adapter: LoRA, AFA-LoRA, or all weights"),
         "merge": ("adapt.merge", "Merge a finished adapter into its base draft"),
         "plan": ("adapt.plan", "Say what capture, training and bench will take and cost"),
