@@ -15,13 +15,16 @@ JOURNAL = "answers.jsonl"  # in the store's folder until the store is complete
 
 def write_turns(
     plan: CapturePlan,
-    writer: Writer,
+    write: Callable[..., list[list[int]]],
     batch: Sequence[int],
     seed: str,
     longest: int,
     step: OnStep,
 ) -> list[list[Turn]]:
-    """The turns of each of the batch's prompts, one turn of all after another."""
+    """The turns of each of the batch's prompts, one turn of all after another.
+
+    `write` is a writer's method of that name.
+    """
     config, prompts = plan.config, [plan.prompts[i] for i in batch]
     most = max(len(asked.turns) for asked in prompts)
     turns: list[list[Turn]] = [[] for _ in prompts]
@@ -32,7 +35,7 @@ def write_turns(
         def told(fraction: float, tokens: int, turn: int = turn) -> None:
             step((turn + fraction) / most, tokens)
 
-        answers = writer.write(
+        answers = write(
             inputs,
             new_tokens=config.max_new_tokens,
             temperature=config.temperature,
@@ -72,7 +75,7 @@ def write_ahead(
 
         number = f"from {start}" if begin else start // writer.block
         seed = f"{plan.config.seed}:{number}"
-        written = write_turns(plan, writer, block, seed, longest, step)
+        written = write_turns(plan, writer.write, block, seed, longest, step)
         journal.add([[turn.answer for turn in of] for of in written])
         turns += written
     return turns

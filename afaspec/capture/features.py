@@ -1,8 +1,9 @@
-"""The hidden states that drafts read, from a batched forward of the target without its lm_head."""
+"""The hidden states that drafts read: from a batched forward of the target without its lm_head, or
+kept as the target writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from drafts.errors import UserError
 
+FINAL = -1  # beside layer ids: the states after the final norm
+States = tuple[Tensor, Tensor]  # of n tokens: hidden [n, layers * d] and final [n, d], bf16, on CPU
+
 
 @torch.inference_mode()
 def features(
     model: Any, sequences: Sequence[Sequence[int]], layer_ids: Sequence[int], max_tokens: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, per sequence of n tokens, hidden [n, layers * d] and final [n, d] in bf16 on the CPU.
+) -> Iterator[States]:
+    """Yield the states of each sequence.
 
     Layer id i is the residual stream after i layers (0: the embeddings; never normed); final is
     after the final norm. At most `max_tokens` padded tokens go through the model at a time.
@@ -28,16 +32,49 @@ def features(
             tokens[row, : len(ids)] = torch.tensor(ids)
         # Right padding needs no mask: with causal attention no token sees what follows it.
         with tapped(model, layer_ids) as states:
-            final = model.get_decoder()(input_ids=tokens.to(model.device), use_cache=False)[0]
-            stacked = torch.cat([states[i] for i in layer_ids] or [final[..., :0]], dim=-1)
-        hidden, final = stacked.to("cpu", torch.bfloat16), final.to("cpu", torch.bfloat16)
+            model.get_decoder()(input_ids=tokens.to(model.device), use_cache=False)
+            hidden, final = _side_by_side(states, layer_ids)
         for row, ids in enumerate(group):
             yield hidden[row, : len(ids)].clone(), final[row, : len(ids)].clone()
 
 
+def _side_by_side(states: dict[int, Tensor], layer_ids: Sequence[int]) -> States:
+    """What `tapped` found, [rows, n, ...]."""
+    final = states[FINAL]
+    stacked = torch.cat([states[i] for i in layer_ids] or [final[..., :0]], dim=-1)
+    return stacked.to("cpu", torch.bfloat16), final.to("cpu", torch.bfloat16)
+
+
+class Keeper:
+    """The states of texts while they are written, piece by piece.
+
+    They are those of `features` but for rounding: a token's were computed in another shape.
+    """
+
+    def __init__(self, layer_ids: Sequence[int], texts: int):
+        self.layer_ids = layer_ids
+        self._pieces: list[list[States]] = [[] for _ in range(texts)]
+
+    def add(self, states: dict[int, Tensor], rows: Iterable[tuple[int, int, int]]) -> None:
+        """Of `states` [rows, n, d], the last tokens of some `rows`: row, number of its text, and
+        how many tokens."""
+        hidden, final = _side_by_side(states, self.layer_ids)
+        for row, text, count in rows:
+            self._pieces[text].append((hidden[row, -count:], final[row, -count:]))
+
+    def kept(self) -> list[States]:
+        """The states of each text, which are given away."""
+        pieces, self._pieces = self._pieces, []
+        return [
+            (torch.cat([hidden for hidden, _ in of]), torch.cat([final for _, final in of]))
+            for of in pieces
+        ]
+
+
 @contextmanager
 def tapped(model: Any, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Within, a forward of `model` leaves the wanted residual streams [rows, n, d] in the dict."""
+    """Within, a forward of `model` leaves the wanted residual streams [rows, n, d] in the dict, and
+    those after the final norm."""
     states: dict[int, Tensor] = {}
     layers = decoder_layers(model)
 
@@ -50,7 +87,10 @@ def tapped(model: Any, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     def before(_module: Any, args: Any, kwargs: Any) -> None:
         states[0] = args[0] if args else kwargs["hidden_states"]
 
-    handles = []
+    def last(_module: Any, _args: Any, output: Any) -> None:
+        states[FINAL] = output[0]
+
+    handles = [model.get_decoder().register_forward_hook(last)]
     for i in set(layer_ids):
         if i == 0:
             handles.append(layers[0].register_forward_pre_hook(before, with_kwargs=True))

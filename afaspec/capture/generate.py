@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from afaspec.capture.features import Keeper, tapped
 
 BLOCK = 256  # tokens; some square root of a vocabulary
 PREFILL_TOKENS = 8192  # through the model at a time, padding and all
@@ -95,12 +98,32 @@ def generate(
     end_ids: frozenset[int],
     seed: int,
     on_step: Callable[[int, int], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> list[list[int]]:
     """Continue each prompt up to its end token (kept) or `max_new_tokens`.
 
     Temperature 0 takes the likeliest token. `seed` alone decides the draws of this batch.
-    `on_step(step, rows)` is called after each step with the rows that got a token.
+    `on_step(step, rows)` is called after each step with the rows that got a token. `keeper` gets
+    the states of all tokens, the last included, which takes a step more.
     """
+    with ExitStack() as stack:
+        states = stack.enter_context(tapped(model, keeper.layer_ids)) if keeper else {}
+        return _generate(
+            model, prompts, max_new_tokens, temperature, end_ids, seed, on_step, keeper, states
+        )
+
+
+def _generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    end_ids: frozenset[int],
+    seed: int,
+    on_step: Callable[[int, int], None] | None,
+    keeper: Keeper | None,
+    states: dict[int, Tensor],
+) -> list[list[int]]:
     device = model.device
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     width = len(prompts[order[-1]])
@@ -119,41 +142,62 @@ def generate(
     rows = torch.tensor(order, device=device)  # which prompt each row of the batch is
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     output = torch.full((len(prompts), max_new_tokens), -1, dtype=torch.long, device=device)
-    logits = _prefill(model, tokens, mask, positions, cache)
+
+    def keep_prompts(start: int, count: int) -> None:
+        if keeper:
+            texts = order[start : start + count]
+            keeper.add(states, [(row, i, len(prompts[i])) for row, i in enumerate(texts)])
+
+    logits = _prefill(model, tokens, mask, positions, cache, keep_prompts)
     for step in range(max_new_tokens):
         chosen = _choose(logits, temperature, generator)
         output[rows[alive], step] = chosen[alive]
-        count = int(alive.sum())
+        fed, count = alive.clone(), int(alive.sum())
         alive &= ~torch.isin(chosen, ends)
         if on_step:
             on_step(step, count)
-        left = int(alive.sum())
-        if left == 0 or step + 1 == max_new_tokens:
+        last = step + 1 == max_new_tokens or not bool(alive.any())
+        if last and not keeper:
             break
         tokens, positions = chosen[:, None], positions[:, -1:] + 1
         if padded:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if left <= len(rows) * 3 // 4:
-            keep = alive.nonzero()[:, 0]
-            rows, tokens, positions, mask = rows[keep], tokens[keep], positions[keep], mask[keep]
-            alive = alive[keep]
+        needed = fed if keeper else alive
+        if int(needed.sum()) <= len(rows) * 3 // 4:
+            kept = needed.nonzero()[:, 0]
+            rows, tokens, positions, mask = rows[kept], tokens[kept], positions[kept], mask[kept]
+            alive, fed = alive[kept], fed[kept]
             for layer in cache.layers:
-                layer.batch_select_indices(keep)
+                layer.batch_select_indices(kept)
         logits = _last_logits(model, tokens, mask if padded else None, positions, cache)
+        if keeper:
+            keeper.add(states, [(row, int(rows[row]), 1) for row in fed.nonzero()[:, 0].tolist()])
+        if last:
+            break
     return [[int(token) for token in line if token >= 0] for line in output.tolist()]
 
 
-def _prefill(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+def _prefill(
+    model: Any,
+    tokens: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: Any,
+    done: Callable[[int, int], None],
+) -> Tensor:
     """The last logits [rows, vocab] of left-padded prompts [rows, width], shortest first.
 
     Rows of like length go through together, as wide as the longest of them, so that little padding
-    is computed. Where a layer keeps states of another kind, all go at once.
+    is computed. Where a layer keeps states of another kind, all go at once. `done` is told the
+    first row and the number of those that went through.
     """
     rows, width = tokens.shape
     lengths = mask.sum(1).tolist()
     if not all(isinstance(layer, GrowingLayer) for layer in cache.layers):
         padded = mask if lengths[0] < width else None
-        return _last_logits(model, tokens, padded, positions, cache)
+        whole = _last_logits(model, tokens, padded, positions, cache)
+        done(0, rows)
+        return whole
     logits, start = [], 0
     while start < rows:
         end = start + 1
@@ -163,8 +207,9 @@ def _prefill(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache:
         part = DynamicCache(config=model.config)
         padded = mask[own] if lengths[start] < lengths[end - 1] else None
         logits.append(_last_logits(model, tokens[own], padded, positions[own], part))
-        for whole, layer in zip(cache.layers, part.layers, strict=True):
-            whole.fill(start, rows, width, layer.keys, layer.values)
+        done(start, end - start)
+        for buffer, layer in zip(cache.layers, part.layers, strict=True):
+            buffer.fill(start, rows, width, layer.keys, layer.values)
         start = end
     return torch.cat(logits)
 

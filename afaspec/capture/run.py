@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from afaspec.capture.answers import JOURNAL as ANSWERS
 from afaspec.capture.answers import write_ahead, write_turns
@@ -32,8 +33,11 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.target.info import TargetInfo
 
+if TYPE_CHECKING:
+    from afaspec.capture.features import States
+
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
-FEATURES_SHARE = 0.1  # of a batch's time, roughly, for a bar that moves as they are taken too
+FEATURES_SHARE = 0.1  # of a batch's time, roughly, where they are taken after the answers
 # What is another in a store that has grown.
 GROWING = ("limit", "prompts_count", "prompts_sha256", "self_prompts")
 # Where prompts lie and how they are read: `prompts_sha256` says whether they are the same.
@@ -41,7 +45,9 @@ NOT_COMPARED = ("prompts", "field", "skip_bad_rows")
 
 
 Stage = Literal["prompts", "answers", "capture"]
-TurnsOf = Callable[[list[int], int, OnStep], list[list[Turn]]]  # batch and its number
+# Of a batch and its number: the turns of each prompt, and the states of prompt and answer where
+# they were kept as that was written.
+TurnsOf = Callable[[list[int], int, OnStep], tuple[list[list[Turn]], "list[States] | None"]]
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,10 @@ def _capture(
             manifest = plan.manifest(config.batch_size or choose_batch_size(plan))
         _announce(plan, manifest, say)
         begin = max(_grown(manifest), default=0)
-        model, turns_of = _written(plan, writer, on_progress, begin)
+        model, turns_of, share = _written(plan, writer, on_progress, begin)
         shards = StoreWriter(config.out, manifest, int(config.shard_mib * (1 << 20)))
         shards.prepare()
-        _run(plan, shards, model, turns_of, on_progress)
+        _run(plan, shards, model, turns_of, share, on_progress)
         (config.out / ANSWERS).unlink(missing_ok=True)
     store = FeatureStore.open(config.out)
     say(f"{config.out}: {_describe(store)}")
@@ -118,8 +124,9 @@ def _written(
     writer: Writer,
     on_progress: Callable[[CaptureProgress], None],
     begin: int,
-) -> tuple[Any, TurnsOf]:
-    """The model that gives the features, and what gives the turns of a batch.
+) -> tuple[Any, TurnsOf, float]:
+    """The model that gives the features, what gives the turns of a batch, and the share of its time
+    that taking features has where they were not kept.
 
     Prompts before number `begin` are in the store.
     """
@@ -127,30 +134,44 @@ def _written(
     longest = max(plan.longest(asked) for asked in plan.prompts)
     if config.use_responses:
 
-        def recorded(batch: list[int], number: int, step: OnStep) -> list[list[Turn]]:
+        def recorded(batch: list[int], number: int, step: OnStep) -> tuple[list[list[Turn]], None]:
             turns = [plan.prompts[i].turns for i in batch]
             step(0.0, sum(len(turn.answer) for of in turns for turn in of))
-            return turns
+            return turns, None
 
-        return load_target(target.folder, plan.dtype, plan.device), recorded
+        return load_target(target.folder, plan.dtype, plan.device), recorded, 1.0
     if isinstance(writer, TransformersWriter):
+        from afaspec.capture.features import Keeper
 
-        def write(batch: list[int], number: int, step: OnStep) -> list[list[Turn]]:
-            return write_turns(plan, writer, batch, f"{config.seed}:{number}", longest, step)
+        def write(
+            batch: list[int], number: int, step: OnStep
+        ) -> tuple[list[list[Turn]], list[States] | None]:
+            alone = all(len(plan.prompts[i].turns) == 1 for i in batch)
+            keeper = Keeper(plan.layer_ids, len(batch)) if alone else None
+            portion = 1.0 if keeper else 1 - FEATURES_SHARE
+            turns = write_turns(
+                plan,
+                partial(writer.write, keeper=keeper),
+                batch,
+                f"{config.seed}:{number}",
+                longest,
+                lambda part, tokens: step(portion * part, tokens),
+            )
+            return turns, keeper.kept() if keeper else None
 
-        return writer.model, write
+        return writer.model, write, FEATURES_SHARE
     if config.self_prompts is not None:  # as for those prompts, so that one engine serves both
         longest = longest_sequence(plan)
     told = _stage(on_progress, "answers", len(plan.prompts))
     written = write_ahead(plan, writer, longest, told, begin)
     writer.close()  # its memory is needed
 
-    def ready(batch: list[int], number: int, step: OnStep) -> list[list[Turn]]:
+    def ready(batch: list[int], number: int, step: OnStep) -> tuple[list[list[Turn]], None]:
         turns = [written[i - begin] for i in batch]
         step(0.0, sum(len(turn.answer) for of in turns for turn in of))
-        return turns
+        return turns, None
 
-    return load_target(target.folder, plan.dtype, plan.device), ready
+    return load_target(target.folder, plan.dtype, plan.device), ready, 1.0
 
 
 def _run(
@@ -158,13 +179,13 @@ def _run(
     shards: StoreWriter,
     model: Any,
     turns_of: TurnsOf,
+    share: float,
     on_progress: Callable[[CaptureProgress], None],
 ) -> None:
     from afaspec.capture.features import features
 
     done, new_tokens, total = 0, 0, len(plan.prompts)
     train = plan.config.train_turns
-    share = 1.0 if plan.config.use_responses else FEATURES_SHARE
     skip = FeatureStore(plan.config.out, shards.manifest).prompts
     size, grown = shards.manifest.settings["batch_size"], _grown(shards.manifest)
     for number, batch in enumerate(plan.batches(size, grown)):
@@ -177,13 +198,14 @@ def _run(
             new_tokens += tokens
             on_progress(CaptureProgress(done + fraction * len(batch), total, new_tokens))
 
-        turns = turns_of(batch, number, lambda part, n: step((1 - share) * part, n))
+        turns, taken = turns_of(batch, number, step)
         kept = [(i, one) for i, of in zip(batch, turns, strict=True) for one in joined(of, train)]
         sequences = [one.ids for _, one in kept]
-        taken = []
-        for one in features(model, sequences, plan.layer_ids, FORWARD_TOKENS):
-            taken.append(one)
-            step(1 - share + share * len(taken) / len(sequences), 0)
+        if taken is None:
+            taken = []
+            for states in features(model, sequences, plan.layer_ids, FORWARD_TOKENS):
+                taken.append(states)
+                step(1 - share + share * len(taken) / len(sequences), 0)
         shards.append(
             sequences,
             [one.mask for _, one in kept],

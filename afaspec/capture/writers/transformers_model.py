@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afaspec.capture.memory import LARGEST_BATCH
 from afaspec.capture.plan import Setup
 from afaspec.capture.target_model import load_target
 from afaspec.capture.writers.protocol import OnStep, number_of
+
+if TYPE_CHECKING:
+    from afaspec.capture.features import Keeper
 
 
 class TransformersWriter:
@@ -34,6 +37,7 @@ class TransformersWriter:
         seed: str,
         longest: int,
         on_step: OnStep,
+        keeper: Keeper | None = None,
     ) -> list[list[int]]:
         from afaspec.capture.generate import generate
 
@@ -45,6 +49,7 @@ class TransformersWriter:
             end_ids=frozenset(ends),
             seed=number_of(seed),
             on_step=lambda step, tokens: on_step((step + 1) / new_tokens, tokens),
+            keeper=keeper,
         )
 
     def record(self) -> dict[str, Any]:
