@@ -36,7 +36,7 @@ PANELS = {
     "Drafts": {
         "inspect": ("draft.inspect", "Say what a draft is, and whether it fits a target"),
         "convert": ("draft.convert", "Write a draft in another layout of its family"),
-        "init": ("draft.init", "Write a random draft to train from scratch"),
+        "init": ("draft.init", "Write a fresh draft to train from scratch"),
         "build-embedded": ("build_embedded", "Make the shipped target and draft again"),
     },
     "This machine": {

@@ -1,4 +1,4 @@
-"""`afaspec init`: write a random draft to train from scratch."""
+"""`afaspec init`: write a fresh draft to train from scratch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from afaspec.cli.flags import configured
 
 @configured(InitConfig, arguments=("family",))
 def init(config: InitConfig) -> None:
-    """Write a random draft of FAMILY for a target, to train with `afaspec train --arm full`.
+    """Write a fresh draft of FAMILY for a target, to train with `afaspec train --arm full`.
 
-    Its embedding and output layer start as the target's. A reduced vocabulary (--vocab) makes
+    Its embedding and output layer begin as the target's, and so do the layers of EAGLE-3 and P-EAGLE
+    drafts (--start). A reduced vocabulary (--vocab) makes
     drafting cheaper; it needs a store or several, to count which tokens the target says.
 
     [bold]Examples[/]
@@ -32,6 +33,6 @@ def init(config: InitConfig) -> None:
         target = open_target(config.target)
         stores = [FeatureStore.open(folder) for folder in config.store or []]
         info = init_checkpoint(config, target, stores, note)
-    note(f"{config.out}: a random draft ({info.family}, {info.dtype}). Next:")
+    note(f"{config.out}: a fresh draft ({info.family}, {info.dtype}). Next:")
     for command in next_commands(config, info, str(config.target), stores):
         note(f"  {command}")
