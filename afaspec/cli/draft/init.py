@@ -11,8 +11,8 @@ def init(config: InitConfig) -> None:
     """Write a fresh draft of FAMILY for a target, to train with `afaspec train --arm full`.
 
     Its embedding and output layer begin as the target's, and so do the layers of EAGLE-3 and
-    P-EAGLE drafts (--start). A reduced vocabulary (--vocab) makes drafting cheaper; it needs a store
-    or several, to count which tokens the target says.
+    P-EAGLE drafts (--start). A reduced vocabulary (--vocab) makes drafting cheaper; it needs stores
+    to count which tokens the target says.
 
     [bold]Examples[/]
 
