@@ -171,7 +171,8 @@ def _generate(
                 layer.batch_select_indices(kept)
         logits = _last_logits(model, tokens, mask if padded else None, positions, cache)
         if keeper:
-            keeper.add(states, [(row, int(rows[row]), 1) for row in fed.nonzero()[:, 0].tolist()])
+            pairs = zip(rows.tolist(), fed.tolist(), strict=True)
+            keeper.add(states, [(row, text, 1) for row, (text, new) in enumerate(pairs) if new])
         if last:
             break
     return [[int(token) for token in line if token >= 0] for line in output.tolist()]
