@@ -114,6 +114,11 @@ class MachineSettings(Settings):
     features: Features = Field(
         "bf16", description="how hidden states are kept: int8 takes half of the disk"
     )
+    max_disk: float | None = Field(
+        None,
+        gt=0,
+        description="GiB that the store may take; a capture that could take more is refused",
+    )
     shard_mib: float = Field(128, gt=0, description="size at which a shard is closed")
 
     @field_validator("generate_with")

@@ -42,8 +42,19 @@ def free_memory(device: str) -> int:
 
 
 def check_space(plan: CapturePlan, done_bytes: int) -> int:
-    """The bytes still to be written, at most. `UserError` when the disk has fewer."""
-    most = max(0, plan.most_tokens * plan.token_bytes - done_bytes)
+    """The bytes still to be written, at most. `UserError` when the disk has fewer, or the store
+    could take more than `--max-disk`."""
+    whole = plan.most_tokens * plan.token_bytes
+    allowed = plan.config.max_disk
+    if allowed is not None and whole > allowed * GIB:
+        fits = int(len(plan.prompts) * allowed * GIB / whole)
+        raise UserError(
+            f"the store may take {size(whole)}, and --max-disk allows {size(allowed * GIB)}",
+            where=plan.config.out,
+            hint=f"give --limit {fits} or so, a lower --max-new-tokens"
+            + (", or --features int8" if plan.config.features == "bf16" else ""),
+        )
+    most = max(0, whole - done_bytes)
     folder = plan.config.out.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -421,6 +422,23 @@ def test_a_real_process_exits_with_2_and_no_traceback(place: Place) -> None:
     assert "rows.jsonl:2: is not valid JSON" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_store_larger_than_it_may_be_is_refused_before_the_start(place: Place) -> None:
+    """What it says to give then fits."""
+    rows = place.rows(*[{"prompt": f"def f{i}(x):\n"} for i in range(50)])
+    command = ["capture", place.target, rows, *LAYERS, "--max-new-tokens", "64"]
+    command += ["--max-disk", "0.001", "--out", place.out]
+    code, error = run_command(*command)
+    assert code == 2
+    assert "and --max-disk allows 1 MiB" in error
+    assert not place.out.exists()
+    limit = re.search(r"--limit (\d+)", error)
+    assert limit is not None
+    assert 0 < int(limit[1]) < 50
+    code, error = run_command(*command, "--limit", limit[1])
+    assert code == 0, error
+    assert sum(path.stat().st_size for path in place.out.iterdir()) < 0.001 * 2**30
 
 
 def test_disk_too_small_is_refused_before_the_start(place: Place, small_disk: Path) -> None:
