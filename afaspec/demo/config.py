@@ -15,7 +15,9 @@ class DataSettings(Settings):
 
     GROUP: ClassVar[str] = "Data"
 
-    data: str | None = Field(None, description="folder or JSONL of your own [default: C++ headers]")
+    data: str | None = Field(
+        None, description="folder or JSONL of your own [default: Python tasks, of embedded C++]"
+    )
     out: Path = Field(Path("runs/demo"), description="folder of all results")
     target: str | None = Field(
         None, description="target model [default: smollm2; embedded where its package is missing]"

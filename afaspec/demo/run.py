@@ -20,7 +20,8 @@ from afaspec.capture.config import CaptureConfig
 from afaspec.capture.run import CaptureProgress, capture
 from afaspec.checkpoints.merge import merge
 from afaspec.demo.config import DemoConfig
-from afaspec.pairs.known import PAIRS, best_pair
+from afaspec.demo.tasks import write_tasks
+from afaspec.pairs.known import PAIRS, SMOLLM2, best_pair
 from afaspec.pairs.names import open_draft
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import Arm as ArmName
@@ -155,7 +156,12 @@ def complete(config: DemoConfig, say: Callable[[str], None]) -> DemoConfig:
 
 
 def domain(config: DemoConfig) -> str:
-    """The prompts that are adapted to."""
+    """The prompts that are adapted to: of the default, a chat model gets tasks."""
+    if config.data is None and config.target == SMOLLM2.target:
+        tasks = config.out / "tasks.jsonl"
+        if not tasks.exists():
+            write_tasks(tasks)
+        return str(tasks)
     return config.data or str(cpp_headers())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from afaspec.demo.config import DemoConfig
-from afaspec.demo.run import complete, run_demo
+from afaspec.demo.run import complete, domain, run_demo
 from afaspec.pairs import smollm2
 from afaspec.pairs.known import SMOLLM2
+from bench.prompts.read import read_prompts
 from drafts.errors import UserError
 
 FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
@@ -75,6 +77,22 @@ def test_demo_leaves_the_report_that_later_work_relies_on(
     again = run_demo(config, lambda stage, done, total: seen.append(stage), said.append)
     assert again.report.as_json() == finished.report.as_json()
     assert not seen  # nothing was done again
+
+
+def test_the_real_pair_gets_tasks_and_the_embedded_one_headers(tmp_path: Path) -> None:
+    """The library of this Python has thousands; none of a name comes twice."""
+    tasks = domain(DemoConfig(target="smollm2", out=tmp_path))
+    prompts = read_prompts(tasks)
+    texts = [prompt.messages[0]["content"] for prompt in prompts if prompt.messages]
+    assert len(texts) == len(prompts) > 1000
+    names = [match[1] for text in texts if (match := re.match(r".* function `(\w+)\(", text))]
+    assert len(names) == len(set(names)) == len(texts)
+    assert any(text.startswith("Write a Python function `dedent(text)`. ") for text in texts)
+    written = Path(tasks).read_bytes()
+    assert domain(DemoConfig(target="smollm2", out=tmp_path)) == tasks
+    assert Path(tasks).read_bytes() == written
+    assert domain(DemoConfig(target="embedded", out=tmp_path)).endswith("include")
+    assert domain(DemoConfig(target="smollm2", data="mine.jsonl")) == "mine.jsonl"
 
 
 def test_a_machine_without_the_real_pair_takes_the_embedded_one(
