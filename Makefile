@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
 
-demo: install ## Adapt a draft to another domain on this machine and measure it (10 to 25 minutes)
+demo: install ## Adapt a draft to another domain on this machine and measure it (about a quarter of an hour)
 	$(BIN)/afaspec demo
 
 test: install ## Run all tests, with real vLLM on this machine

@@ -40,7 +40,7 @@ PANELS = {
         "build-embedded": ("build_embedded", "Make the shipped target and draft again"),
     },
     "This machine": {
-        "demo": ("demo", "Adapt the shipped draft to another domain and measure it"),
+        "demo": ("demo", "Adapt a shipped draft to another domain and measure it"),
         "doctor": ("doctor", "Check what is installed, and what mends it"),
     },
 }
