@@ -51,14 +51,14 @@ class Keeper:
     They are those of `features` but for rounding: a token's were computed in another shape.
     """
 
-    def __init__(self, layer_ids: Sequence[int], texts: int):
-        self.layer_ids = layer_ids
+    def __init__(self, states: dict[int, Tensor], layer_ids: Sequence[int], texts: int):
+        self._states, self._layer_ids = states, layer_ids
         self._pieces: list[list[States]] = [[] for _ in range(texts)]
 
-    def add(self, states: dict[int, Tensor], rows: Iterable[tuple[int, int, int]]) -> None:
-        """Of `states` [rows, n, d], the last tokens of some `rows`: row, number of its text, and
-        how many tokens."""
-        hidden, final = _side_by_side(states, self.layer_ids)
+    def add(self, rows: Iterable[tuple[int, int, int]]) -> None:
+        """Of the forward just done [rows, n, d], the last tokens of some `rows`: row, number of its
+        text, and how many tokens."""
+        hidden, final = _side_by_side(self._states, self._layer_ids)
         for row, text, count in rows:
             self._pieces[text].append((hidden[row, -count:], final[row, -count:]))
 
@@ -69,6 +69,13 @@ class Keeper:
             (torch.cat([hidden for hidden, _ in of]), torch.cat([final for _, final in of]))
             for of in pieces
         ]
+
+
+@contextmanager
+def keeping(model: Any, layer_ids: Sequence[int], texts: int) -> Iterator[Keeper]:
+    """Within, forwards of `model` can be kept for so many texts."""
+    with tapped(model, layer_ids) as states:
+        yield Keeper(states, layer_ids, texts)
 
 
 @contextmanager

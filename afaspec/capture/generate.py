@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from afaspec.capture.features import Keeper, tapped
+from afaspec.capture.features import Keeper
 
 BLOCK = 256  # tokens; some square root of a vocabulary
 PREFILL_TOKENS = 8192  # through the model at a time, padding and all
@@ -106,24 +105,6 @@ def generate(
     `on_step(step, rows)` is called after each step with the rows that got a token. `keeper` gets
     the states of all tokens, the last included, which takes a step more.
     """
-    with ExitStack() as stack:
-        states = stack.enter_context(tapped(model, keeper.layer_ids)) if keeper else {}
-        return _generate(
-            model, prompts, max_new_tokens, temperature, end_ids, seed, on_step, keeper, states
-        )
-
-
-def _generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    end_ids: frozenset[int],
-    seed: int,
-    on_step: Callable[[int, int], None] | None,
-    keeper: Keeper | None,
-    states: dict[int, Tensor],
-) -> list[list[int]]:
     device = model.device
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     width = len(prompts[order[-1]])
@@ -146,7 +127,7 @@ def _generate(
     def keep_prompts(start: int, count: int) -> None:
         if keeper:
             texts = order[start : start + count]
-            keeper.add(states, [(row, i, len(prompts[i])) for row, i in enumerate(texts)])
+            keeper.add([(row, i, len(prompts[i])) for row, i in enumerate(texts)])
 
     logits = _prefill(model, tokens, mask, positions, cache, keep_prompts)
     for step in range(max_new_tokens):
@@ -172,7 +153,7 @@ def _generate(
         logits = _last_logits(model, tokens, mask if padded else None, positions, cache)
         if keeper:
             pairs = zip(rows.tolist(), fed.tolist(), strict=True)
-            keeper.add(states, [(row, text, 1) for row, (text, new) in enumerate(pairs) if new])
+            keeper.add([(row, text, 1) for row, (text, new) in enumerate(pairs) if new])
         if last:
             break
     return [[int(token) for token in line if token >= 0] for line in output.tolist()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,7 @@ from drafts.errors import UserError
 from drafts.target.info import TargetInfo
 
 if TYPE_CHECKING:
-    from afaspec.capture.features import States
+    from afaspec.capture.features import Keeper, States
 
 FORWARD_TOKENS = 8192  # through the model at a time when features are taken
 FEATURES_SHARE = 0.1  # of a batch's time, roughly, where they are taken after the answers
@@ -141,22 +141,25 @@ def _written(
 
         return load_target(target.folder, plan.dtype, plan.device), recorded, 1.0
     if isinstance(writer, TransformersWriter):
-        from afaspec.capture.features import Keeper
+        from afaspec.capture.features import keeping
 
         def write(
             batch: list[int], number: int, step: OnStep
         ) -> tuple[list[list[Turn]], list[States] | None]:
             alone = all(len(plan.prompts[i].turns) == 1 for i in batch)
-            keeper = Keeper(plan.layer_ids, len(batch)) if alone else None
-            portion = 1.0 if keeper else 1 - FEATURES_SHARE
-            turns = write_turns(
-                plan,
-                partial(writer.write, keeper=keeper),
-                batch,
-                f"{config.seed}:{number}",
-                longest,
-                lambda part, tokens: step(portion * part, tokens),
-            )
+            portion = 1.0 if alone else 1 - FEATURES_SHARE
+            kept: AbstractContextManager[Keeper | None] = nullcontext()
+            if alone:
+                kept = keeping(writer.model, plan.layer_ids, len(batch))
+            with kept as keeper:
+                turns = write_turns(
+                    plan,
+                    partial(writer.write, keeper=keeper),
+                    batch,
+                    f"{config.seed}:{number}",
+                    longest,
+                    lambda part, tokens: step(portion * part, tokens),
+                )
             return turns, keeper.kept() if keeper else None
 
         return writer.model, write, FEATURES_SHARE

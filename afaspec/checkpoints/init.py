@@ -101,7 +101,8 @@ def fresh_draft(
             return init_draft(config.family, target, replace(options, from_target=True))
         except UnfitLayersError as error:
             if config.start == "target":
-                raise
+                hint = "leave --start out, or give --start random"
+                raise UserError(error.problem, where=error.where, hint=hint) from None
             note(f"The layers begin at random; the target's cannot be taken: {error.problem}")
     return init_draft(config.family, target, options)
 

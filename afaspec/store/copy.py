@@ -77,39 +77,44 @@ def copy_store(
     Raises `UserError` for a store that is not finished or was changed, and for another one there.
     """
     here, there = Place.of(source), Place.of(to)
-    with reachable(here):
-        manifest = manifest_at(here)
-    with reachable(there), tempfile.TemporaryDirectory() as scratch:
-        check_free(there, manifest, Path(scratch))
+    manifest = finished_manifest(here)
+    check_free(there, manifest)
+    with reachable(there):
         there.files.makedirs(there.folder, exist_ok=True)
-        total, done = sum(shard.bytes for shard in manifest.shards), 0
-        on_progress(0, total)
-        for shard in manifest.shards:
-            if not is_there(there, shard):
-                for count in copy_shard(here, there, shard):
-                    on_progress(done + count, total)
-            done += shard.bytes
-            on_progress(done, total)
-        for name in TEXTS:
-            with reachable(here):
-                known = here.size(name) is not None
-            if known:
-                put(there, name, here.files.cat_file(here.at(name)))
-        put(there, NAME, here.files.cat_file(here.at(NAME)))
+    total, done = sum(shard.bytes for shard in manifest.shards), 0
+    on_progress(0, total)
+    for shard in manifest.shards:
+        if not is_there(there, shard):
+            for count in copy_shard(here, there, shard):
+                on_progress(done + count, total)
+        done += shard.bytes
+        on_progress(done, total)
+    for name in (*TEXTS, NAME):
+        with reachable(here):
+            content = here.files.cat_file(here.at(name)) if here.size(name) is not None else None
+        if content is not None:
+            put(there, name, content)
     return manifest
 
 
-def manifest_at(place: Place) -> Manifest:
+def manifest_at(place: Place) -> Manifest | None:
+    """The manifest of the store in a place; None where there is no store."""
+    with reachable(place), tempfile.TemporaryDirectory() as scratch:
+        if place.size(NAME) is None:
+            return None
+        (Path(scratch) / NAME).write_bytes(place.files.cat_file(place.at(NAME)))
+        return read_manifest(Path(scratch))
+
+
+def finished_manifest(place: Place) -> Manifest:
     """The manifest of a finished store. `UserError` for none, or one that is still written."""
-    if place.size(NAME) is None:
+    manifest = manifest_at(place)
+    if manifest is None:
         raise UserError(
             "is not a feature store: it has no manifest.json",
             where=place.address,
             hint="give the folder that afaspec capture wrote, or the place of a finished copy",
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / NAME).write_bytes(place.files.cat_file(place.at(NAME)))
-        manifest = read_manifest(Path(scratch))
     if not manifest.complete:
         raise UserError(
             f"is not finished: {manifest.sequences} sequences are there so far",
@@ -119,13 +124,10 @@ def manifest_at(place: Place) -> Manifest:
     return manifest
 
 
-def check_free(place: Place, manifest: Manifest, scratch: Path) -> None:
+def check_free(place: Place, manifest: Manifest) -> None:
     """Raise `UserError` where another store lies in this place."""
-    if place.size(NAME) is None:
-        return
-    (scratch / NAME).write_bytes(place.files.cat_file(place.at(NAME)))
-    found = read_manifest(scratch)
-    before = [shard.sha256 for shard in found.shards]
+    found = manifest_at(place)
+    before = [shard.sha256 for shard in found.shards] if found else []
     if before != [shard.sha256 for shard in manifest.shards][: len(before)]:
         raise UserError(
             "another store is there already",
@@ -136,25 +138,24 @@ def check_free(place: Place, manifest: Manifest, scratch: Path) -> None:
 
 def is_there(place: Place, shard: ShardRecord) -> bool:
     """Whether this shard was copied before: by its size, and on this machine by its content."""
-    if place.size(shard.file) != shard.bytes:
-        return False
-    return not place.local or hash_file(Path(place.at(shard.file))) == shard.sha256
+    with reachable(place):
+        if place.size(shard.file) != shard.bytes:
+            return False
+        return not place.local or hash_file(Path(place.at(shard.file))) == shard.sha256
 
 
 def copy_shard(source: Place, to: Place, shard: ShardRecord) -> Iterator[int]:
     """Copy one shard, yielding the bytes so far. `UserError` where it is not what it was."""
     digest, count = hashlib.sha256(), 0
-    with (
-        source.files.open(source.at(shard.file), "rb") as reader,
-        to.files.open(to.at(shard.file), "wb") as writer,
-    ):
-        while piece := reader.read(PIECE):
+    with reachable(to), to.files.open(to.at(shard.file), "wb") as writer:
+        for piece in pieces(source, shard.file):
             writer.write(piece)
             digest.update(piece)
             count += len(piece)
             yield count
     if digest.hexdigest() != shard.sha256:
-        to.files.rm_file(to.at(shard.file))
+        with reachable(to):
+            to.files.rm_file(to.at(shard.file))
         raise UserError(
             "this shard's content has changed since it was captured (its SHA-256 differs)",
             where=f"{source.address}/{shard.file}",
@@ -162,13 +163,21 @@ def copy_shard(source: Place, to: Place, shard: ShardRecord) -> Iterator[int]:
         )
 
 
+def pieces(place: Place, name: str) -> Iterator[bytes]:
+    """A file's content, piece by piece."""
+    with reachable(place), place.files.open(place.at(name), "rb") as reader:
+        while piece := reader.read(PIECE):
+            yield piece
+
+
 def put(place: Place, name: str, content: bytes) -> None:
     """Write a small file, whole or not at all where renaming is."""
-    if place.local:
-        with atomic_file(Path(place.at(name))) as temporary:
-            temporary.write_bytes(content)
-    else:
-        place.files.pipe_file(place.at(name), content)
+    with reachable(place):
+        if place.local:
+            with atomic_file(Path(place.at(name))) as temporary:
+                temporary.write_bytes(content)
+        else:
+            place.files.pipe_file(place.at(name), content)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from afaspec.store.int8 import groups
@@ -39,7 +39,7 @@ class ShardRecord:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[\w.-]+\.safetensors$")]  # in the store's folder
     sequences: int
     tokens: int
     bytes: int

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.capture.features import Keeper, features
+from afaspec.capture.features import features, keeping
 from afaspec.capture.generate import NAME, generate, use_fast_decoding
 from afaspec.capture.plan import compute_dtype
 from afaspec.capture.run import CaptureProgress
@@ -133,8 +133,8 @@ def test_states_kept_while_writing_are_those_of_the_whole_text(
     options = {"max_new_tokens": 24, "temperature": temperature, "seed": 0}
     free = generate(model, prompts, end_ids=frozenset(), **options)
     ends = frozenset({free[i][3 * i % 23] for i in range(9)})
-    keeper = Keeper((0, 2, 4), len(prompts))
-    answers = generate(model, prompts, end_ids=ends, keeper=keeper, **options)
+    with keeping(model, (0, 2, 4), len(prompts)) as keeper:
+        answers = generate(model, prompts, end_ids=ends, keeper=keeper, **options)
     assert len({len(answer) for answer in answers}) > 3
     if temperature == 0:  # otherwise rows leave the batch at other times, which moves the draws
         assert answers == generate(model, prompts, end_ids=ends, **options)

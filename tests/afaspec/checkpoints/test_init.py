@@ -216,8 +216,9 @@ def test_layers_that_cannot_be_copied_begin_at_random(
     start("eagle3", target, tmp_path / "random", start="random", **settings)
     data = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("default", "random")]
     assert data[0] == data[1]
-    with pytest.raises(UserError, match=why):
+    with pytest.raises(UserError, match=why) as refused:
         start("eagle3", target, tmp_path / "out", start="target", **settings)
+    assert "--start random" in (refused.value.hint or "")
     assert not (tmp_path / "out").exists()
 
 

@@ -124,6 +124,31 @@ def test_another_store_is_left_alone(
     assert digests(other) == before
 
 
+@pytest.mark.parametrize("name", ["../out.safetensors", "/tmp/out.safetensors", "a/b.safetensors"])
+def test_a_manifest_names_no_file_outside_its_folder(
+    name: str, store: Path, tmp_path: Path
+) -> None:
+    """A store from elsewhere must not write where it likes."""
+    evil = tmp_path / "evil"
+    shutil.copytree(store, evil)
+    first = read_manifest(store).shards[0].file
+    text = (evil / "manifest.json").read_text()
+    (evil / "manifest.json").write_text(text.replace(first, name))
+    with pytest.raises(UserError, match=r"garbles 'shards\.0\.file'"):
+        copy_store(str(evil), str(tmp_path / "there"))
+    with pytest.raises(UserError, match=r"garbles 'shards\.0\.file'"):
+        FeatureStore.open(evil)
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_place_that_fails_is_the_one_that_is_named(store: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(store, broken)
+    (broken / read_manifest(store).shards[1].file).unlink()
+    with pytest.raises(UserError, match=r"^\S+/broken: is not there"):
+        copy_store(str(broken), str(tmp_path / "there"))
+
+
 def test_what_cannot_be_copied_is_said_in_one_message(
     store: Path, tmp_path: Path, web: tuple[str, Path]
 ) -> None:
