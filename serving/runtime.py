@@ -114,6 +114,22 @@ def compute_dtype(wanted: str) -> str:
     return fastest_float(torch.device("cpu"))
 
 
+def divided_cores(parts: int) -> str:
+    """The usable cores, shared out among so many workers of one engine, in vLLM's words.
+
+    Raises `UserError` where there are fewer cores than workers.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < parts:
+        raise UserError(
+            f"{parts} workers of an engine want a core each, {len(cores)} may be used",
+            hint=f"give --tensor-parallel {len(cores)} or less",
+        )
+    share = len(cores) // parts
+    shares = [cores[i * share : (i + 1) * share] for i in range(parts)]
+    return "|".join(",".join(map(str, some)) for some in shares)
+
+
 def usable_cores() -> int:
     """How many cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -106,6 +106,12 @@ class MachineSettings(Settings):
         description="what writes prompts and responses: transformers, vllm, or the address of a "
         "vLLM server [default: vllm for --self-prompts where it is installed, else transformers]",
     )
+    states_with: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="what gives the hidden states; vllm: the target as it is served "
+        "[default: vllm for a quantized target on a GPU, else transformers]",
+    )
+    tensor_parallel: int = Field(1, gt=0, description="devices over which vLLM spreads the target")
     server_model: str | None = Field(
         None, description="its name for the target, where it serves several models"
     )
@@ -149,6 +155,14 @@ class CaptureConfig(
         "auto",
         description="chat template: for conversations (auto), for plain prompts too (always)",
     )
+
+    @model_validator(mode="after")
+    def _one_target_at_a_time(self) -> CaptureConfig:
+        if self.states_with == "vllm" and self.generate_with == "transformers":
+            raise ValueError(
+                "--states-with vllm wants --generate-with vllm or a server, not transformers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _prompts_from_one_place(self) -> CaptureConfig:

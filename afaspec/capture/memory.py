@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
-from afaspec.capture.plan import CapturePlan
+from afaspec.capture.plan import CapturePlan, Setup
 from drafts.errors import UserError
 from drafts.files import weight_files
 
@@ -39,6 +40,22 @@ def free_memory(device: str) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def engine_cache_gib(setup: Setup, longest: int, batch: int, layers: int = 0) -> int:
+    """GiB of a vLLM engine's cache for a batch of texts, and the states of so many layers; less
+    where memory is short, then vLLM lets some wait. `UserError` where not one text fits."""
+    value = 4 if setup.dtype == "float32" else 2
+    one = longest * (setup.cache_bytes(value) + layers * setup.target.hidden_size * value)
+    room = MEMORY_SHARE * free_memory(setup.device)
+    if one > room:
+        raise UserError(
+            f"the keys and values of {longest:,} tokens take {one / GIB:.1f} GiB, "
+            f"{room / GIB:.1f} GiB may be used",
+            where=setup.target.folder,
+            hint="give --max-prompt-tokens or a lower --max-new-tokens",
+        )
+    return max(1, math.ceil(min(one * batch, room) / GIB))
 
 
 def check_space(plan: CapturePlan, done_bytes: int) -> int:

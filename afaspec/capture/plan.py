@@ -31,6 +31,7 @@ from bench.prompts.template import ChatTemplate, today
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import default_layer_ids
 from drafts.errors import UserError
+from drafts.files import read_json
 from drafts.registry import wanted_layer_ids
 from drafts.target.info import TargetInfo
 from drafts.tensors import fastest_float
@@ -52,7 +53,8 @@ class Asked:
 class Setup:
     """What of a capture is settled before its prompts are read.
 
-    `ends` are the tokens that end an answer; `write_with` is what writes the answers.
+    `ends` are the tokens that end an answer; `write_with` is what writes the answers, `read_with`
+    what gives the hidden states where they were not kept in writing.
     """
 
     config: CaptureConfig
@@ -63,6 +65,7 @@ class Setup:
     device: str
     dtype: str
     write_with: Literal["transformers", "vllm", "server"]
+    read_with: Literal["transformers", "vllm"]
     model_config: Any  # transformers' own
 
     @property
@@ -139,6 +142,7 @@ class CapturePlan(Setup):
                 "sampling": "neutral",  # the temperature alone, nothing of generation_config
                 "self_prompts": self.config.self_prompt_settings(),
                 "written_with": None if self.write_with == "transformers" else self.write_with,
+                "states_with": None if self.read_with == "transformers" else self.read_with,
                 "batch_size": batch_size,
                 "device": self.device,
             },
@@ -167,6 +171,7 @@ def settle(config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None) -
         truncate=config.truncate_prompts,
         chat=config.chat,
     )
+    read_with = choose_reader(config, target, device)
     return Setup(
         config=config,
         target=target,
@@ -175,7 +180,8 @@ def settle(config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None) -
         layer_ids=layer_ids,
         device=device,
         dtype=compute_dtype(config.dtype, target, device),
-        write_with=choose_writer(config),
+        write_with=choose_writer(config, read_with),
+        read_with=read_with,
         model_config=model_config,
     )
 
@@ -260,15 +266,39 @@ def compute_dtype(wanted: str, target: TargetInfo, device: str) -> str:
     return fastest_float(torch.device(device))
 
 
-def choose_writer(config: CaptureConfig) -> Literal["transformers", "vllm", "server"]:
+def choose_writer(
+    config: CaptureConfig, read_with: str
+) -> Literal["transformers", "vllm", "server"]:
     """What writes prompts and answers. Raises `UserError` for a vLLM that is not installed."""
+    if config.use_responses:
+        return "transformers"  # which loads nothing before it has to write
     if is_address(config.generate_with):
         return "server"
     if config.generate_with == "vllm":
         require_vllm()
         return "vllm"
-    wanted = config.generate_with == "auto" and config.self_prompts is not None
-    return "vllm" if wanted and vllm_package() is not None else "transformers"
+    wanted = config.self_prompts is not None or read_with == "vllm"
+    if config.generate_with == "auto" and wanted and vllm_package() is not None:
+        return "vllm"
+    return "transformers"
+
+
+def choose_reader(
+    config: CaptureConfig, target: TargetInfo, device: str
+) -> Literal["transformers", "vllm"]:
+    """What gives the hidden states. Of a quantized target on a GPU it is vLLM, so that they are
+    those of serving.
+
+    Raises `UserError` for a vLLM that is not installed.
+    """
+    if config.states_with == "vllm":
+        require_vllm()
+        return "vllm"
+    free = config.states_with == "auto" and config.generate_with != "transformers"
+    quantized = "quantization_config" in read_json(target.folder / "config.json")
+    if free and quantized and device == "cuda" and vllm_package() is not None:
+        return "vllm"
+    return "transformers"
 
 
 def _date(config: CaptureConfig) -> str:

@@ -20,8 +20,8 @@ from afaspec.capture.plan import (
     plan_capture,
     settle,
 )
+from afaspec.capture.readers import Reader, open_reader
 from afaspec.capture.self_prompts import FILES, longest_sequence, write_self_prompts
-from afaspec.capture.target_model import load_target
 from afaspec.capture.turns import Turn, joined
 from afaspec.capture.writers.choose import open_writer
 from afaspec.capture.writers.protocol import OnStep, Writer
@@ -36,7 +36,6 @@ from drafts.target.info import TargetInfo
 if TYPE_CHECKING:
     from afaspec.capture.features import Keeper, States
 
-FORWARD_TOKENS = 8192  # through the model at a time when features are taken
 FEATURES_SHARE = 0.1  # of a batch's time, roughly, where they are taken after the answers
 # What is another in a store that has grown.
 GROWING = ("limit", "prompts_count", "prompts_sha256", "self_prompts")
@@ -103,10 +102,11 @@ def _capture(
             manifest = plan.manifest(config.batch_size or choose_batch_size(plan))
         _announce(plan, manifest, say)
         begin = max(_grown(manifest), default=0)
-        model, turns_of, share = _written(plan, writer, on_progress, begin)
+        reader, turns_of, share = _written(plan, writer, on_progress, begin)
         shards = StoreWriter(config.out, manifest, int(config.shard_mib * (1 << 20)))
         shards.prepare()
-        _run(plan, shards, model, turns_of, share, on_progress)
+        with closing(reader):
+            _run(plan, shards, reader, turns_of, share, on_progress)
         (config.out / ANSWERS).unlink(missing_ok=True)
     store = FeatureStore.open(config.out)
     say(f"{config.out}: {_describe(store)}")
@@ -124,13 +124,13 @@ def _written(
     writer: Writer,
     on_progress: Callable[[CaptureProgress], None],
     begin: int,
-) -> tuple[Any, TurnsOf, float]:
-    """The model that gives the features, what gives the turns of a batch, and the share of its time
-    that taking features has where they were not kept.
+) -> tuple[Reader, TurnsOf, float]:
+    """What gives the features, what gives the turns of a batch, and the share of its time that
+    taking features has where they were not kept.
 
     Prompts before number `begin` are in the store.
     """
-    config, target = plan.config, plan.target
+    config = plan.config
     longest = max(plan.longest(asked) for asked in plan.prompts)
     if config.use_responses:
 
@@ -139,7 +139,7 @@ def _written(
             step(0.0, sum(len(turn.answer) for of in turns for turn in of))
             return turns, None
 
-        return load_target(target.folder, plan.dtype, plan.device), recorded, 1.0
+        return open_reader(plan), recorded, 1.0
     if isinstance(writer, TransformersWriter):
         from afaspec.capture.features import keeping
 
@@ -162,7 +162,7 @@ def _written(
                 )
             return turns, keeper.kept() if keeper else None
 
-        return writer.model, write, FEATURES_SHARE
+        return open_reader(plan, writer.model), write, FEATURES_SHARE
     if config.self_prompts is not None:  # as for those prompts, so that one engine serves both
         longest = longest_sequence(plan)
     told = _stage(on_progress, "answers", len(plan.prompts))
@@ -174,19 +174,17 @@ def _written(
         step(0.0, sum(len(turn.answer) for of in turns for turn in of))
         return turns, None
 
-    return load_target(target.folder, plan.dtype, plan.device), ready, 1.0
+    return open_reader(plan), ready, 1.0
 
 
 def _run(
     plan: CapturePlan,
     shards: StoreWriter,
-    model: Any,
+    reader: Reader,
     turns_of: TurnsOf,
     share: float,
     on_progress: Callable[[CaptureProgress], None],
 ) -> None:
-    from afaspec.capture.features import features
-
     done, new_tokens, total = 0, 0, len(plan.prompts)
     train = plan.config.train_turns
     skip = FeatureStore(plan.config.out, shards.manifest).prompts
@@ -206,7 +204,7 @@ def _run(
         sequences = [one.ids for _, one in kept]
         if taken is None:
             taken = []
-            for states in features(model, sequences, plan.layer_ids, FORWARD_TOKENS):
+            for states in reader.read(sequences):
                 taken.append(states)
                 step(1 - share + share * len(taken) / len(sequences), 0)
         shards.append(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +19,23 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.target.info import TargetInfo
 from serving.metrics import SpecCounters, counters_from_histogram, sum_counters
-from serving.runtime import require_vllm, runtime_environment, usable_cores
+from serving.runtime import (
+    divided_cores,
+    has_gpu,
+    require_vllm,
+    runtime_environment,
+    usable_cores,
+)
 from serving.speculation import engine_options, speculative_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOG_TAIL_LINES = 15
 
@@ -36,6 +46,8 @@ class EngineSettings:
 
     `sampling_logprobs`: log-probabilities are those by which tokens are drawn, temperature and all,
     instead of the model's own; at temperature > 0 this costs a softmax per step.
+    `states_of`: the layers whose states `hidden_states` is to give; such an engine drafts nothing.
+    `tensor_parallel`: the devices over which the target is spread.
     """
 
     target: TargetInfo
@@ -50,6 +62,8 @@ class EngineSettings:
     cache_gib: float = 1.0
     draft_sample_method: str | None = None
     sampling_logprobs: bool = False
+    states_of: tuple[int, ...] | None = None
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,7 @@ class EngineProcess:
         self.temperature = settings.temperature  # of the next calls of `generate`; may be changed
         self.log = log or Path(tempfile.mkdtemp(prefix="afaspec-engine-")) / "engine.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._states = self.log.parent / f"{self.log.stem}-states"  # of prompts not yet taken
         self.description: dict[str, Any] = {}
         with self.log.open("wb") as log_file:
             self._process = subprocess.Popen(
@@ -106,7 +121,7 @@ class EngineProcess:
                 text=True,
             )
         try:
-            self._send(_as_json(settings))
+            self._send(_as_json(settings) | {"states_folder": str(self._prepared_states())})
             if wait:
                 self.wait_ready()
         except BaseException:
@@ -204,6 +219,38 @@ class EngineProcess:
             reply = self._receive()
             yield reply["place"], reply["output_ids"]
 
+    def hidden_states(
+        self, prompt_token_ids: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (place in the prompts, states [n, layers, d]) of each prompt when it is read.
+
+        Layers are those of `settings.states_of`, ascending; id i is the residual stream after i
+        layers, never normed; the values are in the engine's dtype. All prompts are handed over at
+        once. Read it to the end before anything else is asked. Raises `UserError` for a prompt that
+        leaves no room for the token that vLLM wants to write behind it.
+        """
+        from safetensors.torch import load_file
+
+        assert self.settings.states_of is not None
+        self.wait_ready()
+        longest, room = max(map(len, prompt_token_ids)), self.description["max_model_len"] - 1
+        if longest > room:
+            raise UserError(
+                f"vLLM gives the hidden states of {room:,} tokens at most, {longest:,} are needed",
+                where=self.settings.target.folder,
+                hint="give --max-prompt-tokens or a lower --max-new-tokens, or let transformers "
+                "give the states",
+            )
+        self._send({"op": "hidden_states", "prompts": [list(ids) for ids in prompt_token_ids]})
+        for _ in prompt_token_ids:
+            reply = self._receive()
+            path = Path(reply["path"])
+            states = load_file(path)["hidden_states"]
+            path.unlink()
+            if len(states) != len(prompt_token_ids[reply["place"]]) or not states.any(-1).all():
+                raise self._failure("vLLM kept no hidden states of some tokens")
+            yield reply["place"], states
+
     def score(
         self, prompt_token_ids: list[int], output_ids: list[int], top: int
     ) -> list[list[tuple[int, float]]]:
@@ -234,12 +281,20 @@ class EngineProcess:
         self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
+        shutil.rmtree(self._states, ignore_errors=True)
 
     def __enter__(self) -> EngineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _prepared_states(self) -> Path:
+        """The folder of states, empty; those of an engine that was killed are gone."""
+        shutil.rmtree(self._states, ignore_errors=True)
+        if self.settings.states_of is not None:
+            self._states.mkdir()
+        return self._states
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         self.wait_ready()
@@ -283,11 +338,15 @@ class EngineProcess:
 def _child_environment(settings: EngineSettings) -> dict[str, str]:
     """The child's environment; what the user has set counts more than our defaults."""
     root = str(Path(__file__).resolve().parents[2])
+    bound = {}
+    if settings.tensor_parallel > 1 and not has_gpu():  # by itself vLLM divides sockets alone
+        bound["VLLM_CPU_OMP_THREADS_BIND"] = divided_cores(settings.tensor_parallel)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         "OMP_NUM_THREADS": str(usable_cores()),  # in one process vLLM neither binds nor reserves
         "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
         "NUMBA_NUM_THREADS": "1",  # what vLLM's n-gram drafter uses; more only wait for each other
+        **bound,
         **os.environ,
         **runtime_environment(settings.cache_gib),
         "PYTHONPATH": os.pathsep.join(paths),

@@ -19,10 +19,12 @@ import traceback
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
 PER_REQUEST = "per_request_spec_decode_metrics"  # an option of newer versions
+POLL_SECONDS = 0.002  # between looks for files that other threads and processes write
 IDLE_MEMORY_SHARE = 0.01  # of a GPU: vLLM wants this share free, the cache has its own size
 
 
@@ -42,8 +44,8 @@ def main() -> None:
         reply(describe(llm))
         while True:
             request = requests.get()
-            if request["op"] == "stream":
-                for message in stream(llm, request):
+            if request["op"] in STREAMS:
+                for message in STREAMS[request["op"]](llm, request):
                     reply(message)
             else:
                 reply(answer(llm, settings, request))
@@ -66,6 +68,8 @@ def load(settings: dict[str, Any]) -> Any:
 
     speculative = settings["speculative_config"]
     options: dict[str, Any] = dict(settings["options"])
+    if settings["states_of"] is not None:
+        options |= states_options(settings["states_of"], settings["states_folder"])
     if settings["sampling_logprobs"]:
         options["logprobs_mode"] = "processed_logprobs"
     if speculative is not None:
@@ -81,6 +85,7 @@ def load(settings: dict[str, Any]) -> Any:
         max_model_len=settings["max_model_len"],
         max_num_seqs=settings["batch"],
         enforce_eager=settings["enforce_eager"],
+        tensor_parallel_size=settings["tensor_parallel"],
         kv_cache_memory_bytes=int(settings["cache_gib"] * 2**30),
         gpu_memory_utilization=IDLE_MEMORY_SHARE,
         enable_prefix_caching=False,  # a prompt comes once per round, and must cost the same
@@ -90,6 +95,25 @@ def load(settings: dict[str, Any]) -> Any:
     if speculative is not None:
         repair_cpu_sampler()
     return llm
+
+
+def states_options(layer_ids: list[int], folder: str) -> dict[str, Any]:
+    """Options of an engine whose prompts leave the states of these layers in `folder`."""
+    from vllm.config import KVTransferConfig
+
+    return {
+        "speculative_config": {
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,  # as the method wants it; nothing is drafted
+            "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": layer_ids}},
+        },
+        "kv_transfer_config": KVTransferConfig(
+            kv_connector="HiddenStatesConnector",
+            kv_connector_module_path="serving.engine.hidden_states",
+            kv_role="kv_producer",
+            kv_connector_extra_config={"folder": folder},
+        ),
+    }
 
 
 def describe(llm: Any) -> dict[str, Any]:
@@ -193,6 +217,37 @@ def stream(llm: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if output.finished:
                 ids = list(output.outputs[0].token_ids)
                 yield {"place": int(output.request_id), "output_ids": ids}
+
+
+def hidden_states(llm: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Read the prompts, all handed over at once, and yield the file of each one's states."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    engine = llm.llm_engine
+    once = SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    for place, ids in enumerate(request["prompts"]):
+        engine.add_request(str(place), {"prompt_token_ids": ids}, once)
+    unwritten: list[tuple[int, Path]] = []
+    read = 0
+    while read < len(request["prompts"]) or unwritten:
+        for output in engine.step():  # steps on when all are read: then the last are written
+            read += 1
+            path = Path(output.kv_transfer_params["hidden_states_path"])
+            unwritten.append((int(output.request_id), path))
+        for place, path in [one for one in unwritten if one[1].exists()]:
+            unwritten.remove((place, path))
+            yield {"place": place, "path": str(path)}
+        if read == len(request["prompts"]) and unwritten:
+            time.sleep(POLL_SECONDS)
+
+
+STREAMS = {"stream": stream, "hidden_states": hidden_states}
 
 
 def seed_of(seed: int, prompt: list[int]) -> int:

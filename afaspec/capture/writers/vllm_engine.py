@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from afaspec.capture.memory import GIB, LARGEST_BATCH, MEMORY_SHARE, free_memory
+from afaspec.capture.memory import LARGEST_BATCH, engine_cache_gib
 from afaspec.capture.plan import Setup
 from afaspec.capture.writers.protocol import OnStep, number_of
-from drafts.errors import UserError
 
 
 class VllmWriter:
@@ -73,20 +71,8 @@ class VllmWriter:
                     max_model_len=longest,
                     enforce_eager=self.setup.config.enforce_eager,
                     batch=batch,
-                    cache_gib=self._cache_gib(longest, batch),
+                    cache_gib=engine_cache_gib(self.setup, longest, batch),
+                    tensor_parallel=self.setup.config.tensor_parallel,
                 )
             )
         return self._engine
-
-    def _cache_gib(self, longest: int, batch: int) -> float:
-        """A cache that holds the batch; less where memory is short, then vLLM lets some wait."""
-        one = longest * self.setup.cache_bytes(4 if self.setup.dtype == "float32" else 2)
-        room = MEMORY_SHARE * free_memory(self.setup.device)
-        if one > room:
-            raise UserError(
-                f"the keys and values of {longest:,} tokens take {one / GIB:.1f} GiB, "
-                f"{room / GIB:.1f} GiB may be used",
-                where=self.setup.target.folder,
-                hint="give --max-prompt-tokens or a lower --max-new-tokens",
-            )
-        return max(1, math.ceil(min(one * batch, room) / GIB))
