@@ -131,4 +131,4 @@ def divide_store(train: FeatureStore, evaluation: FeatureStore, share: float) ->
     A prompt that is, token for token, also one of eval is dropped from both: passages of different
     files can begin alike.
     """
-    return divide(train, share, seen={evaluation.prompt_ids(i) for i in range(len(evaluation))})
+    return divide(train, share, seen=evaluation.prompt_hashes)

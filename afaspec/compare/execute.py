@@ -74,8 +74,8 @@ class Executor:
         train_store, eval_store = (self._capture(task, split) for split in SPLITS)
         division = divide_store(train_store, eval_store, self.config.tuning.validation)
         return {
-            "train": division.train,
-            "validation": division.held_out,
+            "train": division.train.tolist(),
+            "validation": division.held_out.tolist(),
             "dropped": division.dropped,
             "eval_sequences": len(eval_store),
             "train_tokens": train_store.tokens,
@@ -105,8 +105,8 @@ class Executor:
         places = {
             "mix": [f"{general}={share}"] if share else None,
             "store": store.folder,
-            "draft": self.draft.folder,
-            "target": self.target.folder,
+            "draft": str(self.draft.folder),
+            "target": str(self.target.folder),
             "out": self.run_folder(task),
         }
         settings = train_config(

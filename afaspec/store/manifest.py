@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
@@ -108,6 +110,12 @@ def token_bytes(hidden_size: int, layers: int, features: Features) -> int:
     if features == "bf16":
         return 4 + 1 + sum(2 * width for width in states)
     return 4 + 1 + sum(width + 2 * groups(width) for width in states)
+
+
+def hash_prompt(ids: Sequence[int]) -> int:
+    """Of the token ids that a sequence was not trained to write: 63 bits of their SHA-256."""
+    digest = hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def read_manifest(folder: Path) -> Manifest:

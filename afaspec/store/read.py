@@ -6,14 +6,25 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from afaspec.store.int8 import from_int8, groups
-from afaspec.store.manifest import CAPTURE_AGAIN, Manifest, ShardRecord, read_manifest
+from afaspec.store.manifest import (
+    CAPTURE_AGAIN,
+    Manifest,
+    ShardRecord,
+    hash_prompt,
+    read_manifest,
+)
 from drafts.errors import UserError
 from drafts.hashes import hash_file
-from drafts.tensors import read_header
+from drafts.tensors import Header, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +50,10 @@ class Sequence:
         return int(self.input_ids.shape[0])
 
 
+Column = Literal["length", "prompt_index", "root", "prompt_hash"]
+OPEN = 64  # shards that are kept open: each is a memory map, and a process may have only so many
+
+
 class FeatureStore:
     """Sequences by number; tensors stay on disk, memory-mapped, until they are read."""
 
@@ -46,6 +61,8 @@ class FeatureStore:
         self.folder, self.manifest = folder, manifest
         self._ends = list(accumulate(shard.sequences for shard in manifest.shards))
         self._shards: dict[int, _Shard] = {}
+        self._headers: dict[int, dict[str, Header]] = {}
+        self._lock = Lock()  # a thread reads ahead
 
     @classmethod
     def open(
@@ -65,9 +82,10 @@ class FeatureStore:
                 where=folder,
                 hint="run the same afaspec capture again; it goes on where it stopped",
             )
-        for shard in manifest.shards:
-            check_shard(folder, shard, manifest, verify)
-        return cls(folder, manifest)
+        store = cls(folder, manifest)
+        for number, shard in enumerate(manifest.shards):
+            store._headers[number] = check_shard(folder, shard, manifest, verify)
+        return store
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -80,25 +98,59 @@ class FeatureStore:
         return self.manifest.tokens
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sequence."""
-        shards = [self._shard(number) for number in range(len(self._ends))]
-        return [int(n) for shard in shards for n in shard.offsets.diff()]
+        return self._joined("length")
 
     @property
     def prompts(self) -> int:
         """How many prompts the sequences are of."""
-        shards = [self._shard(number) for number in range(len(self._ends))]
-        return len({int(i) for shard in shards for i in shard.prompt_index})
+        return len(np.unique(self._joined("prompt_index")))
 
     @property
-    def roots(self) -> list[int] | None:
+    def roots(self) -> NDArray[np.int64] | None:
         """Where each sequence's prompt begins (`Prompt.root`); None if the store does not say."""
-        found = [self._shard(number).root for number in range(len(self._ends))]
-        known = [roots for roots in found if roots is not None]
-        return (
-            [int(root) for roots in known for root in roots] if len(known) == len(found) else None
-        )
+        return self._joined("root") if self.has_roots else None
+
+    @property
+    def has_roots(self) -> bool:
+        return all("root" in self._header(number) for number in range(len(self._ends)))
+
+    @property
+    def prompt_hashes(self) -> NDArray[np.int64]:
+        """Of each sequence's `prompt_ids`: the same where those are the same."""
+        return self._joined("prompt_hash")
+
+    def each(self, column: Column) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+        """One value of each sequence, shard by shard: of which sequences, and their values.
+
+        None of a store's columns need be in memory whole: there may be millions of sequences.
+        """
+        start = 0
+        for number, end in enumerate(self._ends):
+            yield slice(start, end), self._column(number, column)
+            start = end
+
+    def _joined(self, column: Column) -> NDArray[np.int64]:
+        found = np.empty(len(self), np.int64)
+        for where, values in self.each(column):
+            found[where] = values
+        return found
+
+    def _column(self, number: int, column: Column) -> NDArray[np.int64]:
+        headers = self._header(number)
+        if column == "length":
+            return np.diff(_numbers(headers["offsets"]))
+        if column == "prompt_hash" and column not in headers:  # older stores have none
+            record = self.manifest.shards[number]
+            ids = map(_Shard(self.folder / record.file).prompt_ids, range(record.sequences))
+            return np.array([hash_prompt(one) for one in ids], np.int64)
+        return _numbers(headers[column])
+
+    def _header(self, number: int) -> dict[str, Header]:
+        if number not in self._headers:
+            self._headers[number] = read_header(self.folder / self.manifest.shards[number].file)
+        return self._headers[number]
 
     def prompt_ids(self, index: int) -> tuple[int, ...]:
         """The token ids that a sequence was not trained to write."""
@@ -128,13 +180,27 @@ class FeatureStore:
         return self._shard(number).tokens(i)
 
     def _shard(self, number: int) -> _Shard:
-        if number not in self._shards:
-            self._shards[number] = _Shard(self.folder / self.manifest.shards[number].file)
-        return self._shards[number]
+        with self._lock:
+            shard = self._shards.pop(number, None)
+            if shard is None:
+                shard = _Shard(self.folder / self.manifest.shards[number].file)
+            self._shards[number] = shard  # the one used last
+            if len(self._shards) > OPEN:
+                del self._shards[next(iter(self._shards))]
+        return shard
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files stay behind when a store is sent to a worker process."""
-        return {**self.__dict__, "_shards": {}}
+        return {"folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _numbers(header: Header) -> NDArray[np.int64]:
+    """A shard's tensor of a value for each sequence."""
+    kind = {"I32": "<i4", "I64": "<i8"}[header.dtype]
+    return np.fromfile(header.file, kind, prod(header.shape), offset=header.start)
 
 
 class _Shard:
@@ -146,9 +212,7 @@ class _Shard:
         self._torch = torch
         self.offsets = self._file.get_tensor("offsets").clone()
         self.prompt_index = self._file.get_tensor("prompt_index").clone()
-        names = self._file.keys()
-        self.root = self._file.get_tensor("root").clone() if "root" in names else None
-        self._scaled = "final_scale" in names
+        self._scaled = "final_scale" in set(self._file.keys())
 
     def prompt_ids(self, i: int) -> tuple[int, ...]:
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
@@ -172,8 +236,10 @@ class _Shard:
         return self._file.get_slice(name)[int(self.offsets[i]) : int(self.offsets[i + 1])]
 
 
-def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bool) -> None:
-    """Raise `UserError` unless the shard's file is there, whole and of the promised shapes."""
+def check_shard(
+    folder: Path, shard: ShardRecord, manifest: Manifest, verify: bool
+) -> dict[str, Header]:
+    """The header of a shard. `UserError` unless it is there, whole and of the promised shapes."""
     path = folder / shard.file
     if not path.is_file():
         raise UserError("this shard is missing", where=path, hint=CAPTURE_AGAIN)
@@ -195,9 +261,10 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
         expected[name] = ("bfloat16" if manifest.features == "bf16" else "I8", (n, width))
         if manifest.features == "int8":
             expected[f"{name}_scale"] = ("bfloat16", (n, groups(width)))
-    found = {name: (header.dtype, header.shape) for name, header in read_header(path).items()}
-    if "root" in found:  # older stores have none
-        expected["root"] = ("I64", (s,))
+    headers = read_header(path)
+    found = {name: (header.dtype, header.shape) for name, header in headers.items()}
+    for name in {"root", "prompt_hash"} & found.keys():  # older stores have none
+        expected[name] = ("I64", (s,))
     if found != expected:
         wrong = next(k for k in {**expected, **found} if found.get(k) != expected.get(k))
         raise UserError(
@@ -212,3 +279,4 @@ def check_shard(folder: Path, shard: ShardRecord, manifest: Manifest, verify: bo
             where=path,
             hint=CAPTURE_AGAIN,
         )
+    return headers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from filelock import lock_descriptor
 
 from afaspec.store.int8 import to_int8
-from afaspec.store.manifest import Manifest, ShardRecord
+from afaspec.store.manifest import Manifest, ShardRecord, hash_prompt
 from drafts.errors import UserError
 from drafts.files import atomic_file, make_folder
 from drafts.hashes import hash_file
@@ -60,6 +60,8 @@ class StoreWriter:
             self._ids.extend(ids)
             self._mask.extend(map(int, mask))
             self._offsets.append(len(self._ids))
+            prompt = [token for token, trained in zip(ids, mask, strict=True) if not trained]
+            self._hashes.append(hash_prompt(prompt))
         self._index.extend(prompt_index)
         self._hidden.extend(hidden)
         self._final.extend(final)
@@ -84,6 +86,7 @@ class StoreWriter:
             "loss_mask": torch.tensor(self._mask, dtype=torch.uint8),
             "offsets": torch.tensor(self._offsets, dtype=torch.int64),
             "prompt_index": torch.tensor(self._index, dtype=torch.int32),
+            "prompt_hash": torch.tensor(self._hashes, dtype=torch.int64),
         }
         for name, parts in (("hidden", self._hidden), ("final", self._final)):
             states = torch.cat(parts).to(torch.bfloat16)
@@ -112,6 +115,7 @@ class StoreWriter:
         self._ids: list[int] = []
         self._mask: list[int] = []
         self._offsets: list[int] = [0]
+        self._hashes: list[int] = []
         self._index: list[int] = []
         self._hidden: list[Tensor] = []
         self._final: list[Tensor] = []

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from afaspec.store.division import Numbers
 from afaspec.store.read import FeatureStore
 from afaspec.train.checks import LOOK, check_features
 from afaspec.train.config import TrainConfig
@@ -46,7 +47,7 @@ class HeldOut:
     config: TrainConfig
     store: FeatureStore
     target: TargetInfo
-    indices: list[int]
+    indices: Numbers
     accelerator: Accelerator
     name: str = ""
 
@@ -76,7 +77,7 @@ class HeldOut:
             own = [1] + [0] * (k + 1)
         broken, drafts, *accepted = sum_over(self.accelerator, torch.tensor(own)).tolist()
         if broken:
-            check_features(self.store, self.indices)
+            check_features(self.store, self.indices.tolist())
             raise NotFiniteError(
                 "the draft's logits on held-out sequences are NaN or infinite", hint=LOOK
             )
@@ -99,7 +100,8 @@ class HeldOut:
 
     @property
     def _own(self) -> list[int]:
-        return self.indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        own = self.indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        return own.tolist()
 
     @cached_property
     def _likeliest(self) -> list[Tensor]:

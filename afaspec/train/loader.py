@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from afaspec.store.division import divide
+from afaspec.store.division import Numbers, divide
 from afaspec.store.read import FeatureStore
 from afaspec.train.checks import check_features
 from afaspec.train.config import TrainConfig
@@ -31,7 +31,7 @@ Drawn = tuple[int, int]  # the number of a part, and of a sequence in its store
 AHEAD = 2  # micro-batches that are in memory before they are needed
 
 
-def split_sequences(store: FeatureStore, config: TrainConfig) -> tuple[list[int], list[int]]:
+def split_sequences(store: FeatureStore, config: TrainConfig) -> tuple[Numbers, Numbers]:
     """Sequence numbers to train on and those to evaluate, the same for all arms and seeds."""
     division = divide(store, config.eval_fraction, limit=config.validation_limit)
     return division.train, division.held_out
@@ -46,7 +46,8 @@ def draw(parts: Sequence[Part], config: TrainConfig, batch: int) -> list[Drawn]:
         number, turn = turn_of(i, shares)
         ids = parts[number].train
         epoch, offset = divmod(turn, len(ids))
-        picked.append((number, ids[int(epoch_order(len(ids), config.seed, epoch)[offset])]))
+        place = int(epoch_order(len(ids), config.seed, epoch)[offset])
+        picked.append((number, int(ids[place])))
     return picked
 
 
@@ -69,7 +70,7 @@ def turn_of(draw: int, shares: Sequence[Fraction]) -> tuple[int, int]:
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch's sequences, [count]."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator, dtype=torch.int32)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from afaspec.store.division import divide
+import numpy as np
+from numpy.typing import NDArray
+
+from afaspec.store.division import Few, Numbers, divide, repeats
 from afaspec.store.read import FeatureStore
 from afaspec.train.checks import check_fit
 from afaspec.train.config import TrainConfig
@@ -18,7 +21,9 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.target.info import TargetInfo
 
-Split = tuple[list[int], list[int]]  # sequences to train on, and held out
+# Sequences to train on, and held out.
+Split = tuple[Sequence[int] | Numbers, Sequence[int] | Numbers]
+NO_ROOTS: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,14 @@ class Part:
 
     name: str
     store: FeatureStore
-    train: list[int]
-    held_out: list[int]
+    train: Numbers
+    held_out: Numbers
     share: Fraction = Fraction(1)
 
-    def roots(self, indices: Sequence[int]) -> set[int]:
-        """Where these sequences' prompts begin; nothing where the store does not say."""
+    def roots(self, numbers: Numbers) -> NDArray[np.int64]:
+        """Where these sequences' prompts begin, each once; nothing where the store does not say."""
         roots = self.store.roots
-        return {roots[i] for i in indices} if roots else set()
+        return NO_ROOTS if roots is None else np.unique(roots[numbers])
 
 
 def parts_of(
@@ -55,7 +60,8 @@ def parts_of(
     cannot be read, does not fit, or has nothing of its own.
     """
     own = 1 - sum((share for _, share in config.mixed), Fraction(0))
-    parts = [Part("", store, *split, own)]
+    train, held_out = (np.asarray(side, np.int32) for side in split)
+    parts = [Part("", store, train, held_out, own)]
     for path, share in config.mixed:
         other = FeatureStore.open(path)
         check_fit(other.manifest, other.folder, draft, target)
@@ -96,21 +102,24 @@ def beside(
     note: Callable[[str], object],
 ) -> Part:
     """The part of `store`, without the prompts that `parts` have."""
-    seen = {one.store.prompt_ids(i) for one in parts for i in (*one.train, *one.held_out)}
-    doubled = sum(store.prompt_ids(i) in seen for i in range(len(store)))
-    division = None
+    seen = np.concatenate(
+        [one.store.prompt_hashes[side] for one in parts for side in (one.train, one.held_out)]
+    )
+    doubled = int(repeats(store, seen).sum())
+    train = held_out = np.empty(0, np.int32)
     if doubled < len(store):
         division = divide(store, config.eval_fraction, limit=config.validation_limit, seen=seen)
-    roots = store.roots or [-1] * len(store)  # -1: nobody's
-    learned = {root for one in parts for root in one.roots(one.train)}
-    shown = {root for one in parts for root in one.roots(one.held_out)}
-    train = [i for i in division.train if roots[i] not in shown] if division else []
-    held_out = [i for i in division.held_out if roots[i] not in learned] if division else []
-    if not held_out or (share and not train):
+        train, held_out = division.train, division.held_out
+    if (roots := store.roots) is not None:
+        learned = np.concatenate([one.roots(one.train) for one in parts])
+        shown = np.concatenate([one.roots(one.held_out) for one in parts])
+        train = train[~Few(shown).has(roots[train])]
+        held_out = held_out[~Few(learned).has(roots[held_out])]
+    if not len(held_out) or (share and not len(train)):
+        missing = "hold out" if len(train) else "train on"
         raise UserError(
-            f"has no prompts of its own to {'hold out' if train else 'train on'}: {doubled} of its "
-            f"{len(store)} sequences repeat prompts of {parts[0].store.folder}, and others begin "
-            "as those do",
+            f"has no prompts of its own to {missing}: {doubled} of its {len(store)} sequences "
+            f"repeat prompts of {parts[0].store.folder}, and others begin as those do",
             where=store.folder,
             hint="give --mix a store of other prompts",
         )

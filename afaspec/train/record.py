@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import MemorySettings, RunPlace, TrainConfig
 from afaspec.train.held_out import Measure, measure_of
@@ -92,12 +94,12 @@ class Record:
             "store": domain.store.manifest.content_sha256,
             "draft": draft.sha256,
             "target": target.sha256,
-            "held-out part": _hash([domain.train, domain.held_out]),
+            "held-out part": _hash([_numbers(domain)]),
         }
         if mixed:
             settings["inputs"]["mix"] = _hash(
                 [
-                    [one.store.manifest.content_sha256, str(one.share), one.train, one.held_out]
+                    [one.store.manifest.content_sha256, str(one.share), _numbers(one)]
                     for one in mixed
                 ]
             )
@@ -157,6 +159,15 @@ class Record:
         path = self.folder / CONFIG
         found: dict[str, Any] | None = read_json(path) if path.exists() else None
         return found
+
+
+def _numbers(part: Part) -> str:
+    """SHA-256 of the numbers of the sequences that are trained on and held out."""
+    digest = hashlib.sha256()
+    for side in (part.train, part.held_out):
+        numbers = np.asarray(side, dtype="<i4")
+        digest.update(len(numbers).to_bytes(8, "little") + numbers.tobytes())
+    return digest.hexdigest()
 
 
 def _hash(content: Any) -> str:

@@ -94,7 +94,7 @@ def train(
     with locked(config.out, "afaspec train") if first else nullcontext():
         if first:
             record.write()  # not before all of the input has proved good
-            learned = (part.roots(part.train) for part in parts if part.share)
+            learned = (part.roots(part.train).tolist() for part in parts if part.share)
             write_roots(config.out, read_roots(base.folder).union(*learned))
         accelerator.wait_for_everyone()
         progress = run(config, parts, held_out, setup, report, note)

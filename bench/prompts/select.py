@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 from bench.prompts.rows import ROOTS, Prompt
@@ -36,8 +37,13 @@ def is_held_out(root: int, fraction: float, side: tuple[float, float] = (0.0, 1.
     The first of all are the eval side; the first of the train side are held out of training. So one
     division by content serves capture, training, studies and measuring.
     """
+    return root < first_trained(fraction, side)
+
+
+def first_trained(fraction: float, side: tuple[float, float] = (0.0, 1.0)) -> int:
+    """The least root that is not held out."""
     start, end = side
-    return root < (start + fraction * (end - start)) * ROOTS
+    return ceil((start + fraction * (end - start)) * ROOTS)
 
 
 def side_of(split: str | None, eval_fraction: float) -> tuple[float, float]:

@@ -136,7 +136,8 @@ def test_the_three_sides_share_no_prompt(finished: dict[str, Any], given: dict[s
     assert not (train | validation) & measured
     # The division is by content: it is the same for a prompt wherever it stands.
     again = divide_store(stores["train"], stores["eval"], config.tuning.validation)
-    assert (again.train, again.held_out) == (sides["train"], sides["validation"])
+    assert again.train.tolist() == sides["train"]
+    assert again.held_out.tolist() == sides["validation"]
 
 
 def test_a_prompt_of_two_sides_is_dropped_from_training(

@@ -6,10 +6,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from afaspec.store.division import divide
+from afaspec.store.division import Few, divide
 from afaspec.store.manifest import Manifest, TargetRecord
 from afaspec.store.read import FeatureStore
 from afaspec.store.write import StoreWriter, locked
@@ -48,17 +50,18 @@ def test_a_growing_log_falls_on_one_side(tmp_path: Path) -> None:
     keys = [f"conversation {i % 60}" for i in range(500)]
     random.Random(0).shuffle(keys)
     store = write_store(tmp_path / "s", keys)
-    division = divide(store, 0.2)
-    assert division == divide(store, 0.2)
+    division, again = divide(store, 0.2), divide(store, 0.2)
+    assert division.train.tolist() == again.train.tolist()
+    assert division.held_out.tolist() == again.held_out.tolist()
     train, held = ({keys[i] for i in ids} for ids in (division.train, division.held_out))
     assert not train & held
     assert len(train | held) == 60
-    assert sorted(division.train + division.held_out) == list(range(500))
+    assert sorted([*division.train, *division.held_out]) == list(range(500))
     assert 30 < len(division.held_out) < 200
     # The same prompts as `--split eval` would measure on.
     roots = store.roots
     assert roots is not None
-    assert {i for i in range(500) if is_held_out(roots[i], 0.2)} == set(division.held_out)
+    assert {i for i in range(500) if is_held_out(int(roots[i]), 0.2)} == set(division.held_out)
 
 
 def test_what_is_not_evaluated_is_trained_on(tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_sides_of_a_divided_store_are_divided_again(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", train_side, split="train", eval_fraction=0.3)
     division = divide(store, 0.25)
     assert 0.15 < len(division.held_out) / len(store) < 0.35
-    assert sorted(division.train + division.held_out) == list(range(len(store)))
+    assert sorted([*division.train, *division.held_out]) == list(range(len(store)))
 
 
 def test_a_prompt_that_is_evaluated_is_not_trained_on_under_another_name(tmp_path: Path) -> None:
@@ -89,8 +92,8 @@ def test_a_prompt_that_is_evaluated_is_not_trained_on_under_another_name(tmp_pat
     assert not held & {ids[i] for i in division.train}
     assert division.dropped > 0
     seen = {store.prompt_ids(i) for i in range(10)}
-    again = divide(store, 0.2, seen=seen)
-    assert not {store.prompt_ids(i) for i in again.train + again.held_out} & seen
+    again = divide(store, 0.2, seen=store.prompt_hashes[:10])
+    assert not {store.prompt_ids(i) for i in (*again.train, *again.held_out)} & seen
 
 
 def test_an_old_store_is_divided_by_number(tmp_path: Path) -> None:
@@ -98,7 +101,33 @@ def test_an_old_store_is_divided_by_number(tmp_path: Path) -> None:
     assert store.roots is None
     division = divide(store, 0.25)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()
-    assert (division.held_out, division.train) == (order[:10], order[10:])
+    assert division.held_out.tolist() == order[:10]
+    assert division.train.tolist() == order[10:]
+
+
+def test_a_store_without_hashes_of_its_prompts_is_divided_alike(tmp_path: Path) -> None:
+    """Stores of an older afaspec have none in their shards."""
+    keys, ids = [f"prompt {i}" for i in range(100)], [i % 50 for i in range(100)]
+    store = write_store(tmp_path / "s", keys, ids=ids)
+    division, hashes = divide(store, 0.2), store.prompt_hashes
+    assert len(set(hashes.tolist())) == 50
+    for shard in store.manifest.shards:
+        path = store.folder / shard.file
+        tensors = load_file(path)
+        del tensors["prompt_hash"]
+        save_file(tensors, path)
+    older = FeatureStore(store.folder, store.manifest)
+    assert older.prompt_hashes.tolist() == hashes.tolist()
+    assert divide(older, 0.2).train.tolist() == division.train.tolist()
+
+
+def test_few_numbers_are_found_among_many() -> None:
+    """Whose last bits are the same, too."""
+    values = np.array([5, -3, 7, 7, 2**62, 7 + 2**40, 7 - 2**40])
+    few = Few(np.array([7, 2**62, 7, -9, 7 - 2**40]))
+    assert few.has(values).tolist() == [False, False, True, True, True, False, True]
+    assert few.has(values[:0]).tolist() == []
+    assert Few(values[:0]).has(values).tolist() == [False] * 7
 
 
 @pytest.mark.parametrize("keys", [["one"], ["one"] * 20])

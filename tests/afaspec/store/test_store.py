@@ -56,13 +56,26 @@ def write_store(
     return FeatureStore.open(folder)
 
 
+def test_few_shards_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a memory map, of which a process may have only so many."""
+    monkeypatch.setattr("afaspec.store.read.OPEN", 3)
+    store = write_store(tmp_path / "s", batches=16, shard_bytes=1)
+    assert len(store.manifest.shards) == 16
+    expected = [row for seed in range(16) for row in random_batch(seed)]
+    for i in (*range(len(store)), *reversed(range(len(store)))):
+        assert store[i].input_ids.tolist() == expected[i][0]
+        assert len(store._shards) <= 3
+    assert len(store.lengths) == len(store)
+    assert len(store._shards) <= 3
+
+
 def test_round_trip(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s")
     assert len(store.manifest.shards) == 2  # a shard closes at a batch's end, past its size
     expected = [row for seed in range(4) for row in random_batch(seed)]
     assert len(store) == len(expected)
-    assert store.lengths == [len(ids) for ids, _, _ in expected]
-    assert store.tokens == sum(store.lengths)
+    assert store.lengths.tolist() == [len(ids) for ids, _, _ in expected]
+    assert store.tokens == store.lengths.sum()
     assert store.manifest.response_tokens == store.tokens - 2 * len(store)
     for i, (ids, hidden, final) in enumerate(expected):
         sequence = store[i]
