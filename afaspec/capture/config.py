@@ -93,6 +93,20 @@ class AnswerSettings(Settings):
     )
 
 
+class ReaderSettings(Settings):
+    """What gives the hidden states of finished texts."""
+
+    GROUP: ClassVar[str] = "Hidden states"
+
+    states_with: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        description="what gives the hidden states; vllm: the target as it is served "
+        "[default: vllm for a quantized target on a GPU, else transformers]",
+    )
+    tensor_parallel: int = Field(1, gt=0, description="devices over which vLLM spreads the target")
+    enforce_eager: bool = Field(False, description="vLLM does not compile: starts sooner, slower")
+
+
 class MachineSettings(Settings):
     """How the target runs, and how its states are stored."""
 
@@ -106,19 +120,14 @@ class MachineSettings(Settings):
         description="what writes prompts and responses: transformers, vllm, or the address of a "
         "vLLM server [default: vllm for --self-prompts where it is installed, else transformers]",
     )
-    states_with: Literal["auto", "transformers", "vllm"] = Field(
-        "auto",
-        description="what gives the hidden states; vllm: the target as it is served "
-        "[default: vllm for a quantized target on a GPU, else transformers]",
-    )
-    tensor_parallel: int = Field(1, gt=0, description="devices over which vLLM spreads the target")
     server_model: str | None = Field(
         None, description="its name for the target, where it serves several models"
     )
     requests: int = Field(64, gt=0, description="that run on that server at once")
-    enforce_eager: bool = Field(False, description="vLLM does not compile: starts sooner, slower")
     features: Features = Field(
-        "bf16", description="how hidden states are kept: int8 takes half of the disk"
+        "bf16",
+        description="how hidden states are kept: int8 takes half of the disk; none keeps texts "
+        "alone, and training asks the target for their states",
     )
     max_disk: float | None = Field(
         None,
@@ -139,7 +148,12 @@ class MachineSettings(Settings):
 
 
 class CaptureConfig(
-    MachineSettings, AnswerSettings, SelfPromptSettings, PromptSettings, StorePlace
+    MachineSettings,
+    ReaderSettings,
+    AnswerSettings,
+    SelfPromptSettings,
+    PromptSettings,
+    StorePlace,
 ):
     """A run of `afaspec capture`. The target writes greedily unless `temperature` is set."""
 

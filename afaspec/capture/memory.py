@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import shutil
 
-from afaspec.capture.plan import CapturePlan, Setup
+from afaspec.capture.plan import CapturePlan
+from afaspec.capture.target_model import read_model_config
 from drafts.errors import UserError
 from drafts.files import weight_files
+from drafts.target.info import TargetInfo
 
 GIB = 1 << 30
 LARGEST_BATCH = {"cpu": 128, "cuda": 256}
@@ -17,7 +19,8 @@ MEMORY_SHARE = 0.4  # of what is free: the rest is for attention, the shard and 
 def choose_batch_size(plan: CapturePlan) -> int:
     """The largest power of two whose caches and features fit the free memory."""
     longest = max(plan.longest(prompt) for prompt in plan.prompts)
-    row = longest * (plan.cache_bytes(2) + 2 * plan.token_bytes) + 12 * plan.target.vocab_size
+    token = cache_bytes(plan.target, 2) + 2 * plan.token_bytes
+    row = longest * token + 12 * plan.target.vocab_size
     free = free_memory(plan.device)
     weights = sum(path.stat().st_size for path in weight_files(plan.target.folder))
     if weights >= free:
@@ -33,7 +36,7 @@ def choose_batch_size(plan: CapturePlan) -> int:
 
 def free_memory(device: str) -> int:
     """Bytes that are free on a device."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         import torch
 
         return torch.cuda.mem_get_info()[0]
@@ -42,17 +45,27 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def engine_cache_gib(setup: Setup, longest: int, batch: int, layers: int = 0) -> int:
+def cache_bytes(target: TargetInfo, value_bytes: int) -> int:
+    """Keys and values of one token, in values of so many bytes."""
+    config = read_model_config(target.folder)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * width * target.num_layers * value_bytes)
+
+
+def engine_cache_gib(
+    target: TargetInfo, dtype: str, device: str, longest: int, batch: int, layers: int = 0
+) -> int:
     """GiB of a vLLM engine's cache for a batch of texts, and the states of so many layers; less
     where memory is short, then vLLM lets some wait. `UserError` where not one text fits."""
-    value = 4 if setup.dtype == "float32" else 2
-    one = longest * (setup.cache_bytes(value) + layers * setup.target.hidden_size * value)
-    room = MEMORY_SHARE * free_memory(setup.device)
+    value = 4 if dtype == "float32" else 2
+    one = longest * (cache_bytes(target, value) + layers * target.hidden_size * value)
+    room = MEMORY_SHARE * free_memory(device)
     if one > room:
         raise UserError(
             f"the keys and values of {longest:,} tokens take {one / GIB:.1f} GiB, "
             f"{room / GIB:.1f} GiB may be used",
-            where=setup.target.folder,
+            where=target.folder,
             hint="give --max-prompt-tokens or a lower --max-new-tokens",
         )
     return max(1, math.ceil(min(one * batch, room) / GIB))
@@ -69,7 +82,9 @@ def check_space(plan: CapturePlan, done_bytes: int) -> int:
             f"the store may take {size(whole)}, and --max-disk allows {size(allowed * GIB)}",
             where=plan.config.out,
             hint=f"give --limit {fits} or so, a lower --max-new-tokens"
-            + (", or --features int8" if plan.config.features == "bf16" else ""),
+            + {"bf16": ", or --features int8", "int8": ", or --features none", "none": ""}[
+                plan.config.features
+            ],
         )
     most = max(0, whole - done_bytes)
     folder = plan.config.out.absolute()

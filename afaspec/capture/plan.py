@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from afaspec.capture.config import CaptureConfig, is_address
+from afaspec.capture.states import ReadWith, ToRead, choose_reader
 from afaspec.capture.target_model import end_ids, load_tokenizer, read_model_config
 from afaspec.capture.turns import (
     Turn,
@@ -31,7 +32,6 @@ from bench.prompts.template import ChatTemplate, today
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.layer_ids import default_layer_ids
 from drafts.errors import UserError
-from drafts.files import read_json
 from drafts.registry import wanted_layer_ids
 from drafts.target.info import TargetInfo
 from drafts.tensors import fastest_float
@@ -65,21 +65,11 @@ class Setup:
     device: str
     dtype: str
     write_with: Literal["transformers", "vllm", "server"]
-    read_with: Literal["transformers", "vllm"]
-    model_config: Any  # transformers' own
+    read_with: ReadWith
 
     @property
     def token_bytes(self) -> int:
         return token_bytes(self.target.hidden_size, len(self.layer_ids), self.config.features)
-
-    def cache_bytes(self, value_bytes: int) -> int:
-        """Keys and values of one token, in values of so many bytes."""
-        config = self.model_config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        return int(2 * heads * width * self.target.num_layers * value_bytes)
 
 
 @dataclass(frozen=True)
@@ -88,6 +78,19 @@ class CapturePlan(Setup):
 
     prompts: list[Asked]
     prompts_sha256: str
+
+    @property
+    def to_read(self) -> ToRead:
+        """What its reader is told."""
+        return ToRead(
+            target=self.target,
+            layer_ids=self.layer_ids,
+            dtype=self.dtype,
+            device=self.device,
+            longest=max(map(self.longest, self.prompts)),
+            enforce_eager=self.config.enforce_eager,
+            tensor_parallel=self.config.tensor_parallel,
+        )
 
     def longest(self, asked: Asked) -> int:
         """The most tokens that a sequence of this prompt and its responses can have."""
@@ -160,7 +163,7 @@ class CapturePlan(Setup):
 
 def settle(config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None) -> Setup:
     """Check all that needs no prompts. Raises `UserError` for the first fault."""
-    model_config = read_model_config(target.folder)
+    read_model_config(target.folder)  # raises what it would raise later
     layer_ids = choose_layer_ids(config, target, draft)
     device = choose_device(config.device)
     encoder = make_encoder(
@@ -171,7 +174,8 @@ def settle(config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None) -
         truncate=config.truncate_prompts,
         chat=config.chat,
     )
-    read_with = choose_reader(config, target, device)
+    own = config.generate_with == "transformers"  # writes, so it reads as well
+    read_with = choose_reader("transformers" if own else config.states_with, target, device)
     return Setup(
         config=config,
         target=target,
@@ -182,7 +186,6 @@ def settle(config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None) -
         dtype=compute_dtype(config.dtype, target, device),
         write_with=choose_writer(config, read_with),
         read_with=read_with,
-        model_config=model_config,
     )
 
 
@@ -279,24 +282,6 @@ def choose_writer(
         return "vllm"
     wanted = config.self_prompts is not None or read_with == "vllm"
     if config.generate_with == "auto" and wanted and vllm_package() is not None:
-        return "vllm"
-    return "transformers"
-
-
-def choose_reader(
-    config: CaptureConfig, target: TargetInfo, device: str
-) -> Literal["transformers", "vllm"]:
-    """What gives the hidden states. Of a quantized target on a GPU it is vLLM, so that they are
-    those of serving.
-
-    Raises `UserError` for a vLLM that is not installed.
-    """
-    if config.states_with == "vllm":
-        require_vllm()
-        return "vllm"
-    free = config.states_with == "auto" and config.generate_with != "transformers"
-    quantized = "quantization_config" in read_json(target.folder / "config.json")
-    if free and quantized and device == "cuda" and vllm_package() is not None:
         return "vllm"
     return "transformers"
 

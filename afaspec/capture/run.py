@@ -20,7 +20,8 @@ from afaspec.capture.plan import (
     plan_capture,
     settle,
 )
-from afaspec.capture.readers import Reader, open_reader
+from afaspec.capture.readers.choose import open_reader
+from afaspec.capture.readers.protocol import Reader
 from afaspec.capture.self_prompts import FILES, longest_sequence, write_self_prompts
 from afaspec.capture.turns import Turn, joined
 from afaspec.capture.writers.choose import open_writer
@@ -105,7 +106,7 @@ def _capture(
         reader, turns_of, share = _written(plan, writer, on_progress, begin)
         shards = StoreWriter(config.out, manifest, int(config.shard_mib * (1 << 20)))
         shards.prepare()
-        with closing(reader):
+        with closing(reader) if reader else nullcontext():
             _run(plan, shards, reader, turns_of, share, on_progress)
         (config.out / ANSWERS).unlink(missing_ok=True)
     store = FeatureStore.open(config.out)
@@ -124,13 +125,18 @@ def _written(
     writer: Writer,
     on_progress: Callable[[CaptureProgress], None],
     begin: int,
-) -> tuple[Reader, TurnsOf, float]:
-    """What gives the features, what gives the turns of a batch, and the share of its time that
-    taking features has where they were not kept.
+) -> tuple[Reader | None, TurnsOf, float]:
+    """What gives the features (None: none are kept), what gives the turns of a batch, and the share
+    of its time that taking features has where they were not kept.
 
     Prompts before number `begin` are in the store.
     """
     config = plan.config
+    texts = config.features == "none"
+
+    def reader(model: Any = None) -> Reader | None:
+        return None if texts else open_reader(plan.read_with, plan.to_read, model)
+
     longest = max(plan.longest(asked) for asked in plan.prompts)
     if config.use_responses:
 
@@ -139,14 +145,14 @@ def _written(
             step(0.0, sum(len(turn.answer) for of in turns for turn in of))
             return turns, None
 
-        return open_reader(plan), recorded, 1.0
+        return reader(), recorded, 1.0
     if isinstance(writer, TransformersWriter):
         from afaspec.capture.features import keeping
 
         def write(
             batch: list[int], number: int, step: OnStep
         ) -> tuple[list[list[Turn]], list[States] | None]:
-            alone = all(len(plan.prompts[i].turns) == 1 for i in batch)
+            alone = not texts and all(len(plan.prompts[i].turns) == 1 for i in batch)
             portion = 1.0 if alone else 1 - FEATURES_SHARE
             kept: AbstractContextManager[Keeper | None] = nullcontext()
             if alone:
@@ -162,7 +168,7 @@ def _written(
                 )
             return turns, keeper.kept() if keeper else None
 
-        return open_reader(plan, writer.model), write, FEATURES_SHARE
+        return reader(writer.model), write, FEATURES_SHARE
     if config.self_prompts is not None:  # as for those prompts, so that one engine serves both
         longest = longest_sequence(plan)
     told = _stage(on_progress, "answers", len(plan.prompts))
@@ -174,13 +180,13 @@ def _written(
         step(0.0, sum(len(turn.answer) for of in turns for turn in of))
         return turns, None
 
-    return open_reader(plan), ready, 1.0
+    return reader(), ready, 1.0
 
 
 def _run(
     plan: CapturePlan,
     shards: StoreWriter,
-    reader: Reader,
+    reader: Reader | None,
     turns_of: TurnsOf,
     share: float,
     on_progress: Callable[[CaptureProgress], None],
@@ -202,7 +208,7 @@ def _run(
         turns, taken = turns_of(batch, number, step)
         kept = [(i, one) for i, of in zip(batch, turns, strict=True) for one in joined(of, train)]
         sequences = [one.ids for _, one in kept]
-        if taken is None:
+        if taken is None and reader:
             taken = []
             for states in reader.read(sequences):
                 taken.append(states)
@@ -211,8 +217,8 @@ def _run(
             sequences,
             [one.mask for _, one in kept],
             [i for i, _ in kept],
-            [hidden for hidden, _ in taken],
-            [final for _, final in taken],
+            [hidden for hidden, _ in taken or ()],
+            [final for _, final in taken or ()],
             [plan.prompts[i].prompt.root for i, _ in kept],
         )
         done += len(batch)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from afaspec.capture.config import CaptureConfig
+from afaspec.capture.config import CaptureConfig, ReaderSettings
 from afaspec.train.config import Arm, TrainConfig
 from bench.records.settings import ModelName, Settings
 
@@ -28,7 +28,8 @@ class TrainingToPlan(Settings):
 
     def of_a_run(self, store: Path, draft: str, out: Path) -> TrainConfig:
         """The run that is planned."""
-        given = self.model_dump(include=set(TrainingToPlan.model_fields) - {"train_batch_size"})
+        own = {*TrainingToPlan.model_fields} - {"train_batch_size"}
+        given = self.model_dump(include=own | {*ReaderSettings.model_fields})
         return TrainConfig(
             store=store, draft=draft, out=out, batch_size=self.train_batch_size, **given
         )

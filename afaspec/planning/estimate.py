@@ -165,7 +165,11 @@ def advice(config: PlanConfig, stages: list[Stage], capture: CaptureSample) -> I
     free, wanted = shutil.disk_usage(folder).free, sum(stage.disk for stage in stages)
     if wanted > free:
         fits = int(free / capture.store_bytes * capture.prompts)
-        smaller = "" if config.features == "int8" else "--features int8 (half of it), "
+        smaller = {
+            "bf16": "--features int8 (half of it), --features none (texts alone), ",
+            "int8": "--features none (texts alone), ",
+            "none": "",
+        }[config.features]
         yield (
             f"the disk of {folder} has {size(free)} free, {size(wanted)} are wanted: give "
             f"{smaller}--limit {fits} or another disk"

@@ -18,7 +18,7 @@ from drafts.errors import UserError
 from drafts.files import read_json, write_json
 
 FORMAT = "afaspec-features/1"
-Features = Literal["bf16", "int8"]
+Features = Literal["bf16", "int8", "none"]
 NAME = "manifest.json"
 CAPTURE_AGAIN = "capture it again with --overwrite"
 # Where prompts lay, where the target ran, and how large files are: not what was captured.
@@ -106,6 +106,8 @@ class Manifest:
 
 def token_bytes(hidden_size: int, layers: int, features: Features) -> int:
     """input id int32, mask uint8, `layers` + 1 hidden states in bf16, or in int8 with scales."""
+    if features == "none":
+        return 4 + 1
     states = [hidden_size * layers, hidden_size]
     if features == "bf16":
         return 4 + 1 + sum(2 * width for width in states)

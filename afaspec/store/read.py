@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -158,8 +158,24 @@ class FeatureStore:
         return self._shard(number).prompt_ids(i)
 
     def __getitem__(self, index: int) -> Sequence:
+        """Raises `UserError` for a store of texts alone."""
+        if self.manifest.features == "none":
+            raise UserError(
+                "holds texts alone, no hidden states",
+                where=self.folder,
+                hint="capture them (no --features none); afaspec train reads them by itself",
+            )
         number, i = self._place(index)
         return self._shard(number).sequence(i)
+
+    def read(self, numbers: Iterable[int]) -> Iterator[Sequence]:
+        """These sequences, one after another."""
+        return map(self.__getitem__, numbers)
+
+    def prompt_index(self, index: int) -> int:
+        """The number of a sequence's prompt."""
+        number, i = self._place(index)
+        return int(self._shard(number).prompt_index[i])
 
     def _place(self, index: int) -> tuple[int, int]:
         """The number of a sequence's shard, and its own in there."""
@@ -257,7 +273,8 @@ def check_shard(
         "offsets": ("I64", (s + 1,)),
         "prompt_index": ("I32", (s,)),
     }
-    for name, width in (("hidden", len(manifest.layer_ids) * d), ("final", d)):
+    states = {"hidden": len(manifest.layer_ids) * d, "final": d}
+    for name, width in states.items() if manifest.features != "none" else ():
         expected[name] = ("bfloat16" if manifest.features == "bf16" else "I8", (n, width))
         if manifest.features == "int8":
             expected[f"{name}_scale"] = ("bfloat16", (n, groups(width)))

@@ -51,7 +51,7 @@ class StoreWriter:
         roots: Sequence[int | None] = (),
     ) -> None:
         """Add one whole batch: per sequence its ids and loss mask (both [n]), the number of its
-        prompt, and its features [n, layers * d] and [n, d] (CPU).
+        prompt, and its features [n, layers * d] and [n, d] (CPU), where the store keeps them.
 
         `roots` say where the prompts begin (`Prompt.root`); a shard keeps them if all are known.
         """
@@ -88,7 +88,8 @@ class StoreWriter:
             "prompt_index": torch.tensor(self._index, dtype=torch.int32),
             "prompt_hash": torch.tensor(self._hashes, dtype=torch.int64),
         }
-        for name, parts in (("hidden", self._hidden), ("final", self._final)):
+        kept = {"hidden": self._hidden, "final": self._final}
+        for name, parts in kept.items() if self.manifest.features != "none" else ():
             states = torch.cat(parts).to(torch.bfloat16)
             if self.manifest.features == "bf16":
                 tensors[name] = states

@@ -109,8 +109,7 @@ def check_stored(draft: nn.Module, info: DraftInfo, *, lm_head: bool) -> None:
 
 def check_features(store: FeatureStore, indices: list[int]) -> None:
     """Raise `UserError` for the first of these sequences whose hidden states are not finite."""
-    for index in indices:
-        sequence = store[index]
+    for index, sequence in zip(indices, store.read(indices), strict=True):
         for name in ("hidden", "final"):
             if not getattr(sequence, name).isfinite().all():
                 raise UserError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from afaspec.adapters.schedule import Activation, AnnealingSchedule
+from afaspec.capture.config import ReaderSettings
 from afaspec.config import TargetAdapter
 from bench.records.settings import EvalFraction, ModelName, OptionalModelName, Settings
 from drafts.tensors import has_bf16
@@ -205,7 +206,7 @@ class TrainSettings(
         return self.learning_rate or by_arm[self.arm]
 
 
-class TrainConfig(TrainSettings, RunPlace):
+class TrainConfig(TrainSettings, ReaderSettings, RunPlace):
     """A run of `afaspec train`. Paths are folders."""
 
     @model_validator(mode="after")

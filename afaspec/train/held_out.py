@@ -93,7 +93,7 @@ class HeldOut:
 
     def _count(self, draft: Draft) -> Acceptance:
         k, amp = self.config.draft_steps, self.config.bf16
-        held = (self.store[index] for index in self._own)
+        held = self.store.read(self._own)
         if self.measure == "acceptance":
             return offline_acceptance(draft, held, k, amp=amp)
         return offline_agreement(draft, held, self._likeliest, k, amp=amp)
@@ -108,8 +108,7 @@ class HeldOut:
         """What the target says at each place of each sequence: the same at every evaluation."""
         choose = target_choice(self.target, self.accelerator.device, bf16=self.config.bf16)
         found = []
-        for index in self._own:
-            sequence = self.store[index]
+        for sequence in self.store.read(self._own):
             ids = sequence.input_ids.clone()
             ids[1:] = choose(sequence.final[:-1])
             found.append(ids)

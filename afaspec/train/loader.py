@@ -117,8 +117,12 @@ class Batches:
         return packs(micro, lambda drawn: lengths[drawn[0]](drawn[1]), self.config.batch_tokens)
 
     def read(self, micro: list[Drawn]) -> Batch:
-        """A micro-batch from disk, where a GPU can fetch it while it computes."""
-        batch = collate([self.parts[number].store[index] for number, index in micro])
+        """A micro-batch from its stores, where a GPU can fetch it while it computes."""
+        found = [
+            iter([*part.store.read(index for whose, index in micro if whose == number)])
+            for number, part in enumerate(self.parts)
+        ]
+        batch = collate([next(found[number]) for number, _ in micro])
         return batch.pinned() if self.accelerator.device.type == "cuda" else batch
 
     def _tokens(self, mine: Sequence[Sequence[Drawn]]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from afaspec.capture.config import ReaderSettings
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import MemorySettings, RunPlace, TrainConfig
 from afaspec.train.held_out import Measure, measure_of
@@ -22,10 +23,11 @@ from drafts.target.info import TargetInfo
 
 CONFIG, MANIFEST = "config.json", "manifest.json"
 ANEW = "choose another --out, or remove the folder to start anew"
-# How a run is followed, and how its loss is computed: they may change when it goes on.
+# How a run is followed, how its loss is computed, and what gives states that are not stored: they
+# may change when it goes on.
 FREE = {
     *("eval_every", "checkpoint_every", "tensorboard"),
-    *("chunk", "compiled", *MemorySettings.model_fields),
+    *("chunk", "compiled", *MemorySettings.model_fields, *ReaderSettings.model_fields),
 }
 
 

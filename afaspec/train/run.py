@@ -9,15 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors.torch import save_file
 
 from afaspec.adapters.afa import save_adapter
 from afaspec.adapters.annealing import Annealer, annealed_layers
+from afaspec.capture.readers.live import with_states
 from afaspec.store.read import FeatureStore
 from afaspec.store.write import locked
 from afaspec.train.arm import GRADIENT_STEPS, Setup, init_from_gradients, learning_rate, set_up
@@ -85,6 +88,23 @@ def train(
         return read_trained(config, store)
 
     check_processes(config.batch_size, accelerator.num_processes)
+    stores = [part.store for part in parts]
+    with with_states(stores, target, str(accelerator.device), config) as readable:
+        parts = [replace(one, store=found) for one, found in zip(parts, readable, strict=True)]
+        return _trained(config, parts, base, target, accelerator, record, report, note)
+
+
+def _trained(
+    config: TrainConfig,
+    parts: list[Part],
+    base: DraftInfo,
+    target: TargetInfo,
+    accelerator: Accelerator,
+    record: Record,
+    report: Report,
+    note: Note,
+) -> Trained:
+    """The run of `train`, whose parts have states to read."""
     setup = set_up(config, base, target, accelerator.device)
     check_stored(setup.draft, base, lm_head=config.lm_head)
     held_out = [

@@ -71,7 +71,9 @@ class VllmWriter:
                     max_model_len=longest,
                     enforce_eager=self.setup.config.enforce_eager,
                     batch=batch,
-                    cache_gib=engine_cache_gib(self.setup, longest, batch),
+                    cache_gib=engine_cache_gib(
+                        self.setup.target, self.setup.dtype, self.setup.device, longest, batch
+                    ),
                     tensor_parallel=self.setup.config.tensor_parallel,
                 )
             )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from afaspec.capture.config import CaptureConfig
-from afaspec.capture.plan import choose_reader
+from afaspec.capture.states import choose_reader
 from drafts.errors import UserError
 from drafts.target.info import read_target
 from tests.opened import capture
@@ -76,10 +76,10 @@ def test_transformers_cannot_write_for_vllm(tiny_target: Path, rows: Path, tmp_p
 
 
 def test_quantized_targets_on_a_gpu_are_read_as_they_are_served(
-    tiny_target: Path, rows: Path, tmp_path: Path
+    tiny_target: Path, tmp_path: Path
 ) -> None:
-    def chosen(device: str, **more: Any) -> str:
-        return choose_reader(config(folder, rows, tmp_path, **more), read_target(folder), device)
+    def chosen(device: str, wanted: Literal["auto", "transformers", "vllm"] = "auto") -> str:
+        return choose_reader(wanted, read_target(folder), device)
 
     folder = tmp_path / "target"
     folder.mkdir()
@@ -91,6 +91,5 @@ def test_quantized_targets_on_a_gpu_are_read_as_they_are_served(
     (folder / "config.json").write_text(
         json.dumps(raw | {"quantization_config": {"quant_method": "gptq"}})
     )
-    assert chosen("cuda") == chosen("cpu", states_with="vllm") == "vllm"
-    assert chosen("cpu") == chosen("cuda", states_with="transformers") == "transformers"
-    assert chosen("cuda", generate_with="transformers") == "transformers"
+    assert chosen("cuda:1") == chosen("cuda") == chosen("cpu", "vllm") == "vllm"
+    assert chosen("cpu") == chosen("cuda", "transformers") == "transformers"

@@ -116,7 +116,7 @@ def test_what_it_lacks_is_said(server: dict[str, Any], said: str, settings: dict
 def test_nobody_there_is_said_before_the_model_is_loaded(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afaspec.capture.readers.load_target", None)
+    monkeypatch.setattr("afaspec.capture.readers.transformers_model.load_target", None)
     with pytest.raises(UserError, match="no server answers here"):
         capture(CaptureConfig(**settings, generate_with="http://127.0.0.1:1"))
     with pytest.raises(ValueError, match="found 'sglang'"):
