@@ -10,6 +10,7 @@ from afaspec.capture import plan as planning
 from afaspec.capture import run as capturing
 from afaspec.capture.adapted_target import open_target
 from afaspec.capture.config import CaptureConfig
+from afaspec.capture.parts import run as parts
 from afaspec.checkpoints import init, inspect
 from afaspec.checkpoints import merge as merging
 from afaspec.checkpoints.config import InitConfig
@@ -106,6 +107,14 @@ def capture(
     note: Callable[[str], None] | None = None,
 ) -> FeatureStore:
     return capturing.capture(config, *_models(config, note), on_progress, note)
+
+
+def capture_in_parts(
+    config: CaptureConfig,
+    on_progress: Callable[[capturing.CaptureProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> FeatureStore:
+    return parts.capture_in_parts(config, *_models(config, note), on_progress, note)
 
 
 def plan_capture(config: CaptureConfig, note: Callable[[str], None]) -> planning.CapturePlan:

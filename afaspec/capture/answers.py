@@ -74,7 +74,7 @@ def write_ahead(
             on_progress(block.start + fraction * len(block), tokens)
 
         number = f"from {start}" if begin else start // writer.block
-        seed = f"{plan.config.seed}:{number}"
+        seed = f"{plan.seed}:{number}"
         written = write_turns(plan, writer.write, block, seed, longest, step)
         journal.add([[turn.answer for turn in of] for of in written])
         turns += written

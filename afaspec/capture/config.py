@@ -147,7 +147,24 @@ class MachineSettings(Settings):
         return name
 
 
+class WorkerSettings(Settings):
+    """Who captures."""
+
+    GROUP: ClassVar[str] = "Workers"
+
+    workers: int = Field(
+        1, gt=0, description="processes that capture at once, through Ray, each a part at a time"
+    )
+    ray: str | None = Field(
+        None, description="address of the Ray cluster they run on [default: one of this machine's]"
+    )
+    part_prompts: int = Field(
+        4096, gt=0, description="prompts of a part; the store depends on it where parts are made"
+    )
+
+
 class CaptureConfig(
+    WorkerSettings,
     MachineSettings,
     ReaderSettings,
     AnswerSettings,

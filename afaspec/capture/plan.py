@@ -78,6 +78,12 @@ class CapturePlan(Setup):
 
     prompts: list[Asked]
     prompts_sha256: str
+    first: int = 0  # the number of its first prompt, in a part of a capture
+
+    @property
+    def seed(self) -> str:
+        """What all that is drawn begins with."""
+        return f"{self.config.seed}:part {self.first}" if self.first else str(self.config.seed)
 
     @property
     def to_read(self) -> ToRead:

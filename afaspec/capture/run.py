@@ -16,6 +16,7 @@ from afaspec.capture.memory import check_space, choose_batch_size, size
 from afaspec.capture.plan import (
     GROWN,
     CapturePlan,
+    Setup,
     hash_of,
     plan_capture,
     settle,
@@ -82,16 +83,28 @@ def capture(
     with closing(open_writer(setup)) as writer:
         if config.self_prompts is not None:
             with locked(config.out):
-                write_self_prompts(setup, writer, say, _stage(tell, "prompts", config.self_prompts))
-        return _capture(plan_capture(setup, say), writer, tell, say)
+                write_prompts(setup, writer, say, tell)
+        return capture_planned(plan_capture(setup, say), writer, tell, say)
 
 
-def _capture(
+def write_prompts(
+    setup: Setup,
+    writer: Writer,
+    say: Callable[[str], None],
+    on_progress: Callable[[CaptureProgress], None],
+) -> None:
+    """Let the target write the prompts, where it is to."""
+    if (count := setup.config.self_prompts) is not None:
+        write_self_prompts(setup, writer, say, _stage(on_progress, "prompts", count))
+
+
+def capture_planned(
     plan: CapturePlan,
     writer: Writer,
     on_progress: Callable[[CaptureProgress], None],
     say: Callable[[str], None],
 ) -> FeatureStore:
+    """The capture that is planned, by a writer that stays open."""
     config = plan.config
     with locked(config.out):
         manifest = _resume(plan)
@@ -101,7 +114,7 @@ def _capture(
             return store
         if manifest is None:
             manifest = plan.manifest(config.batch_size or choose_batch_size(plan))
-        _announce(plan, manifest, say)
+        announce(plan, manifest, say)
         begin = max(_grown(manifest), default=0)
         reader, turns_of, share = _written(plan, writer, on_progress, begin)
         shards = StoreWriter(config.out, manifest, int(config.shard_mib * (1 << 20)))
@@ -162,7 +175,7 @@ def _written(
                     plan,
                     partial(writer.write, keeper=keeper),
                     batch,
-                    f"{config.seed}:{number}",
+                    f"{plan.seed}:{number}",
                     longest,
                     lambda part, tokens: step(portion * part, tokens),
                 )
@@ -216,7 +229,7 @@ def _run(
         shards.append(
             sequences,
             [one.mask for _, one in kept],
-            [i for i, _ in kept],
+            [plan.first + i for i, _ in kept],
             [hidden for hidden, _ in taken or ()],
             [final for _, final in taken or ()],
             [plan.prompts[i].prompt.root for i, _ in kept],
@@ -241,7 +254,7 @@ def _resume(plan: CapturePlan) -> Manifest | None:
         return None
     found = read_manifest(out)
     _grow(found, plan)
-    _compare(found, plan)
+    compare(found, plan)
     FeatureStore.open(out, allow_incomplete=True, verify=True)
     return found
 
@@ -265,7 +278,8 @@ def _grown(manifest: Manifest) -> list[int]:
     return [before["prompts"] for before in manifest.settings.get(GROWN, [])]
 
 
-def _compare(found: Manifest, plan: CapturePlan) -> None:
+def compare(found: Manifest, plan: CapturePlan) -> None:
+    """Raise `UserError` where what lies there was captured with other settings than the plan's."""
     batch_size = plan.config.batch_size or found.settings.get("batch_size", 0)
     wanted = plan.manifest(batch_size)
     pairs: list[tuple[str, Any, Any]] = [
@@ -288,7 +302,8 @@ def _compare(found: Manifest, plan: CapturePlan) -> None:
             )
 
 
-def _announce(plan: CapturePlan, manifest: Manifest, say: Callable[[str], None]) -> None:
+def announce(plan: CapturePlan, manifest: Manifest, say: Callable[[str], None]) -> None:
+    """Say how much there is to do. `UserError` where the disk has no room for it."""
     most = check_space(plan, sum(shard.bytes for shard in manifest.shards))
     going_on = f", {manifest.sequences:,} of them done" if manifest.shards else ""
     who = "their own responses" if plan.config.use_responses else "the target's responses"

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class LockedError(UserError):
+    """Another process holds a folder."""
+
+
 class StoreWriter:
     """Appends batches; closes a shard at the first batch end past `shard_bytes`.
 
@@ -134,7 +138,7 @@ def locked(folder: Path, command: str = "afaspec capture") -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         if not lock_descriptor(handle, blocking=False):  # the folder's own: no lock file is left
-            raise UserError(
+            raise LockedError(
                 f"another {command} is writing here",
                 where=folder,
                 hint="wait for it, end it, or choose another --out",

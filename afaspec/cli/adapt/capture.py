@@ -29,8 +29,11 @@ def capture(config: CaptureConfig) -> None:
       afaspec capture MODEL --self-prompts 2000 --temperature 0.7 --out runs/general
 
       afaspec capture MODEL answered.jsonl --use-responses --out runs/answered
+
+      afaspec capture MODEL chats.jsonl --generate-with vllm --workers 8 --out runs/chats
     """
     from afaspec.capture.adapted_target import open_target
+    from afaspec.capture.parts.run import capture_in_parts, wanted
     from afaspec.capture.run import CaptureProgress
     from afaspec.capture.run import capture as run
     from afaspec.cli.console import note, progress
@@ -48,4 +51,5 @@ def capture(config: CaptureConfig) -> None:
             rate = f", {now.tokens / task.elapsed:,.0f} tokens/s" if task.elapsed else ""
             bars.update(task.id, completed=now.done, total=now.total, description=now.stage + rate)
 
-        run(config, target, draft, show, note)
+        one = capture_in_parts if wanted(config) else run
+        one(config, target, draft, show, note)
