@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from afaspec.capture.answers import JOURNAL as ANSWERS
@@ -245,18 +246,23 @@ def _resume(plan: CapturePlan) -> Manifest | None:
     if plan.config.overwrite:
         return None
     if not (out / NAME).exists():
-        if any(path.name not in {*FILES, ANSWERS} for path in out.iterdir()):
-            raise UserError(
-                "is a folder with other files in it, not a feature store",
-                where=out,
-                hint="choose a new or empty folder for --out",
-            )
+        require_own(out)
         return None
     found = read_manifest(out)
     _grow(found, plan)
     compare(found, plan)
     FeatureStore.open(out, allow_incomplete=True, verify=True)
     return found
+
+
+def require_own(out: Path) -> None:
+    """Raise `UserError` for a folder without a store that has other files than ours."""
+    if any(path.name not in {*FILES, ANSWERS} for path in out.iterdir()):
+        raise UserError(
+            "is a folder with other files in it, not a feature store",
+            where=out,
+            hint="choose a new or empty folder for --out",
+        )
 
 
 def _grow(found: Manifest, plan: CapturePlan) -> None:

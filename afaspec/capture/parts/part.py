@@ -52,6 +52,14 @@ def begun(out: Path) -> Manifest | None:
     return read_manifest(out / FOLDER) if there else None
 
 
+def remove(out: Path) -> None:
+    """Remove a store and its parts, the manifest first."""
+    (out / NAME).unlink(missing_ok=True)
+    for shard in out.glob("shard-*.safetensors"):
+        shard.unlink()
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
 def join(out: Path, manifest: Manifest, parts: int) -> None:
     """Make one store of the finished parts: `manifest` with their shards, in their order.
 

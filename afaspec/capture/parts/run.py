@@ -12,10 +12,17 @@ from typing import Any
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.memory import choose_batch_size
-from afaspec.capture.parts.part import FOLDER, SIZE, begin, begun, is_done, join
+from afaspec.capture.parts.part import FOLDER, SIZE, begin, begun, is_done, join, remove
 from afaspec.capture.parts.worker import Board, RemoteWorker, Worker
 from afaspec.capture.plan import CapturePlan, choose_device, plan_capture, settle
-from afaspec.capture.run import CaptureProgress, announce, capture, compare, write_prompts
+from afaspec.capture.run import (
+    CaptureProgress,
+    announce,
+    capture,
+    compare,
+    require_own,
+    write_prompts,
+)
 from afaspec.capture.writers.choose import open_writer
 from afaspec.store.manifest import NAME
 from afaspec.store.read import FeatureStore
@@ -51,35 +58,48 @@ def capture_in_parts(
     each does, and which of them die. Raises `UserError`.
     """
     say, tell = note or (lambda _: None), on_progress or (lambda _: None)
-    if config.overwrite:
-        shutil.rmtree(config.out / FOLDER, ignore_errors=True)
-    elif (config.out / NAME).is_file():
-        shutil.rmtree(config.out / FOLDER, ignore_errors=True)  # joined, and then killed
-        return capture(config, target, draft, on_progress, note)
-    found = begun(config.out)
-    date = found.settings.get("chat_date") if found else None
-    config = config.model_copy(update={"chat_date": config.chat_date or date or today()})
-    setup = settle(config, target, draft)
     with locked(config.out):
-        with closing(open_writer(setup)) as writer:
-            write_prompts(setup, writer, say, tell)
-        plan = plan_capture(setup, say)
-        if found is None:
-            found = plan.manifest(config.batch_size or choose_batch_size(plan))
-            found.settings[SIZE] = config.part_prompts
-            announce(plan, found, say)
-            begin(config.out, found)
-        compare(found, plan)
-        if found.settings[SIZE] != config.part_prompts:
-            raise UserError(
-                f"this capture was begun with parts of {found.settings[SIZE]} prompts, now it is "
-                f"{config.part_prompts}",
-                where=config.out,
-                hint=f"give --part-prompts {found.settings[SIZE]}, or --overwrite",
-            )
-        parts = -(-len(plan.prompts) // config.part_prompts)
-        _all_parts(plan, found.settings["batch_size"], parts, tell, say)
-        join(config.out, found, parts)
+        if config.overwrite:
+            remove(config.out)
+        begun_alone = (config.out / NAME).is_file()
+        if not begun_alone:
+            return _captured(config, target, draft, tell, say)
+        shutil.rmtree(config.out / FOLDER, ignore_errors=True)  # joined, and then killed
+    say(f"{config.out} holds a store already: what it lacks is captured by one process")
+    return capture(config, target, draft, on_progress, note)
+
+
+def _captured(
+    config: CaptureConfig, target: TargetInfo, draft: DraftInfo | None, tell: Tell, say: Say
+) -> FeatureStore:
+    """The store, in a folder that is held and has none yet."""
+    found = begun(config.out)
+    if found is None:
+        require_own(config.out)
+    date = found.settings.get("chat_date") if found else None
+    config = config.model_copy(
+        update={"chat_date": config.chat_date or date or today(), "overwrite": False}
+    )
+    setup = settle(config, target, draft)
+    with closing(open_writer(setup)) as writer:
+        write_prompts(setup, writer, say, tell)
+    plan = plan_capture(setup, say)
+    if found is None:
+        found = plan.manifest(config.batch_size or choose_batch_size(plan))
+        found.settings[SIZE] = config.part_prompts
+        announce(plan, found, say)
+        begin(config.out, found)
+    compare(found, plan)
+    if found.settings[SIZE] != config.part_prompts:
+        raise UserError(
+            f"this capture was begun with parts of {found.settings[SIZE]} prompts, now it is "
+            f"{config.part_prompts}",
+            where=config.out,
+            hint=f"give --part-prompts {found.settings[SIZE]}, or --overwrite",
+        )
+    parts = -(-len(plan.prompts) // config.part_prompts)
+    _all_parts(plan, found.settings["batch_size"], parts, tell, say)
+    join(config.out, found, parts)
     return FeatureStore.open(config.out)
 
 
@@ -120,12 +140,12 @@ def _over_ray(
     workers: int,
     show: Callable[[Board], None],
 ) -> None:
-    board = ray.remote(num_cpus=0)(Board).remote()
+    lives = {"max_restarts": RESTARTS, "max_task_retries": RETRIES}
+    board = ray.remote(num_cpus=0, **lives)(Board).remote()
     remote = ray.remote(
         num_cpus=1 if config.ray else _cores(workers),
         num_gpus=config.tensor_parallel if choose_device(config.device) == "cuda" else 0,
-        max_restarts=RESTARTS,
-        max_task_retries=RETRIES,
+        **lives,
     )(RemoteWorker)
     idle = deque(remote.remote(told, config.part_prompts) for _ in range(workers))
     todo = deque(left)

@@ -19,6 +19,7 @@ from afaspec.capture.parts.part import FOLDER
 from afaspec.capture.parts.run import wanted
 from afaspec.store.manifest import read_manifest
 from afaspec.store.read import FeatureStore
+from afaspec.store.write import locked
 from drafts.errors import UserError
 from tests.opened import capture, capture_in_parts
 
@@ -110,6 +111,31 @@ def test_other_settings_do_not_go_on(settings: dict[str, Any], tmp_path: Path) -
         with pytest.raises(UserError, match=said):
             capture_in_parts(CaptureConfig(**(settings | change), out=out))
     assert capture_in_parts(CaptureConfig(**settings, out=out)).prompts == PROMPTS
+
+
+def test_what_lies_there_is_replaced_or_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = CaptureConfig(**settings, out=tmp_path / "store")
+    store = capture_in_parts(config)
+    before = digests(store.folder)
+    other = CaptureConfig(**(settings | {"seed": 1}), out=config.out, overwrite=True)
+    assert capture_in_parts(other).manifest.settings["seed"] == 1
+    assert digests(config.out) != before
+    again = CaptureConfig(**settings, out=config.out, overwrite=True)
+    capture_in_parts(again)
+    assert digests(config.out) == before
+    notes: list[str] = []
+    capture_in_parts(config, note=notes.append)
+    assert "holds a store already" in notes[0]
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="a folder with other files in it"):
+            capture_in_parts(CaptureConfig(**settings, out=foreign, overwrite=overwrite))
+    assert (foreign / "thesis.txt").exists()
+    with locked(config.out), pytest.raises(UserError, match="another afaspec capture"):
+        capture_in_parts(again)
+    assert digests(config.out) == before
 
 
 def stop_at_second_part(now: Any) -> None:
