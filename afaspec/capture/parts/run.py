@@ -61,8 +61,7 @@ def capture_in_parts(
     with locked(config.out):
         if config.overwrite:
             remove(config.out)
-        begun_alone = (config.out / NAME).is_file()
-        if not begun_alone:
+        if not (config.out / NAME).is_file():
             return _captured(config, target, draft, tell, say)
         shutil.rmtree(config.out / FOLDER, ignore_errors=True)  # joined, and then killed
     say(f"{config.out} holds a store already: what it lacks is captured by one process")
@@ -107,14 +106,16 @@ def _all_parts(plan: CapturePlan, batch_size: int, parts: int, tell: Tell, say: 
     """Capture the parts that are left, by this process alone or over Ray."""
     config, total = plan.config, len(plan.prompts)
     left = [number for number in range(parts) if not is_done(config.out, number)]
-    stored = sum(min(config.part_prompts, total - n * config.part_prompts) for n in range(parts))
-    stored -= sum(min(config.part_prompts, total - n * config.part_prompts) for n in left)
+    done = set(range(parts)) - set(left)
+    stored = sum(min(config.part_prompts, total - n * config.part_prompts) for n in done)
     workers = min(config.workers, len(left))
-    say(f"{parts} parts, {parts - len(left)} of them done; {workers} at once")
+    say(f"{parts} parts, {len(done)} of them done; {workers} at once")
     told = config.model_copy(update={"batch_size": batch_size}).model_dump(mode="json")
-    board = Board()
+    board, tokens = Board(), 0
 
     def show(found: Board) -> None:
+        nonlocal tokens
+        tokens = found.tokens
         tell(CaptureProgress(min(stored + found.prompts, total), total, found.tokens))
 
     if config.ray is None and workers <= 1:
@@ -129,7 +130,7 @@ def _all_parts(plan: CapturePlan, batch_size: int, parts: int, tell: Tell, say: 
     else:
         with _ray(config, workers) as ray:
             _over_ray(ray, config, told, left, workers, show)
-    tell(CaptureProgress(total, total, board.tokens))
+    tell(CaptureProgress(total, total, tokens))
 
 
 def _over_ray(

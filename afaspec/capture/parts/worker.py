@@ -57,7 +57,7 @@ class Worker:
 
         def report(now: CaptureProgress) -> None:
             nonlocal last
-            if time.monotonic() - last >= EVERY:
+            if time.monotonic() - last >= EVERY or now.done == now.total:
                 last = time.monotonic()
                 self.report(number, now.stage, now.done, now.tokens)
 
