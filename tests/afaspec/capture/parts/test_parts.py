@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from afaspec.capture.config import CaptureConfig
 from afaspec.capture.parts.part import FOLDER
@@ -145,6 +146,7 @@ def stop_at_second_part(now: Any) -> None:
 
 def test_workers_and_their_command_may_be_killed(settings: dict[str, Any], tmp_path: Path) -> None:
     """A worker with SIGKILL, then the command itself, then a worker of the next one."""
+    torch.set_num_threads(1)  # as each of two workers has: sums of other threads round otherwise
     whole = capture_in_parts(CaptureConfig(**settings, out=tmp_path / "whole"))
     out = tmp_path / "store"
     command = [sys.executable, "-m", "afaspec", "capture", *flags(settings)]
