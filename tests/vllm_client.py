@@ -33,6 +33,25 @@ class VllmWorker:
         request = {"target": str(target), "draft": None if draft is None else str(draft), "k": k}
         return self._ask(request | {"prompts": prompts, "new_tokens": new_tokens})
 
+    def swap(
+        self,
+        target: Path,
+        first: Path,
+        draft: Path,
+        k: int,
+        prompts: list[list[int]],
+        new_tokens: int,
+        *,
+        compiled: bool = False,
+    ) -> dict[str, Any]:
+        """As `serve`, by an engine that answered once with `first` before `draft` took its place.
+
+        Where it may not, `refused` says why, and `runs` are those of the engine as it goes on.
+        """
+        request = {"target": str(target), "draft": str(draft), "first": str(first), "k": k}
+        rest = {"prompts": prompts, "new_tokens": new_tokens, "compiled": compiled}
+        return self._ask(request | rest)
+
     def serve_lora(
         self, target: Path, adapter: Path, prompts: list[list[int]], new_tokens: int
     ) -> dict[str, Any]:

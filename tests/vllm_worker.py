@@ -16,6 +16,7 @@ from typing import Any
 
 from serving.metrics import counters_from_engine
 from serving.server.vllm_parser import make_parser, parse
+from serving.swap.worker import EXTENSION
 from tests.opened import engine_options, speculative_config
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -46,17 +47,20 @@ def answer(
     k: int,
     prompts: list[list[int]],
     new_tokens: int,
+    first: str | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Serve the prompts, one at a time, by an engine of their own."""
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     gc.collect()  # the engine before
     gc.freeze()  # what stays need not be looked through whenever vLLM collects
-    drafting = None if draft is None else Path(draft)
+    begins = draft if first is None else first
+    drafting = None if begins is None else Path(begins)
     llm = LLM(
         model=target,
         dtype="float32",
-        enforce_eager=True,
+        enforce_eager=not compiled,
         max_model_len=256,
         max_num_seqs=1,
         enable_prefix_caching=False,
@@ -64,16 +68,33 @@ def answer(
         disable_log_stats=False,
         kv_cache_memory_bytes=CACHE_BYTES,
         speculative_config=speculative_config(drafting, k),
+        worker_extension_cls=EXTENSION,
         **engine_options(Path(target), drafting),
     )
+    if first is not None:
+        complete(llm, proposed, prompts, new_tokens)
+        try:
+            llm.collective_rpc("replace_draft", args=(draft,))
+        except ValueError as error:
+            return {"refused": str(error), "runs": complete(llm, proposed, prompts, new_tokens)}
     before = counters_from_engine(llm)
+    runs = complete(llm, proposed, prompts, new_tokens)
+    return {"runs": runs, "counters": asdict(counters_from_engine(llm) - before)}
+
+
+def complete(
+    llm: Any, proposed: list[list[int]], prompts: list[list[int]], new_tokens: int
+) -> list[dict[str, Any]]:
+    """Greedy outputs, and what was proposed on the way."""
+    from vllm import SamplingParams
+
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
     runs = []
     for prompt in prompts:
         proposed.clear()
         (output,) = llm.generate({"prompt_token_ids": prompt}, sampling, use_tqdm=False)
         runs.append({"output": list(output.outputs[0].token_ids), "proposed": list(proposed)})
-    return {"runs": runs, "counters": asdict(counters_from_engine(llm) - before)}
+    return runs
 
 
 def answer_with_lora(

@@ -24,7 +24,10 @@ PANELS = {
         "compare": ("adapt.compare", "Train whole arms side by side and compare them"),
     },
     "Serve": {
-        "serve": ("serve", "Serve a target with a draft through vLLM"),
+        "serve": ("live.serve", "Serve a target with a draft through vLLM"),
+        "swap": ("live.swap", "Change the draft of a running server"),
+        "collect": ("live.collect", "Keep a share of a server's traffic, from before it"),
+        "traffic": ("live.traffic", "Say what was collected, write it out, or purge it"),
     },
     "Measure": {
         "bench": ("measure.bench", "Measure drafts side by side: acceptance, speed, same output"),

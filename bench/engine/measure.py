@@ -15,12 +15,12 @@ from bench.prompts.conversation import Batches, Turns, schedule
 from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.records.run import ArmRun
-from serving.engine.engine import EngineProcess
+from serving.engine.shared import Engine
 
 
 def measure(
     config: BenchConfig,
-    engines: Mapping[str, EngineProcess],
+    engines: Mapping[str, Engine],
     prompts: list[list[int]],
     progress: Progress = lambda stage, done, total: None,
     turns: Turns | None = None,
@@ -60,7 +60,7 @@ def _run_block(
     config: BenchConfig,
     run: ArmRun,
     round_index: int,
-    engine: EngineProcess,
+    engine: Engine,
     batches: Batches,
     prompts: list[list[int]],
     turns: Turns | None,

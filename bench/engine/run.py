@@ -26,7 +26,9 @@ from bench.report.schema import Report, warn
 from drafts.checkpoint.info import DraftInfo
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
+from serving.engine.shared import DraftOf, Engine
 from serving.runtime import has_gpu
+from serving.swap.fits import differences as build_differences
 
 
 def run_bench(
@@ -105,12 +107,19 @@ def _start(
     logs: Path,
     stack: ExitStack,
     progress: Progress,
-) -> dict[str, EngineProcess]:
-    """One engine per arm. They load and compile side by side, but on a CPU, where each takes all
-    cores, one after another; then what one has compiled serves those after it."""
-    engines: dict[str, EngineProcess] = {}
+) -> dict[str, Engine]:
+    """An engine for each arm, but one for all drafts of one build on a CPU.
+
+    They load and compile side by side, but on a CPU, where each takes all cores, one after another;
+    then what one has compiled serves those after it.
+    """
+    engines: dict[str, Engine] = {}
     for done, arm in enumerate(config.arms):
         progress("starting engines", done, len(config.arms))
+        if not has_gpu() and (shared := of_one_build(arm.draft, engines)):
+            assert isinstance(arm.draft, DraftInfo)
+            engines[arm.name] = DraftOf(shared, arm.draft)
+            continue
         settings = EngineSettings(
             target=config.target,
             draft=arm.drafter,
@@ -126,16 +135,35 @@ def _start(
             sampling_logprobs=config.temperature > 0 and config.samples > 0,
         )
         engine = EngineProcess(settings, logs / f"engine-{arm.name}.log", wait=not has_gpu())
-        engines[arm.name] = stack.enter_context(engine)
-    for engine in engines.values():
-        engine.wait_ready()
+        stack.enter_context(engine)
+        engines[arm.name] = engine
+        if isinstance(arm.draft, DraftInfo) and not has_gpu():
+            engines[arm.name] = DraftOf(engine, arm.draft)
+    for started in engines.values():
+        started.wait_ready()
     progress("starting engines", len(engines), len(engines))
     return engines
 
 
+def of_one_build(
+    draft: DraftInfo | str | None, engines: Mapping[str, Engine]
+) -> EngineProcess | None:
+    """The engine that runs with a draft whose place `draft` may take; None without one."""
+    if not isinstance(draft, DraftInfo):
+        return None
+    return next(
+        (
+            engine.engine
+            for engine in engines.values()
+            if isinstance(engine, DraftOf) and not build_differences(engine.draft, draft)
+        ),
+        None,
+    )
+
+
 def compare_outputs(
     config: BenchConfig,
-    engines: Mapping[str, EngineProcess],
+    engines: Mapping[str, Engine],
     names: Sequence[str],
     runs: Sequence[ArmRun],
     progress: Progress,

@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.lossless.token_test import Draws, chance, chi_squares, power, smallest_found
 from bench.records.config import BenchConfig
-from serving.engine.engine import EngineProcess
+from serving.engine.shared import Engine
 
 ALPHA = 0.01  # how often a sound sampler may fail
 TOP = 20  # tokens whose chances are asked of vLLM, its default limit
@@ -86,7 +86,7 @@ class DistributionTest:
 
 def compare_samples(
     config: BenchConfig,
-    engines: Mapping[str, EngineProcess],
+    engines: Mapping[str, Engine],
     prompts: Sequence[list[int]],
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, DistributionTest]:
@@ -107,8 +107,8 @@ def compare_samples(
 
 
 def compare_distributions(
-    none: EngineProcess,
-    drafted: Mapping[str, EngineProcess],
+    none: Engine,
+    drafted: Mapping[str, Engine],
     prompts: Sequence[list[int]],
     *,
     samples: int,
@@ -124,7 +124,7 @@ def compare_distributions(
     """
     chosen = [prompts[i] for i in _evenly(len(prompts), PROMPTS)]
     requests = [chosen[i % len(chosen)] for i in range(samples)]
-    engines: dict[str | None, EngineProcess] = {None: none}
+    engines: dict[str | None, Engine] = {None: none}
     engines.update(drafted)
     total, done = len(requests) * len(engines), 0
     outputs: dict[str | None, list[list[int]]] = {name: [] for name in engines}
@@ -198,7 +198,7 @@ def judge(
 
 
 def _chances(
-    engine: EngineProcess,
+    engine: Engine,
     prefixes: Sequence[Prefix],
     done: int,
     progress: Callable[[int, int], None],

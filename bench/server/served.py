@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -28,12 +27,11 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from serving.compatibility import require_compatible
 from serving.remote import RemoteServer
-from serving.runtime import has_gpu
+from serving.runtime import PER_REQUEST, counts_requests, has_gpu
 from serving.server.flags import VllmFlags, read_flags
 from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
 
 How = Literal["together", "in-turn"]
-PER_REQUEST = "per_request_spec_decode_metrics"
 GPU_SHARE = 0.9  # of a GPU's memory, for all servers together; vLLM's own default for one
 
 
@@ -161,14 +159,3 @@ def _own_flags(arm: Arm, positions: int, given: VllmFlags, servers: int) -> list
         if name not in given.given
         for part in (f"--{name.replace('_', '-')}", value)
     ]
-
-
-def counts_requests() -> bool:
-    """Whether the installed vLLM can report acceptance by request, without importing it."""
-    package = find_spec("vllm")
-    folders = package.submodule_search_locations if package else None
-    return any(
-        PER_REQUEST in path.read_text(encoding="utf-8")
-        for folder in folders or []
-        if (path := Path(folder) / "config" / "observability.py").is_file()
-    )

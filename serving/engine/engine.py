@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -260,6 +260,21 @@ class EngineProcess:
         """
         reply = self._ask(op="score", prompt=prompt_token_ids, output=output_ids, top=top)
         return [[(token, value) for token, value in row] for row in reply["logprobs"]]
+
+    def replace_draft(self, draft: DraftInfo) -> float:
+        """Put `draft`, of the running one's build, into its place; the seconds that it took.
+
+        Raises `UserError` where it is of another build; the old one goes on then.
+        """
+        reply = self._ask(op="replace_draft", folder=str(draft.folder))
+        if "refused" in reply:
+            raise UserError(
+                f"cannot take the running draft's place: {reply['refused']}",
+                where=draft.folder,
+                hint="start another engine with it",
+            )
+        self.settings = replace(self.settings, draft=draft)
+        return float(reply["seconds"])
 
     def engine_counters(self) -> SpecCounters:
         """vLLM's own counters since the start, as `/metrics` would report them."""

@@ -22,8 +22,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
+from serving.runtime import PER_REQUEST
+from serving.swap.worker import EXTENSION
+
 PR_SET_PDEATHSIG = 1
-PER_REQUEST = "per_request_spec_decode_metrics"  # an option of newer versions
 POLL_SECONDS = 0.002  # between looks for files that other threads and processes write
 IDLE_MEMORY_SHARE = 0.01  # of a GPU: vLLM wants this share free, the cache has its own size
 
@@ -74,6 +76,7 @@ def load(settings: dict[str, Any]) -> Any:
         options["logprobs_mode"] = "processed_logprobs"
     if speculative is not None:
         options["speculative_config"] = speculative
+        options["worker_extension_cls"] = EXTENSION
         if PER_REQUEST in {field.name for field in fields(EngineArgs)}:
             options[PER_REQUEST] = "summary"
         elif settings["batch"] > 1:
@@ -142,6 +145,8 @@ def answer(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[
         return generate(llm, settings, request)
     if request["op"] == "score":
         return score(llm, request)
+    if request["op"] == "replace_draft":
+        return replace_draft(llm, request)
     if request["op"] == "counters":
         from serving.metrics import counters_from_engine
 
@@ -305,6 +310,15 @@ def score(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
     text = {"prompt_token_ids": prompt + output}
     result = llm.generate([text], sampling, use_tqdm=False)[0]
     return {"logprobs": [_ranked(entry) for entry in result.prompt_logprobs[len(prompt) :]]}
+
+
+def replace_draft(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Put another draft into the place of the running one; `refused` says why it may not."""
+    try:
+        done = llm.collective_rpc("replace_draft", args=(request["folder"],))
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"seconds": max(one["seconds"] for one in done)}
 
 
 def _ranked(entry: Any) -> list[tuple[int, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drafts.errors import UserError
-from serving.runtime import require_vllm, runtime_environment
+from serving.runtime import is_loopback, require_vllm, runtime_environment
 
 PARSER = Path(__file__).with_name("vllm_parser.py")
 OURS = "afaspec sets it; give it before the `--`"
@@ -114,11 +113,3 @@ def require_key(host: str, *, allow_no_key: bool = False) -> None:
         f"on {host or 'every address'} anyone who can reach this machine could use the server",
         hint=f"put a key into the environment as {API_KEY}, or say --allow-no-key",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Is this an address that only this machine reaches? No name but localhost is taken for one."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

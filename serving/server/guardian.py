@@ -30,7 +30,12 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, at_once)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+        close_fds=False,  # what the parent passed on, a listening socket, is for the command
+    )
     while child.poll() is None and not hurry and not _pipe_ended():
         pass
     end_group(child, grace, lambda: hurry)

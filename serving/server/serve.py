@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.request import getproxies
 
 from rich.console import Console
@@ -20,10 +20,14 @@ from rich.markup import escape
 from drafts.checkpoint.info import DraftInfo
 from drafts.target.info import TargetInfo
 from serving.compatibility import require_compatible, table
-from serving.runtime import usable_cores
+from serving.runtime import counts_requests, usable_cores
 from serving.sampling import defaults_words
+from serving.server.admin import Admin, AdminSettings
 from serving.server.flags import API_KEY, read_flags, require_key
 from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
+from serving.server.swappable import DRAIN_SECONDS, SwappableServer
+from serving.traffic.middleware import MIDDLEWARE
+from serving.traffic.recorder import CollectSettings, check_settings
 
 PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -47,11 +51,15 @@ def serve(
     ready_seconds: float = READY_SECONDS,
     prompt: str = "def main():",
     console: Console | None = None,
+    admin: AdminSettings | None = None,
+    drain_seconds: float = DRAIN_SECONDS,
+    collect: CollectSettings | None = None,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; the exit status (130 and 143 for these two).
 
     `extra_args` are a user's flags for vLLM, `name` is what clients call the model (default: as its
-    folder). Raises `UserError` when the draft does not fit, a flag
+    folder). With `admin` the draft can be changed at that address while the server runs; with
+    `collect` a share of the traffic is kept. Raises `UserError` when the draft does not fit, a flag
     may not be passed on, others could use the server without a key, the port is taken, or the
     server dies.
     """
@@ -75,21 +83,55 @@ def serve(
         allow_no_key=allow_no_key,
         ready_seconds=ready_seconds,
         name=name,
+        **collecting(collect),
     )
     try:
-        with _sigterm_as_exception(), ServerProcess(settings) as server:
+        with _sigterm_as_exception(), _running(settings, admin, drain_seconds) as running:
+            server = _process(running)
             _wait_with_progress(server, console)
             _greet(server, prompt, console)
+            if isinstance(running, SwappableServer):
+                console.print(f"Change its draft: afaspec swap {server.url} DRAFT", soft_wrap=True)
+            console.print("\nCtrl-C ends the server.")
             try:
-                server.wait()
+                running.wait()
             except KeyboardInterrupt:
-                _summary(server, console)
+                _summary(_process(running), console)
                 raise
-            raise server.failure("the vLLM server ended by itself")
+            raise _process(running).failure("the vLLM server ended by itself")
     except Terminated:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def collecting(collect: CollectSettings | None) -> dict[str, Any]:
+    """What makes a server collect, as fields of `ServerSettings`. Raises `UserError` for settings
+    that cannot be followed."""
+    if collect is None:
+        return {}
+    check_settings(collect)
+    own_args: tuple[str, ...] = ("--middleware", MIDDLEWARE)
+    if counts_requests():
+        own_args += ("--per-request-spec-decode-metrics", "summary")
+    return {"own_args": own_args, "environment": collect.as_environment()}
+
+
+@contextmanager
+def _running(
+    settings: ServerSettings, admin: AdminSettings | None, drain_seconds: float
+) -> Iterator[ServerProcess | SwappableServer]:
+    if admin is None:
+        with ServerProcess(settings) as process:
+            yield process
+    else:
+        with SwappableServer(settings, drain_seconds=drain_seconds) as server, Admin(server, admin):
+            yield server
+
+
+def _process(running: ServerProcess | SwappableServer) -> ServerProcess:
+    """The server that serves now."""
+    return running.process if isinstance(running, SwappableServer) else running
 
 
 @contextmanager
@@ -135,7 +177,6 @@ def _greet(server: ServerProcess, prompt: str, console: Console) -> None:
     print(curl_line(server, prompt), file=sys.stdout, flush=True)
     if defaults := defaults_words(server.settings.target.folder):
         console.print(f"\nRequests that do not say how to sample get the target's own: {defaults}.")
-    console.print("\nCtrl-C ends the server.")
 
 
 def _cores(server: ServerProcess) -> str:

@@ -20,11 +20,11 @@ from bench.server.checks import warnings_of
 from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
 from bench.server.run import prepare, run_server_bench
-from bench.server.served import counts_requests
 from drafts.errors import UserError
 from drafts.target.info import read_target
 from serving.metrics import counters_from_prometheus, sum_counters
 from serving.remote import connect
+from serving.runtime import counts_requests
 from tests.opened import load_target_head
 from tests.serving.server.servers import FAST, Command, get, post, serving
 from tests.tiny.models import write_target

@@ -9,12 +9,12 @@ import typer
 from pydantic import Field
 
 from afaspec.cli.flags import configured
+from afaspec.cli.live.settings import Kept
 from afaspec.config import TargetAdapter
-from bench.records.settings import Settings
 from drafts.checkpoint.info import DraftInfo
 
 
-class ServeConfig(Settings):
+class ServeConfig(Kept):
     """What is served, and where."""
 
     target: str = Field(description="the target's folder or hub id, `smollm2` or `embedded`")
@@ -34,11 +34,20 @@ class ServeConfig(Settings):
     ready_seconds: float = Field(1800.0, gt=0, description="how long vLLM may take to start")
     cache_gib: float = Field(1.0, ge=0.1, description="KV cache on CPU machines, in GiB")
     log: Path | None = Field(None, description="file for vLLM's output (default: a temporary one)")
+    swappable: bool = Field(False, description="let `afaspec swap` change the draft meanwhile")
+    admin_host: str = Field("127.0.0.1", description="address at which the draft is changed")
+    admin_port: int = Field(0, ge=0, le=65535, description="its port; 0 takes a free one")
+    drain_seconds: float = Field(
+        600.0, gt=0, description="where another server takes over: how long requests may last"
+    )
+    collect: Path | None = Field(
+        None, description="keep a share of the requests and answers in this folder"
+    )
 
 
 @configured(ServeConfig, arguments=("target", "vllm_flags"))
 def serve(config: ServeConfig) -> None:
-    """Serve TARGET with a draft through vLLM, after checking that the two fit.
+    r"""Serve TARGET with a draft through vLLM, after checking that the two fit.
 
     Ctrl-C or SIGTERM ends vLLM and all its children. Clients must send the key that VLLM_API_KEY
     holds; without one the server listens on this machine only. They call the model as TARGET says:
@@ -51,10 +60,16 @@ def serve(config: ServeConfig) -> None:
       afaspec serve models/Llama-3.1-8B-Instruct --draft runs/merged --k 4
 
       afaspec serve embedded --draft runs/demo/afa-lora-merged -- --max-model-len 2048
+
+      afaspec serve embedded --draft embedded-draft --swappable
+
+      afaspec serve embedded --draft embedded-draft --collect traffic --sample-rate 0.05 \
+        --redact '[\w.+-]+@[\w.-]+'
     """
     from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console, note, working
     from afaspec.pairs.names import served_name
+    from serving.server.admin import AdminSettings
     from serving.server.serve import serve as run
 
     with working("reading target and draft"):
@@ -73,6 +88,9 @@ def serve(config: ServeConfig) -> None:
         allow_no_key=config.allow_no_key,
         ready_seconds=config.ready_seconds,
         console=console,
+        admin=AdminSettings(config.admin_host, config.admin_port) if config.swappable else None,
+        drain_seconds=config.drain_seconds,
+        collect=config.into(config.collect) if config.collect else None,
     )
     raise typer.Exit(code)
 
