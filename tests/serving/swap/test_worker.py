@@ -16,16 +16,14 @@ from tests.vllm_client import VllmWorker
 K = 3
 SWAPPED = (
     "eagle3",
-    "eagle3, norm_before_fc",
     "eagle3, narrower than its target",
     "peagle",
     "dflash, two layers",
     "eagle",
     "medusa",
-    "medusa, shared output layer",
     "draft_model",
 )
-COMPILED = ("eagle3", "peagle", "dflash, two layers", "draft_model")
+COMPILED = ("eagle3", "dflash, two layers")
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +56,7 @@ def test_a_swapped_draft_proposes_as_a_served_one(
     base = CASES[name][0](tmp_path / "base", tiny_target)
     new = fitted(base, tmp_path / "new", tiny_target, reference)
     asked = (K, PROMPTS, NEW_TOKENS)
-    swapped = vllm_worker.swap(tiny_target, base, new, *asked, compiled=compiled)
-    served = vllm_worker.serve(tiny_target, new, *asked)
-    before = vllm_worker.serve(tiny_target, base, *asked)
-    assert swapped == served
-    assert before["runs"] != served["runs"], "the two drafts propose the same"
-    back = vllm_worker.swap(tiny_target, new, base, *asked, compiled=compiled)
-    assert back == before
+    runs = vllm_worker.swap(tiny_target, base, new, *asked, compiled=compiled)
+    assert runs["swapped"] == vllm_worker.serve(tiny_target, new, *asked)["runs"]
+    assert runs["first"] != runs["swapped"], "the two drafts propose the same"
+    assert runs["back"] == runs["first"]
