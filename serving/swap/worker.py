@@ -36,7 +36,7 @@ class DraftSwap:
         """Load the draft of `folder` into the running one, which it must equal but for its values.
 
         Returns `seconds` and the `bytes` that changed hands. Raises `ValueError` before anything is
-        changed where the new one is of another build, and then the old one goes on.
+        changed where the new one cannot be loaded or is of another build; the old one goes on then.
         """
         import torch
         from vllm.config import set_current_vllm_config
@@ -44,8 +44,11 @@ class DraftSwap:
         began = time.perf_counter()
         runner = self.model_runner
         with torch.inference_mode(), set_current_vllm_config(self.vllm_config):
-            twin = loaded_beside(runner, self.vllm_config, folder)
-            pairs = list(value_pairs(draft_of(runner), twin, set(runner.get_model().modules())))
+            try:
+                twin = loaded_beside(runner, self.vllm_config, folder)
+                pairs = value_pairs(draft_of(runner), twin, set(runner.get_model().modules()))
+            except Exception as error:  # whatever vLLM's loader has against it; nothing is changed
+                raise ValueError(f"{type(error).__name__}: {error}") from error
             for old, new in pairs:
                 move(old, new)
             if torch.accelerator.is_available():

@@ -62,7 +62,7 @@ def row_of(exchange: Exchange, *, ids_only: bool = False) -> Json | None:
         row |= ids
     else:
         row["request"] = {k: v for k, v in request.items() if k not in LEFT_OUT}
-        row["response"] = {"choices": [_without_ids(one) for one in response["choices"]]}
+        row["response"] = {"choices": [_plain(one) for one in response["choices"]]}
     if response.get("usage"):
         row["usage"] = response["usage"]
     if acceptance := _acceptance(response):
@@ -138,8 +138,10 @@ def _add(whole: Json, name: str, part: Any) -> None:
         whole[name] = part
 
 
-def _without_ids(choice: Json) -> Json:
-    return {k: v for k, v in choice.items() if k not in (*IDS, "logprobs", "prompt_logprobs")}
+def _plain(choice: Json) -> Json:
+    """A choice without what is large, and without what is not said (a stream leaves that out)."""
+    large = (*IDS, "logprobs", "prompt_logprobs")
+    return {k: v for k, v in choice.items() if k not in large and v is not None}
 
 
 def _acceptance(response: Json) -> Json | None:

@@ -11,7 +11,7 @@ import pytest
 
 from drafts.errors import UserError
 from drafts.target.info import read_target
-from serving.server.process import free_port
+from serving.server.process import listening_socket
 from serving.server.serve import serve
 from tests.opened import compare, require_compatible, speculative_config
 from tests.serving.server.servers import serving
@@ -105,9 +105,10 @@ def test_port_in_use(tiny_target: Path) -> None:
 
 
 def test_port_0_takes_a_free_one() -> None:
-    assert free_port("127.0.0.1", 0) > 0
+    with listening_socket("127.0.0.1", 0) as bound:
+        assert bound.getsockname()[1] > 0
     with pytest.raises(UserError, match="cannot listen"):
-        free_port("192.0.2.1", 8000)  # an address that no machine has
+        listening_socket("192.0.2.1", 8000)  # an address that no machine has
 
 
 def test_speculative_config_comes_from_the_draft(tiny_draft: Path) -> None:

