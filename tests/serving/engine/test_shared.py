@@ -20,7 +20,7 @@ from serving.swap.fits import differences
 from tests.opened import init_draft
 from tests.tiny.models import write_draft
 
-PROMPTS = [[5, 9, 200, 31, 44, 17, 300, 8], [400, 3, 3, 77, 120, 256]]
+PROMPTS = [[5, 6, 7, 8], [300, 4, 4], [17, 40, 200, 9, 11]]
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def test_drafts_take_turns_in_one_engine(
     )  # fmt: skip
     with EngineProcess(settings) as engine:
         first, second = (DraftOf(engine, draft) for draft in drafts)
-        runs = [one.generate(PROMPTS, 24, ignore_eos=True) for one in (first, second, first)]
+        runs = [one.generate(PROMPTS, 48, ignore_eos=True) for one in (first, second, first)]
         with pytest.raises(UserError, match="cannot take the running draft's place"):
             engine.replace_draft(two_layers(tmp_path / "unfit", tiny_target))
-        after = first.generate(PROMPTS, 24, ignore_eos=True)
+        after = first.generate(PROMPTS, 48, ignore_eos=True)
     outputs = [[request.output_ids for request in run.requests] for run in (*runs, after)]
     assert outputs == 4 * [outputs[0]]
     assert runs[0].counters == runs[2].counters == after.counters
