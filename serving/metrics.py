@@ -13,6 +13,7 @@ POSITIONS = "accepted_tokens_per_pos"
 REQUESTS = "vllm:request_success_total"
 TOKENS = "vllm:generation_tokens_total"
 MODEL = "model_name"  # the label
+DRAFT_VERSION = "afaspec:draft_version"  # of a server whose draft can be changed
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,20 @@ class ServerCounters:
     """Counts since the start of a server; subtract two for a span.
 
     `requests` counts those that ended (with success or aborted), `tokens` those written.
+    `draft_version` is no count: it is that of the running draft, where the server says it.
     """
 
     requests: int
     tokens: int
     spec: SpecCounters
+    draft_version: int | None = None
 
     def __sub__(self, earlier: ServerCounters) -> ServerCounters:
         return ServerCounters(
-            self.requests - earlier.requests, self.tokens - earlier.tokens, self.spec - earlier.spec
+            self.requests - earlier.requests,
+            self.tokens - earlier.tokens,
+            self.spec - earlier.spec,
+            self.draft_version,
         )
 
 
@@ -88,8 +94,12 @@ def server_counters(text: str, models: Sequence[str] = ()) -> ServerCounters | N
         totals[name] = totals.get(name, 0) + value
     if REQUESTS not in totals or TOKENS not in totals:
         return None
+    version = totals.get(DRAFT_VERSION)
     return ServerCounters(
-        int(totals[REQUESTS]), int(totals[TOKENS]), counters_from_prometheus(text, models)
+        int(totals[REQUESTS]),
+        int(totals[TOKENS]),
+        counters_from_prometheus(text, models),
+        None if version is None else int(version),
     )
 
 

@@ -26,6 +26,7 @@ PANELS = {
     "Serve": {
         "serve": ("live.serve", "Serve a target with a draft through vLLM"),
         "swap": ("live.swap", "Change the draft of a running server"),
+        "watch": ("live.watch", "Look whether a running server's draft is still accepted"),
         "collect": ("live.collect", "Keep a share of a server's traffic, from before it"),
         "traffic": ("live.traffic", "Say what was collected, write it out, or purge it"),
     },

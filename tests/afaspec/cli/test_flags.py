@@ -27,6 +27,7 @@ CONFIGS = {  # what each command is made from
     "compare": "afaspec.cli.adapt.compare.StudyConfig",
     "serve": "afaspec.cli.live.serve.ServeConfig",
     "swap": "afaspec.cli.live.swap.SwapConfig",
+    "watch": "afaspec.cli.live.watch.WatchConfig",
     "collect": "afaspec.cli.live.collect.CollectConfig",
     "traffic": "afaspec.cli.live.traffic.TrafficConfig",
     "bench": "afaspec.cli.measure.bench.BenchCommand",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -217,6 +218,36 @@ def test_nothing_is_changed_without_the_token(url: str, drafts: Drafts) -> None:
     for route in ("/draft", "/swap", "/state", "/collective_rpc", "/start_draft_weight_update"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(url + route, timeout=30)
+
+
+def test_a_watch_sees_the_traffic_and_the_versions(url: str, tmp_path: Path) -> None:
+    out = tmp_path / "watch.jsonl"
+    command = [sys.executable, "-m", "afaspec", "watch", url, "--every", "0.3", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        with Traffic(url, clients=1) as traffic:
+            deadline = time.monotonic() + 120
+            while not out.exists() or not any(look["drafts"] for look in _looks(out)):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.2)
+            done = ask_for_change(url, None, "auto", lambda _: None)
+            while _looks(out)[-1]["version"] != done["number"]:
+                assert time.monotonic() < deadline + 120
+                time.sleep(0.2)
+        assert traffic.failures == []
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "acceptance length" in said
+    looked = _looks(out)
+    assert {look["version"] for look in looked} >= {done["number"] - 1, done["number"]}
+    assert all(1 <= look["recent"] <= 3 for look in looked if look["recent"] is not None)
+
+
+def _looks(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_another_server_takes_over_and_no_request_is_lost(url: str, drafts: Drafts) -> None:

@@ -1,0 +1,1 @@
+"""Keeping a served draft fresh: what its traffic says of it."""
