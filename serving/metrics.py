@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -14,6 +14,7 @@ REQUESTS = "vllm:request_success_total"
 TOKENS = "vllm:generation_tokens_total"
 MODEL = "model_name"  # the label
 DRAFT_VERSION = "afaspec:draft_version"  # of a server whose draft can be changed
+BY_TAG = ("afaspec:spec_drafts_by_tag_total", "afaspec:spec_accepted_tokens_by_tag_total")
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class ServerCounters:
     """Counts since the start of a server; subtract two for a span.
 
     `requests` counts those that ended (with success or aborted), `tokens` those written.
-    `draft_version` is no count: it is that of the running draft, where the server says it.
+    `draft_version` is no count: it is that of the running draft, where the server says it. `tags`
+    has drafts and accepted tokens by the tag of the request, where the server counts so.
     """
 
     requests: int
     tokens: int
     spec: SpecCounters
     draft_version: int | None = None
+    tags: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
     def __sub__(self, earlier: ServerCounters) -> ServerCounters:
         return ServerCounters(
@@ -57,6 +60,11 @@ class ServerCounters:
             self.tokens - earlier.tokens,
             self.spec - earlier.spec,
             self.draft_version,
+            {
+                tag: (drafts - before[0], accepted - before[1])
+                for tag, (drafts, accepted) in self.tags.items()
+                for before in [earlier.tags.get(tag, (0, 0))]
+            },
         )
 
 
@@ -90,8 +98,11 @@ def server_counters(text: str, models: Sequence[str] = ()) -> ServerCounters | N
     Those of `models` alone, where any are named.
     """
     totals: dict[str, float] = {}
-    for name, _, value in _samples(text, models):
+    tags: dict[str, list[int]] = {}
+    for name, labels, value in _samples(text, models):
         totals[name] = totals.get(name, 0) + value
+        if name in BY_TAG:
+            tags.setdefault(labels["tag"], [0, 0])[BY_TAG.index(name)] += int(value)
     if REQUESTS not in totals or TOKENS not in totals:
         return None
     version = totals.get(DRAFT_VERSION)
@@ -100,6 +111,7 @@ def server_counters(text: str, models: Sequence[str] = ()) -> ServerCounters | N
         int(totals[TOKENS]),
         counters_from_prometheus(text, models),
         None if version is None else int(version),
+        {tag: (drafts, accepted) for tag, (drafts, accepted) in tags.items()},
     )
 
 

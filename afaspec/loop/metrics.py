@@ -17,27 +17,29 @@ class WatchMetrics:
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"afaspec:{name}", text, labels, registry=registry)
 
-        self.length = gauge("acceptance_length", "Tokens a target step, of the last looks.")
-        self.baseline = gauge("acceptance_length_baseline", "That of the draft's first traffic.")
+        of = ("tag",)  # none: all requests
+        self.length = gauge("acceptance_length", "Tokens a target step, of the last looks.", of)
+        self.baseline = gauge("acceptance_length_baseline", "That of the first traffic.", of)
         self.position = gauge(
             "acceptance_per_position", "Share of drafts whose token was kept.", ("position",)
         )
-        self.drift = gauge("drift_statistic", "A drop of acceptance is called at 1.")
-        self.dropped = gauge("drift_called", "1 where a drop is called.")
+        self.drift = gauge("drift_statistic", "A drop of acceptance is called at 1.", of)
+        self.dropped = gauge("drift_called", "1 where a drop is called.", of)
         self.speed = gauge("tokens_per_second", "Tokens that the server writes.")
         self.version = gauge("watched_draft_version", "Version of the draft, where it has one.")
         start_http_server(port, host, registry)
 
     def show(self, look: Look) -> None:
         """Set all of them."""
-        if look.recent is not None:
-            self.length.set(look.recent)
-        if look.baseline is not None:
-            self.baseline.set(look.baseline)
+        for tag, figures in {"": look.all, **look.tags}.items():
+            if figures.recent is not None:
+                self.length.labels(tag=tag).set(figures.recent)
+            if figures.baseline is not None:
+                self.baseline.labels(tag=tag).set(figures.baseline)
+            self.drift.labels(tag=tag).set(figures.drift)
+            self.dropped.labels(tag=tag).set(figures.dropped)
         for position, share in enumerate(look.per_position):
             self.position.labels(position=str(position)).set(share)
-        self.drift.set(look.drift)
-        self.dropped.set(look.dropped)
         self.speed.set(look.tokens_per_second)
         if look.version is not None:
             self.version.set(look.version)

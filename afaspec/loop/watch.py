@@ -17,12 +17,24 @@ BASELINE = 40  # looks with drafts that make the baseline, at least
 
 
 @dataclass(frozen=True)
+class Figures:
+    """Of all requests, or of those with one tag. Acceptance lengths are None where nothing was
+    drafted: `recent` is that of the last looks, `baseline` that of the draft's first traffic, once
+    that is enough. `drift` passes 1 where acceptance fell (`bench.stats.drift`)."""
+
+    recent: float | None
+    baseline: float | None
+    drift: float
+    dropped: bool
+
+
+@dataclass(frozen=True)
 class Look:
     """What a look found. `seconds` is the span since the last one, `at` the time (Unix).
 
-    Acceptance lengths are None where nothing was drafted: `recent` is that of the last looks,
-    `baseline` that of the draft's first traffic, once that is enough. `drift` passes 1 where
-    acceptance fell (`bench.stats.drift`). `note` says what stands in the way of a figure.
+    `requests`, `tokens` and `drafts` are of that span, `per_position` is the share of drafts whose
+    token at each position was kept, of the last looks. `note` says what stands in the way of a
+    figure.
     """
 
     at: float
@@ -31,10 +43,8 @@ class Look:
     tokens: int
     drafts: int
     per_position: tuple[float, ...]
-    recent: float | None
-    baseline: float | None
-    drift: float
-    dropped: bool
+    all: Figures
+    tags: dict[str, Figures]
     version: int | None
     note: str = ""
 
@@ -42,6 +52,60 @@ class Look:
     def tokens_per_second(self) -> float:
         """That the server wrote since the last look."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def dropped(self) -> list[str]:
+        """Whose acceptance fell: tags, and `all requests`."""
+        found = ["all requests"] if self.all.dropped else []
+        return found + [tag for tag, figures in self.tags.items() if figures.dropped]
+
+
+class Series:
+    """Units of one kind of requests, as they come."""
+
+    def __init__(self, alpha: float):
+        self._test = Drift(alpha, BASELINE)
+        self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)
+
+    def add(self, drafts: int, accepted: int) -> None:
+        """A span's counts."""
+        self._recent.append((drafts, accepted))
+        self._test.add(drafts, accepted)
+
+    def figures(self) -> Figures:
+        """What they say so far."""
+        drafts, accepted = (sum(column) for column in zip((0, 0), *self._recent, strict=True))
+        recent = 1 + accepted / drafts if drafts else None
+        test = self._test
+        return Figures(recent, test.baseline, test.statistic, test.dropped)
+
+
+class Watch:
+    """What is known of the running draft. The chance of a call in vain is shared out: half of it is
+    for all requests together, the rest for tags, each later one less."""
+
+    def __init__(self, alpha: float):
+        self.alpha = alpha
+        self.all = Series(alpha / 2)
+        self.tags: dict[str, Series] = {}
+        self.spans: deque[ServerCounters] = deque(maxlen=RECENT)
+
+    def add(self, span: ServerCounters) -> None:
+        """Counts since the last look."""
+        self.spans.append(span)
+        self.all.add(span.spec.drafts, span.spec.accepted_tokens)
+        for tag, counts in span.tags.items():
+            if tag and tag not in self.tags:
+                place = len(self.tags) + 1
+                self.tags[tag] = Series(self.alpha / 2 / (place * (place + 1)))
+            if tag:
+                self.tags[tag].add(*counts)
+
+    def per_position(self) -> tuple[float, ...]:
+        """Shares of the last looks' drafts."""
+        drafts = sum(one.spec.drafts for one in self.spans)
+        columns = zip(*(one.spec.accepted_per_position for one in self.spans), strict=False)
+        return tuple(sum(column) / drafts for column in columns) if drafts else ()
 
 
 def looks(
@@ -57,54 +121,34 @@ def looks(
     The test begins anew where the draft's version changes or the server's counters begin anew. A
     server that does not answer is looked at again.
     """
-    test, spans = Drift(alpha, BASELINE), deque[ServerCounters](maxlen=RECENT)
-    last, then = server.counters(), clock()
+    watch, last, then = Watch(alpha), server.counters(), clock()
     while True:
         sleep(every)
-        now = clock()
+        now, note, span = clock(), "", None
         try:
             found = server.counters()
         except UserError as error:
-            yield _look(now, now - then, None, spans, test, last.draft_version, str(error))
-            continue
-        note = ""
-        if found.requests < last.requests or found.spec.drafts < last.spec.drafts:
-            note, last = "the server has started anew", found
-        if found.draft_version != last.draft_version:
-            note = f"version {found.draft_version} of the draft"
-        span = found - last
-        if note:
-            test, spans = Drift(alpha, BASELINE), deque(maxlen=RECENT)
+            found, note = last, str(error)
         else:
-            spans.append(span)
-            test.add(span.spec.drafts, span.spec.accepted_tokens)
-        yield _look(now, now - then, span, spans, test, found.draft_version, note)
-        last, then = found, now
-
-
-def _look(
-    at: float,
-    seconds: float,
-    span: ServerCounters | None,
-    spans: deque[ServerCounters],
-    test: Drift,
-    version: int | None,
-    note: str,
-) -> Look:
-    drafts = sum(one.spec.drafts for one in spans)
-    accepted = sum(one.spec.accepted_tokens for one in spans)
-    positions = zip(*(one.spec.accepted_per_position for one in spans), strict=False)
-    return Look(
-        at=at,
-        seconds=seconds,
-        requests=span.requests if span else 0,
-        tokens=span.tokens if span else 0,
-        drafts=span.spec.drafts if span else 0,
-        per_position=tuple(sum(column) / drafts for column in positions) if drafts else (),
-        recent=1 + accepted / drafts if drafts else None,
-        baseline=test.baseline,
-        drift=test.statistic,
-        dropped=test.dropped,
-        version=version,
-        note=note,
-    )
+            if found.requests < last.requests or found.spec.drafts < last.spec.drafts:
+                note = "the server has started anew"
+            elif found.draft_version != last.draft_version:
+                note = f"version {found.draft_version} of the draft"
+            if note:
+                watch = Watch(alpha)
+            else:
+                watch.add(span := found - last)
+        yield Look(
+            at=now,
+            seconds=now - then,
+            requests=span.requests if span else 0,
+            tokens=span.tokens if span else 0,
+            drafts=span.spec.drafts if span else 0,
+            per_position=watch.per_position(),
+            all=watch.all.figures(),
+            tags={tag: series.figures() for tag, series in watch.tags.items()},
+            version=found.draft_version,
+            note=note,
+        )
+        if found is not last:
+            last, then = found, now

@@ -26,6 +26,7 @@ from serving.server.admin import Admin, AdminSettings
 from serving.server.flags import API_KEY, read_flags, require_key
 from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
 from serving.server.swappable import DRAIN_SECONDS, SwappableServer
+from serving.traffic.acceptance import MIDDLEWARE as BY_TAG
 from serving.traffic.middleware import MIDDLEWARE
 from serving.traffic.recorder import CollectSettings, check_settings
 
@@ -83,7 +84,7 @@ def serve(
         allow_no_key=allow_no_key,
         ready_seconds=ready_seconds,
         name=name,
-        **collecting(collect),
+        **(collecting(collect) if collect or admin else {}),
     )
     try:
         with _sigterm_as_exception(), _running(settings, admin, drain_seconds) as running:
@@ -106,14 +107,17 @@ def serve(
 
 
 def collecting(collect: CollectSettings | None) -> dict[str, Any]:
-    """What makes a server collect, as fields of `ServerSettings`. Raises `UserError` for settings
-    that cannot be followed."""
-    if collect is None:
-        return {}
-    check_settings(collect)
-    own_args: tuple[str, ...] = ("--middleware", MIDDLEWARE)
+    """What makes a server count by tag and, where it is to, collect, as fields of `ServerSettings`.
+
+    Raises `UserError` for settings that cannot be followed.
+    """
+    own_args: tuple[str, ...] = ()
     if counts_requests():
-        own_args += ("--per-request-spec-decode-metrics", "summary")
+        own_args = ("--middleware", BY_TAG, "--per-request-spec-decode-metrics", "summary")
+    if collect is None:
+        return {"own_args": own_args}
+    check_settings(collect)
+    own_args += ("--middleware", MIDDLEWARE)
     return {"own_args": own_args, "environment": collect.as_environment()}
 
 

@@ -141,7 +141,10 @@ def _add(whole: Json, name: str, part: Any) -> None:
 def _plain(choice: Json) -> Json:
     """A choice without what is large, and without what is not said (a stream leaves that out)."""
     large = (*IDS, "logprobs", "prompt_logprobs")
-    return {k: v for k, v in choice.items() if k not in large and v is not None}
+    plain = {k: v for k, v in choice.items() if k not in large and v is not None}
+    if isinstance(message := plain.get("message"), dict):
+        plain["message"] = {k: v for k, v in message.items() if v is not None}
+    return plain
 
 
 def _acceptance(response: Json) -> Json | None:

@@ -15,7 +15,7 @@ from drafts.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from afaspec.loop.watch import Look
+    from afaspec.loop.watch import Figures, Look
 
 DROPPED = 4  # the exit code
 PLAIN_SECONDS = 15.0  # between lines, where there is no terminal
@@ -43,7 +43,9 @@ def watch(config: WatchConfig) -> None:
 
     The first 40 looks with traffic (and 3,000 drafts) are the baseline; a drop is called where
     later traffic is accepted less beyond doubt. Drift is 1 then. The chance of a call in vain,
-    however long one looks, is --alpha, as long as looks do not hang together.
+    however long one looks, is --alpha, as long as looks do not hang together. Requests with a tag
+    (header x-afaspec-tag) are looked at by tag too, where `afaspec serve` counts so (--swappable or
+    --collect).
 
     [bold]Examples[/]
 
@@ -90,31 +92,37 @@ def watch(config: WatchConfig) -> None:
                 told = look.at
                 note(words(look))
             if look.dropped and config.until_drop:
-                note("Acceptance fell.")
+                note(f"Acceptance fell: {', '.join(look.dropped)}.")
                 raise typer.Exit(DROPPED)
 
 
 def words(look: Look) -> str:
     """A look in one line."""
-
-    def length(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
-    parts = [
-        f"acceptance length {length(look.recent)} (baseline {length(look.baseline)})",
-        f"drift {look.drift:.2f}{', DROPPED' if look.dropped else ''}",
-        f"{look.tokens_per_second:.0f} tokens/s",
-    ]
+    parts = [_figures(look.all), f"{look.tokens_per_second:.0f} tokens/s"]
     if look.version is not None:
         parts.append(f"draft version {look.version}")
+    fell = [tag for tag, figures in look.tags.items() if figures.dropped]
+    if fell:
+        parts.append(f"DROPPED for {', '.join(fell)}")
     return "  ".join([*parts, *([look.note] if look.note else [])])
 
 
+def _figures(figures: Figures) -> str:
+    length, before = (
+        "-" if value is None else f"{value:.2f}" for value in (figures.recent, figures.baseline)
+    )
+    fell = ", DROPPED" if figures.dropped else ""
+    return f"acceptance length {length} (baseline {before})  drift {figures.drift:.2f}{fell}"
+
+
 def _table(look: Look) -> Table:
-    """The same for a terminal, with acceptance by position."""
+    """The same for a terminal, with acceptance by position and by tag."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, title=words(look), title_justify="left")
     for position, share in enumerate(look.per_position, 1):
-        table.add_row(f"token {position}", f"{share:6.1%}", "█" * round(40 * share))
+        table.add_row(f"token {position}", f"{share:6.1%} {'█' * round(30 * share)}")
+    for tag, figures in sorted(look.tags.items()):
+        table.add_row(escape(tag), _figures(figures))
     return table

@@ -243,7 +243,8 @@ def test_a_watch_sees_the_traffic_and_the_versions(url: str, tmp_path: Path) -> 
     assert "acceptance length" in said
     looked = _looks(out)
     assert {look["version"] for look in looked} >= {done["number"] - 1, done["number"]}
-    assert all(1 <= look["recent"] <= 3 for look in looked if look["recent"] is not None)
+    lengths = [look["all"]["recent"] for look in looked]
+    assert all(1 <= length <= 3 for length in lengths if length is not None)
 
 
 def _looks(path: Path) -> list[dict[str, Any]]:

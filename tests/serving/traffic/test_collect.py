@@ -18,6 +18,7 @@ import pytest
 
 from bench.prompts.read import read_prompts
 from bench.records.settings import PromptSettings
+from serving.metrics import server_counters
 from serving.runtime import counts_requests
 from serving.traffic.shards import Traffic
 from tests.serving.server.servers import FAST, ROOT, get, serving
@@ -89,6 +90,13 @@ def test_a_server_keeps_what_it_was_asked_and_said(url: str, folder: Path, tmp_p
         assert sum(chat["acceptance"]["histogram"]) == chat["acceptance"]["drafts"] > 0
     page = get(f"{url}/metrics")
     assert "afaspec:traffic_kept_total" in page
+    counters = server_counters(page)
+    assert counters is not None
+    if counts_requests():
+        drafts, accepted = counters.tags["team-a"]
+        assert (drafts, accepted) == counted(chat["acceptance"])
+        assert counters.tags["team-b"] == (drafts, accepted)  # the same prompt, streamed
+        assert sum(drafts for drafts, _ in counters.tags.values()) == counters.spec.drafts
     export = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "afaspec", "traffic", str(folder)]
     shown = subprocess.run(
@@ -96,6 +104,12 @@ def test_a_server_keeps_what_it_was_asked_and_said(url: str, folder: Path, tmp_p
     )
     assert shown.returncode == 0, shown.stderr
     assert len(read_prompts(str(export), PromptSettings())) >= 3
+
+
+def counted(acceptance: Json) -> tuple[int, int]:
+    """Drafts and accepted tokens of a row."""
+    histogram = acceptance["histogram"]
+    return sum(histogram), sum(i * n for i, n in enumerate(histogram))
 
 
 def test_whoever_opts_out_is_not_kept(url: str, folder: Path) -> None:
