@@ -132,7 +132,7 @@ class Admin:
             except Exception as error:  # whoever asked is to hear of it
                 lines.put({"error": f"{type(error).__name__}: {error}"})
 
-        threading.Thread(target=change).start()
+        threading.Thread(target=change, daemon=True).start()  # it ends with the server
         while True:
             line = lines.get()
             yield json.dumps(line).encode() + b"\n"

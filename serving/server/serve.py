@@ -91,6 +91,9 @@ def serve(
             server = _process(running)
             _wait_with_progress(server, console)
             _greet(server, prompt, console)
+            if collect is not None:
+                kept = f"Keeping {collect.rate:.4g} of the requests in {collect.folder}."
+                console.print(kept, soft_wrap=True, highlight=False)
             if isinstance(running, SwappableServer):
                 console.print(f"Change its draft: afaspec swap {server.url} DRAFT", soft_wrap=True)
             console.print("\nCtrl-C ends the server.")

@@ -190,6 +190,8 @@ class SwappableServer:
             report(f"not in place: {error}")
             return None
         report(f"vLLM stood still for {1e3 * done['loading_seconds']:.0f} ms")
+        if not done["prefix_cache_cleared"]:
+            report("cached prefixes are cleared when no request runs")
         return "in place"
 
     def _restarted(self, new: Version, how: How, report: Report) -> str:
