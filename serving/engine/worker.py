@@ -316,7 +316,7 @@ def replace_draft(llm: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Put another draft into the place of the running one; `refused` says why it may not."""
     try:
         done = llm.collective_rpc("replace_draft", args=(request["folder"],))
-    except ValueError as error:
+    except Exception as error:  # a worker in a process of its own hands it on as another kind
         return {"refused": str(error)}
     return {"seconds": max(one["seconds"] for one in done)}
 

@@ -16,7 +16,6 @@ from drafts.registry import read_draft, save_draft
 from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
 from serving.engine.shared import DraftOf, Engine
-from serving.runtime import usable_cores
 from serving.swap.fits import differences
 from tests.opened import init_draft
 from tests.tiny.models import write_draft
@@ -46,16 +45,13 @@ def two_layers(folder: Path, target: Path) -> DraftInfo:
     return read_draft(folder)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
 def test_drafts_take_turns_in_one_engine(
-    devices: int, tiny_target: Path, tiny_draft: Path, other: Path, tmp_path: Path
+    tiny_target: Path, tiny_draft: Path, other: Path, tmp_path: Path
 ) -> None:
-    if devices > usable_cores():
-        pytest.skip("a worker wants a core")
     drafts = [read_draft(tiny_draft), read_draft(other)]
     settings = EngineSettings(
         read_target(tiny_target), drafts[0], k=2, dtype="float32", max_model_len=128,
-        enforce_eager=True, tensor_parallel=devices,
+        enforce_eager=True,
     )  # fmt: skip
     with EngineProcess(settings) as engine:
         first, second = (DraftOf(engine, draft) for draft in drafts)
