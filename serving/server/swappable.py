@@ -100,6 +100,8 @@ class SwappableServer:
             raise UserError("another change of the draft is under way", hint="wait until it ends")
         try:
             require_compatible(self._settings.target, draft)
+            if self.state() is None:
+                raise self.process.failure("the server does not answer, so nothing is changed")
             new = Version(self.current.number + 1, draft, draft.sha256)
             began = time.monotonic()
             done = (how in ("auto", "in-place") and self._put_in_place(new, how, report)) or (

@@ -65,7 +65,7 @@ def traffic(config: TrafficConfig) -> None:
         note(f"{store.purge(config_takes(config)):,} rows removed")
     if not config.export and not config.purge:
         console.print(_table(store.rows(), config_takes(config)))
-        note(f"{store.size() / 2**20:.1f} MiB in {len(store.shards())} files")
+        note(f"{store.size() / 2**20:.2f} MiB in {len(store.shards())} files")
 
 
 def config_takes(config: TrafficConfig) -> Any:
@@ -99,6 +99,6 @@ def _table(rows: Any, takes: Any) -> Any:
         drafts = sum(one["drafts"] for one in counted)
         accepted = sum(i * n for one in counted for i, n in enumerate(one["histogram"]))
         length = f"{1 + accepted / drafts:.2f}" if drafts else ""
-        times = sorted(row["time"] for row in some)
+        times = sorted(row["time"][:19] for row in some)  # UTC, to the second
         table.add_row(tag, version, f"{len(some):,}", f"{tokens:,}", length, times[0], times[-1])
     return table
