@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from drafts.errors import UserError
 from drafts.files import atomic_file, cache_folder, make_folder
@@ -154,7 +155,7 @@ def describe(version: Version) -> dict[str, Any]:
 
 def note_path(url: str) -> Path:
     """Where this machine keeps how to reach the admin address of a server at this address."""
-    return cache_folder() / "servers" / f"{url.rpartition(':')[2]}.json"
+    return cache_folder() / "servers" / f"{urlsplit(url).port}.json"
 
 
 def write_note(path: Path, url: str, token: str) -> None:
@@ -167,7 +168,10 @@ def write_note(path: Path, url: str, token: str) -> None:
 
 
 def read_note(url: str) -> dict[str, str] | None:
-    """Admin address and token of the server at this address of this machine; None without any."""
+    """Admin address and token of the server at this address of this machine; None without any, and
+    for an address of another machine, whose port may be that of a server here."""
+    if not is_loopback(urlsplit(url).hostname or ""):
+        return None
     with contextlib.suppress(OSError, ValueError):
         note: dict[str, str] = json.loads(note_path(url).read_text(encoding="utf-8"))
         return note
