@@ -53,22 +53,27 @@ class Keeper:
 
     def __init__(self, states: dict[int, Tensor], layer_ids: Sequence[int], texts: int):
         self._states, self._layer_ids = states, layer_ids
-        self._pieces: list[list[States]] = [[] for _ in range(texts)]
+        self._pieces: list[States] = []
+        self._places: list[list[tuple[int, int]]] = [[] for _ in range(texts)]  # start and count
+        self._held = 0
 
     def add(self, rows: Iterable[tuple[int, int, int]]) -> None:
         """Of the forward just done [rows, n, d], the last tokens of some `rows`: row, number of its
         text, and how many tokens."""
         hidden, final = _side_by_side(self._states, self._layer_ids)
+        width = hidden.shape[1]
         for row, text, count in rows:
-            self._pieces[text].append((hidden[row, -count:], final[row, -count:]))
+            self._places[text].append((self._held + (row + 1) * width - count, count))
+        self._pieces.append((hidden.flatten(0, 1), final.flatten(0, 1)))
+        self._held += len(hidden) * width
 
-    def kept(self) -> list[States]:
-        """The states of each text, which are given away."""
-        pieces, self._pieces = self._pieces, []
-        return [
-            (torch.cat([hidden for hidden, _ in of]), torch.cat([final for _, final in of]))
-            for of in pieces
-        ]
+    def kept(self) -> Iterator[States]:
+        """The states of each text, in order; they are given away."""
+        hidden, final = (torch.cat(of) for of in zip(*self._pieces, strict=True))
+        self._pieces = []  # thousands of steps' are one by now: a text is picked out of it at once
+        for places in self._places:
+            numbers = torch.cat([torch.arange(start, start + count) for start, count in places])
+            yield hidden.index_select(0, numbers), final.index_select(0, numbers)
 
 
 @contextmanager

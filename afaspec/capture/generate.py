@@ -265,6 +265,6 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_fast_decoding(model: Any) -> None:
-    """Let a model on the CPU that uses torch's own attention decode with the grouped one."""
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+    """Let a model that uses torch's own attention decode with the grouped one."""
+    if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)

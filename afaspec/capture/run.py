@@ -180,7 +180,7 @@ def _written(
                     longest,
                     lambda part, tokens: step(portion * part, tokens),
                 )
-            return turns, keeper.kept() if keeper else None
+            return turns, list(keeper.kept()) if keeper else None
 
         return reader(writer.model), write, FEATURES_SHARE
     if config.self_prompts is not None:  # as for those prompts, so that one engine serves both

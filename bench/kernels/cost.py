@@ -1,7 +1,8 @@
-"""Seconds and memory of some work, in fresh processes."""
+"""Seconds and memory of some work, on a CPU in fresh processes."""
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,15 @@ class Cost:
 def measured(
     prepare: Prepare[Shape], way: str, small: Shape, shape: Shape, repeats: int, threads: int
 ) -> Cost:
-    """The least of `repeats` costs of `prepare(way, shape)()`, each in a process of its own, which
-    a pass of the `small` shape has warmed up. `prepare` is a function of a module."""
+    """The least of `repeats` costs of `prepare(way, shape)()`. `prepare` is a function of a module.
+
+    On a CPU each is taken in a process of its own, which a pass of the `small` shape has warmed up.
+    A GPU tells what is held on it, so all is done here, after a first pass.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return _on_gpu(prepare(way, shape), repeats)
     costs = []
     for _ in range(repeats):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -45,24 +53,29 @@ def _once(prepare: Prepare[Shape], way: str, small: Shape, shape: Shape, threads
     torch.manual_seed(0)
     prepare(way, small)()
     work = prepare(way, shape)
-    if torch.cuda.is_initialized():
-        return _on_gpu(work)
     before, began = _peak_bytes(), time.process_time()
     work()
     return Cost(time.process_time() - began, _peak_bytes() - before)
 
 
-def _on_gpu(work: Callable[[], object]) -> Cost:
-    """Of the second time: kernels are chosen and compiled in the first."""
+def _on_gpu(work: Callable[[], object], repeats: int) -> Cost:
+    """Of later passes: kernels are chosen and compiled in the first."""
     import torch
 
     work()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before, began = torch.cuda.memory_allocated(), time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return Cost(time.perf_counter() - began, torch.cuda.max_memory_allocated() - before)
+    seconds = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before, began = torch.cuda.memory_allocated(), time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    held = torch.cuda.max_memory_allocated() - before
+    del work
+    gc.collect()
+    torch.cuda.empty_cache()
+    return Cost(min(seconds), held)
 
 
 def _peak_bytes() -> int:

@@ -93,7 +93,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="File for the figures, as JSON.")] = None,
 ) -> None:
     """Measure and print a table; the defaults are the sizes of a draft of SmolLM2-135M."""
-    console, found, costs, began = Console(), {}, {}, time.monotonic()
+    console, found, began = Console(), {}, time.monotonic()
+    costs: dict[str, dict[str, Cost]] = {}
     cells = product(numbers(vocabularies), numbers(lengths), numbers(draft_steps), arms.split(","))
     for vocabulary, length, steps, arm in cells:
         batch, bf16 = max(1, tokens // length), precision == "bf16"
@@ -104,9 +105,16 @@ def main(
             continue
         words = f"{arm}, vocabulary {vocabulary:,}, {batch} x {length:,}, k = {steps}"
         ways = ["afaspec", "speculators"] if arm == "full" else ["afaspec"]
-        costs[words] = {way: measured(prepare, way, small, shape, repeats, threads) for way in ways}
-        console.print(words, *(line(way, cost, shape) for way, cost in costs[words].items()))
-        if arm == "full":
+        costs[words] = {}
+        console.print(words)
+        for way in ways:
+            try:
+                costs[words][way] = measured(prepare, way, small, shape, repeats, threads)
+            except torch.OutOfMemoryError:
+                console.print(f"  {way}: more memory than there is")
+            else:
+                console.print(line(way, costs[words][way], shape))
+        if len(costs[words]) == 2:
             found[words] = list(costs[words].values())
         if out is not None:
             measures = {
@@ -122,7 +130,7 @@ def numbers(text: str) -> list[int]:
 
 
 def line(way: str, cost: Cost, shape: Shape) -> str:
-    return f"\n  {way}: {shape.tokens / cost.seconds:,.0f} tokens/s, {cost.bytes / 2**20:,.0f} MiB"
+    return f"  {way}: {shape.tokens / cost.seconds:,.0f} tokens/s, {cost.bytes / 2**20:,.0f} MiB"
 
 
 def prepare(way: str, shape: Shape) -> Callable[[], object]:

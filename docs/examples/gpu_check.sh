@@ -13,7 +13,7 @@ export PYTHONPATH="$(pwd)" TOKENIZERS_PARALLELISM=false
 case $size in
 tiny) lengths=128 vocabularies=512 tokens=256 long=256 wide=512 width=64 rows=64 heads=4 kv=2 head=16 \
     attention=sdpa ;; # FlexAttention has no gradient on a CPU
-*) lengths=2048,8192 vocabularies=32000,128256 tokens=8192 long=2048,8192,32768 wide=128256,262144 \
+*) lengths=2048,8192 vocabularies=32000,128256 tokens=8192 long=2048,8192 wide=128256,262144 \
     width=4096 rows=4096 heads=32 kv=8 head=128 attention=simple_flex_attention ;;
 esac
 {
@@ -22,10 +22,10 @@ esac
     date -u
 } | tee "$out/machine.txt"
 python -m bench.kernels.attention --lengths $long --rows $tokens --heads $heads --kv-heads $kv \
-    --size $head --repeats 1 --out "$out/attention.json"
-python docs/examples/loss_cost.py --vocabularies $wide --width $width --rows $rows --repeats 1 \
+    --size $head --repeats 3 --out "$out/attention.json"
+python docs/examples/loss_cost.py --vocabularies $wide --width $width --rows $rows --repeats 3 \
     --out "$out/losses.json"
 python docs/examples/against_speculators.py --size $size --lengths $lengths --tokens $tokens \
-    --vocabularies $vocabularies --draft-steps 3,7 --arms full,lora --precision bf16 --repeats 1 \
+    --vocabularies $vocabularies --draft-steps 3,7 --arms full,lora --precision bf16 --repeats 3 \
     --attention $attention --minutes 7 --out "$out/steps.json"
 date -u >>"$out/machine.txt"

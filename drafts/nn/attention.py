@@ -21,6 +21,9 @@ from drafts.nn.packing import Packing
 # Made at a time, by all rows and heads: on a CPU as many as its cache holds, on a GPU as many as
 # keep it busy.
 SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
+# Short sequences go through together, each blind to the others, up to so many scores: a GPU makes
+# those that are not wanted sooner than it begins anew.
+TOGETHER = {"cuda": 1 << 25}
 FEWEST = 16  # rows at a time, however many scores they make
 
 
@@ -40,22 +43,22 @@ class Sight:
     own: Tensor | None = None
 
     def context(self, rows: slice, columns: slice, slots: int) -> Tensor:
-        """What of the columns is seen by some rows of one sequence, bool [rows, slots, columns]."""
+        """What of the columns is seen by some rows, bool [rows, slots, columns]."""
         row = self.packing.rows[rows].view(-1, 1, 1)
         column = torch.arange(columns.start, columns.stop, device=row.device)
-        seen = column <= row
+        seen = (column <= row) & (column >= self.packing.begins[rows].view(-1, 1, 1))
         if self.window is not None:
             position = row + self.offset + torch.arange(slots, device=row.device).unsqueeze(1)
             seen = seen & (column > position - self.window)
         return seen.expand(-1, slots, -1)
 
     def parts(self, row_scores: int) -> Iterator[tuple[slice, slice]]:
-        """Rows of one sequence at a time, with the columns of the context that any of them sees.
+        """Rows of one or several sequences, with the columns of the context that any of them sees.
 
         `row_scores` are those of a row with one column. A part has about `SCORES` in all.
         """
         numbers, most = self.packing.numbers, SCORES.get(self.packing.device.type, SCORES["cpu"])
-        for start, rows in self.packing.spans:
+        for start, rows in self._together(row_scores):
             reach = numbers[rows.stop - 1] + 1 - start
             if self.window is not None:
                 reach = min(reach, self.window)
@@ -66,6 +69,22 @@ class Sight:
                 if self.window is not None:
                     first = max(start, numbers[begin] + self.offset + 1 - self.window)
                 yield part, slice(min(first, last - 1), last)
+
+    def _together(self, row_scores: int) -> Iterator[tuple[int, slice]]:
+        """The spans of the packing, where they are short several as one."""
+        numbers, most = self.packing.numbers, TOGETHER.get(self.packing.device.type, 0)
+        held: tuple[int, slice] | None = None
+        for start, rows in self.packing.spans:
+            if held is not None:
+                first, own = held
+                columns = numbers[rows.stop - 1] + 1 - first
+                if (rows.stop - own.start) * columns * row_scores <= most:
+                    held = first, slice(own.start, rows.stop)
+                    continue
+                yield held
+            held = start, rows
+        if held is not None:
+            yield held
 
 
 def attend(

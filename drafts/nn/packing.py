@@ -89,6 +89,11 @@ class Packing:
         return torch.arange(len(self), device=self.device) - begins
 
     @cached_property
+    def begins(self) -> Tensor:
+        """Where the sequence of each of `rows` begins, int64 [m]."""
+        return self.rows - self.positions[self.rows]
+
+    @cached_property
     def numbers(self) -> Sequence[int]:
         """`rows` as integers."""
         numbers: list[int] = self.rows.tolist()

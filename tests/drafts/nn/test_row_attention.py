@@ -39,14 +39,18 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "FEWEST", 4)
 
 
+@pytest.mark.parametrize("together", [0, 1000, 1 << 20])  # scores: one, two and all sequences
 @pytest.mark.parametrize(("rows", "window", "shape", "masked"), CASES)
 def test_values_and_gradients_are_those_of_all_scores_at_once(
     small_parts: None,
+    monkeypatch: pytest.MonkeyPatch,
     rows: Tensor | None,
     window: int | None,
     shape: tuple[int, int, int],
     masked: bool,
+    together: int,
 ) -> None:
+    monkeypatch.setitem(attention.TOGETHER, "cpu", together)
     slots, own, offset = shape
     torch.manual_seed(0)
     seen = torch.ones(slots, own, dtype=torch.bool).tril() if masked and own == slots else None
@@ -90,6 +94,19 @@ def test_autocast_computes_in_its_own_type() -> None:
         found = attend(*given, Sight(packing, offset=1))
     assert found.dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(found.float().sum(), given))
+
+
+def test_short_sequences_go_together() -> None:
+    sight = Sight(Packing.of(LENGTHS), offset=1)
+    counts = {}
+    for most in (0, 1000, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(attention.TOGETHER, "cpu", most)
+            parts = list(sight.parts(KV_HEADS * GROUPS))
+        counts[most] = len(parts)
+        covered = [row for rows, _ in parts for row in range(rows.start, rows.stop)]
+        assert covered == list(range(sum(LENGTHS)))
+    assert counts == {0: 4, 1000: 3, 1 << 20: 1}
 
 
 def test_no_tensor_grows_with_the_square_of_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
