@@ -27,6 +27,7 @@ PANELS = {
         "serve": ("live.serve", "Serve a target with a draft through vLLM"),
         "swap": ("live.swap", "Change the draft of a running server"),
         "watch": ("live.watch", "Look whether a running server's draft is still accepted"),
+        "loop": ("live.loop", "Let a running server's draft follow its traffic"),
         "collect": ("live.collect", "Keep a share of a server's traffic, from before it"),
         "traffic": ("live.traffic", "Say what was collected, write it out, or purge it"),
     },

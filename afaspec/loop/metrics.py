@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from afaspec.loop.watch import Look
 
 
 class WatchMetrics:
-    """Gauges on a page of their own, at `port` of `host`."""
+    """Gauges on a page of their own, at `port` of `host`.
 
-    def __init__(self, port: int, host: str = "127.0.0.1"):
+    `step_cost` is what a step with drafts costs in steps without: the acceptance length of a bench
+    over its speedup. With it, today's acceptance gives an estimate of today's speedup.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1", step_cost: float | None = None):
         """Raises `OSError` where it cannot listen."""
+        self.step_cost = step_cost
         registry = CollectorRegistry()
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
@@ -27,7 +38,10 @@ class WatchMetrics:
         self.dropped = gauge("drift_called", "1 where a drop is called.", of)
         self.speed = gauge("tokens_per_second", "Tokens that the server writes.")
         self.version = gauge("watched_draft_version", "Version of the draft, where it has one.")
-        start_http_server(port, host, registry)
+        self.looked = gauge("looked_at_seconds", "When the counters were last read (Unix time).")
+        if step_cost is not None:
+            self.speedup = gauge("speedup_estimated", "Acceptance length over a step's cost.")
+        serve_page(registry, port, host)
 
     def show(self, look: Look) -> None:
         """Set all of them."""
@@ -41,5 +55,29 @@ class WatchMetrics:
         for position, share in enumerate(look.per_position):
             self.position.labels(position=str(position)).set(share)
         self.speed.set(look.tokens_per_second)
+        if look.answered:
+            self.looked.set(look.at)
+        if self.step_cost is not None and look.all.recent is not None:
+            self.speedup.set(look.all.recent / self.step_cost)
         if look.version is not None:
             self.version.set(look.version)
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def serve_page(registry: CollectorRegistry, port: int, host: str = "127.0.0.1") -> None:
+    """Show a registry's metrics, from a thread that ends with the process.
+
+    Always as plain text, as vLLM does: in the format that Prometheus would rather have,
+    prometheus_client writes `afaspec_` for `afaspec:`. Raises `OSError` where it cannot listen.
+    """
+
+    def page(_: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        start("200 OK", [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)])
+        return [generate_latest(registry)]
+
+    server = make_server(host, port, page, handler_class=_Silent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bench.stats.drift import Drift
@@ -32,8 +32,9 @@ class Figures:
 class Look:
     """What a look found. `seconds` is the span since the last one, `at` the time (Unix).
 
-    `requests`, `tokens` and `drafts` are of that span, `per_position` is the share of drafts whose
-    token at each position was kept, of the last looks. `note` says what stands in the way of a
+    `requests`, `tokens`, `drafts` and `accepted` tokens are of that span, `counts` the last two by
+    tag; `per_position` is the share of drafts whose token at each position was kept, of the last
+    looks. `answered` is false where the server did not; `note` says what stands in the way of a
     figure.
     """
 
@@ -42,10 +43,13 @@ class Look:
     requests: int
     tokens: int
     drafts: int
+    accepted: int
+    counts: dict[str, tuple[int, int]]
     per_position: tuple[float, ...]
     all: Figures
     tags: dict[str, Figures]
     version: int | None
+    answered: bool = True
     note: str = ""
 
     @property
@@ -93,13 +97,23 @@ class Watch:
     def add(self, span: ServerCounters) -> None:
         """Counts since the last look."""
         self.spans.append(span)
-        self.all.add(span.spec.drafts, span.spec.accepted_tokens)
-        for tag, counts in span.tags.items():
+        self.add_counts(span.spec.drafts, span.spec.accepted_tokens, span.tags)
+
+    def add_counts(self, drafts: int, accepted: int, tags: Mapping[str, tuple[int, int]]) -> None:
+        """The same, of drafts and accepted tokens alone; `tags` has them by tag."""
+        self.all.add(drafts, accepted)
+        for tag, counts in tags.items():
             if tag and tag not in self.tags:
                 place = len(self.tags) + 1
                 self.tags[tag] = Series(self.alpha / 2 / (place * (place + 1)))
             if tag:
                 self.tags[tag].add(*counts)
+
+    @property
+    def dropped(self) -> list[str]:
+        """Whose acceptance fell: tags, and `all requests`."""
+        found = ["all requests"] if self.all.figures().dropped else []
+        return found + [tag for tag, series in self.tags.items() if series.figures().dropped]
 
     def per_position(self) -> tuple[float, ...]:
         """Shares of the last looks' drafts."""
@@ -144,10 +158,13 @@ def looks(
             requests=span.requests if span else 0,
             tokens=span.tokens if span else 0,
             drafts=span.spec.drafts if span else 0,
+            accepted=span.spec.accepted_tokens if span else 0,
+            counts=dict(span.tags) if span else {},
             per_position=watch.per_position(),
             all=watch.all.figures(),
             tags={tag: series.figures() for tag, series in watch.tags.items()},
             version=found.draft_version,
+            answered=found is not last,
             note=note,
         )
         if found is not last:

@@ -64,9 +64,12 @@ class Traffic:
                 os.fsync(file.fileno())
             self._prune()
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, the oldest first. Raises `UserError` for lines that another key wrote."""
+    def rows(self, since: float = 0.0) -> Iterator[Row]:
+        """All rows, the oldest first, but for files that were last written before `since` (Unix
+        seconds). Raises `UserError` for lines that another key wrote."""
         for path in self.shards():
+            if path.stat().st_mtime < since:
+                continue
             for number, line in enumerate(_lines(path), 1):
                 yield self._decoded(line, f"{path}:{number}")
 

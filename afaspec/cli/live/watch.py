@@ -34,6 +34,12 @@ class WatchConfig(Settings):
     export_port: int | None = Field(
         None, ge=1, le=65535, description="port of this machine with the figures for Prometheus"
     )
+    step_cost: float | None = Field(
+        None,
+        gt=0,
+        description="of a step with drafts, in steps without: a bench's acceptance length over its "
+        "speedup; gives an estimate of the speedup now",
+    )
     until_drop: bool = Field(False, description="leave with exit code 4 when a drop is called")
 
 
@@ -72,7 +78,8 @@ def watch(config: WatchConfig) -> None:
     if server.k == 0:
         raise UserError("drafts nothing", where=config.url, hint="watch one that has a draft")
     try:
-        shown = WatchMetrics(config.export_port) if config.export_port else None
+        port, cost = config.export_port, config.step_cost
+        shown = WatchMetrics(port, step_cost=cost) if port else None
     except OSError as error:
         raise UserError(f"cannot listen on port {config.export_port}: {error}") from None
     note(f"{server.model} at {server.url}, k = {server.k}; Ctrl-C ends")
@@ -87,18 +94,20 @@ def watch(config: WatchConfig) -> None:
             if shown:
                 shown.show(look)
             if live:
-                live.update(_table(look))
+                live.update(_table(look, cost))
             elif look.note or look.dropped or look.at - told >= PLAIN_SECONDS:
                 told = look.at
-                note(words(look))
+                note(words(look, cost))
             if look.dropped and config.until_drop:
                 note(f"Acceptance fell: {', '.join(look.dropped)}.")
                 raise typer.Exit(DROPPED)
 
 
-def words(look: Look) -> str:
+def words(look: Look, step_cost: float | None = None) -> str:
     """A look in one line."""
     parts = [_figures(look.all), f"{look.tokens_per_second:.0f} tokens/s"]
+    if step_cost is not None and look.all.recent is not None:
+        parts.append(f"some {look.all.recent / step_cost:.2f} times no drafts")
     if look.version is not None:
         parts.append(f"draft version {look.version}")
     fell = [tag for tag, figures in look.tags.items() if figures.dropped]
@@ -115,12 +124,12 @@ def _figures(figures: Figures) -> str:
     return f"acceptance length {length} (baseline {before})  drift {figures.drift:.2f}{fell}"
 
 
-def _table(look: Look) -> Table:
+def _table(look: Look, step_cost: float | None) -> Table:
     """The same for a terminal, with acceptance by position and by tag."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_header=False, title=words(look), title_justify="left")
+    table = Table(show_header=False, title=words(look, step_cost), title_justify="left")
     for position, share in enumerate(look.per_position, 1):
         table.add_row(f"token {position}", f"{share:6.1%} {'█' * round(30 * share)}")
     for tag, figures in sorted(look.tags.items()):

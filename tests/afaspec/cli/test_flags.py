@@ -28,6 +28,7 @@ CONFIGS = {  # what each command is made from
     "serve": "afaspec.cli.live.serve.ServeConfig",
     "swap": "afaspec.cli.live.swap.SwapConfig",
     "watch": "afaspec.cli.live.watch.WatchConfig",
+    "loop": "afaspec.cli.live.loop.LoopCommand",
     "collect": "afaspec.cli.live.collect.CollectConfig",
     "traffic": "afaspec.cli.live.traffic.TrafficConfig",
     "bench": "afaspec.cli.measure.bench.BenchCommand",
