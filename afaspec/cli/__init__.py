@@ -35,6 +35,7 @@ PANELS = {
         "bench": ("measure.bench", "Measure drafts side by side: acceptance, speed, same output"),
         "report": ("measure.report", "Compare finished runs, or render one again"),
         "sweep": ("measure.sweep", "Find the best k at each load, and when to draft at all"),
+        "tune": ("measure.tune", "Choose k for each load on this machine, or not to draft"),
         "what-if": ("measure.what_if", "Predict another draft, k, load or target from a sweep"),
         "suites": ("measure.suites", "List the prompts that come with afaspec"),
     },

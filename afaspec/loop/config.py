@@ -18,6 +18,11 @@ class LoopPlaces(Settings):
     GROUP: ClassVar[str] = "Models and places"
 
     url: str = Field(description="server that `afaspec serve --swappable --collect` started")
+    admin: str | None = Field(
+        None,
+        description="of a server on another machine, the address where its draft is changed; its "
+        "token in AFASPEC_ADMIN_TOKEN, and --out a folder that it reads too",
+    )
     model: str | None = Field(None, description="the name that it serves the model by")
     target: ModelName = Field(description="the served target's folder, `smollm2` or `embedded`")
     target_adapter: TargetAdapter = None
@@ -95,6 +100,11 @@ class GateSettings(Settings):
 
 class LoopConfig(GateSettings, AdaptSettings, WatchSettings, LoopPlaces):
     """A loop of `afaspec loop`. Paths are folders."""
+
+    @property
+    def changed_at(self) -> str:
+        """Where the draft is changed."""
+        return self.admin or self.url
 
     @model_validator(mode="after")
     def _enough_rows(self) -> LoopConfig:

@@ -97,7 +97,7 @@ def run_loop(
     server = connect(config.url, config.model)
     if server.k == 0:
         raise UserError("drafts nothing", where=config.url, hint="serve it with a draft")
-    ask_for_versions(config.url)
+    ask_for_versions(config.changed_at)
     base = open_draft(config.draft)
     os.nice(config.niceness)
     port, cost = config.export_port, config.step_cost
@@ -164,7 +164,7 @@ def watch(loop: Loop) -> Next:
 
 def cause(loop: Loop, since: float) -> dict[str, Any]:
     """What a cycle begins with: rows since then, and the draft that serves."""
-    serves = ask_for_versions(loop.config.url)[-1]
+    serves = ask_for_versions(loop.config.changed_at)[-1]
     return {"since": since, "serves": serves["folder"]}
 
 
@@ -176,10 +176,10 @@ def put_in_again(loop: Loop) -> bool:
         return True
     folder = Path(kept[-1].data["serves"])
     try:
-        serves = ask_for_versions(loop.config.url)
+        serves = ask_for_versions(loop.config.changed_at)
         if len(serves) == 1 and serves[-1]["sha256"] != read_draft(folder).sha256:
             loop.work.say(f"the server has started anew: {folder} is put in again")
-            ask_for_change(loop.config.url, folder, report=loop.work.say)
+            ask_for_change(loop.config.changed_at, folder, report=loop.work.say)
     except UserError as error:
         loop.work.say(f"{folder} is not put in again: {error}")
         return False
@@ -233,9 +233,9 @@ def put_in(loop: Loop) -> Next:
     new = read_draft(Path(loop.found("new")))
     before = loop.spans.since(loop.found("since"))  # of the traffic as it is now, the old draft's
     counts = [(span.drafts, span.accepted) for span in before if span.drafts]
-    serves = ask_for_versions(loop.config.url)[-1]
+    serves = ask_for_versions(loop.config.changed_at)[-1]
     if serves["sha256"] != new.sha256:
-        serves = ask_for_change(loop.config.url, new.folder, report=loop.work.say)
+        serves = ask_for_change(loop.config.changed_at, new.folder, report=loop.work.say)
     words = f"version {serves['number']} serves ({serves['how']}, {serves['seconds']:.2f} s)"
     return "probation", words, {"version": serves["number"], "old_counts": counts}
 
@@ -246,7 +246,7 @@ def hold_to_it(loop: Loop) -> Next:
     new = read_draft(Path(loop.found("new")))
     old = [tuple(pair) for pair in loop.found("old_counts")]
     while True:
-        serves = ask_for_versions(config.url)[-1]
+        serves = ask_for_versions(config.changed_at)[-1]
         if serves["sha256"] != new.sha256:
             words = f"{serves['folder']} serves by now"
             return "watch", words, {"outcome": "replaced", "serves": serves["folder"]}
@@ -292,9 +292,9 @@ def probation(
 def take_back(loop: Loop) -> Next:
     """Let the old draft serve again."""
     old = read_draft(Path(loop.found("serves")))
-    serves = ask_for_versions(loop.config.url)[-1]
+    serves = ask_for_versions(loop.config.changed_at)[-1]
     if serves["sha256"] != old.sha256:
-        serves = ask_for_change(loop.config.url, old.folder, report=loop.work.say)
+        serves = ask_for_change(loop.config.changed_at, old.folder, report=loop.work.say)
     words = f"{old.folder} serves again, as version {serves['number']}"
     return "watch", words, {"outcome": "rolled back"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,19 +126,23 @@ def load_advice(bests: Sequence[Best]) -> str:
 
 
 def schedule(bests: Sequence[Best]) -> list[list[int]]:
-    """`[from, to, k]` for vLLM's num_speculative_tokens_per_batch_size; k is 0 where it costs.
+    """What to draft with at each load, as `ranges` has it; k is 0 where it costs."""
+    return ranges({best.concurrency: 0 if best.pays == COSTS else best.k for best in bests})
+
+
+def ranges(ks: Mapping[int, int]) -> list[list[int]]:
+    """`[from, to, k]` for vLLM's num_speculative_tokens_per_batch_size, of the k at some loads.
 
     Between two measured loads the higher one decides; the last entry holds beyond it too.
     """
     entries: list[list[int]] = []
     low = 1
-    for best in sorted(bests, key=lambda b: b.concurrency):
-        k = 0 if best.pays == COSTS else best.k
-        if entries and entries[-1][2] == k:
-            entries[-1][1] = best.concurrency
+    for load in sorted(ks):
+        if entries and entries[-1][2] == ks[load]:
+            entries[-1][1] = load
         else:
-            entries.append([low, best.concurrency, k])
-        low = best.concurrency + 1
+            entries.append([low, load, ks[load]])
+        low = load + 1
     return entries
 
 

@@ -108,7 +108,7 @@ def main(
     pause: Annotated[float, typer.Option(help="Seconds between a client's requests.")] = 2.0,
     max_tokens: Annotated[int, typer.Option()] = 96,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 120,
-    rows: Annotated[int, typer.Option(help="To learn from, at least.")] = 80,
+    rows: Annotated[int, typer.Option(help="To learn from, at least.")] = 90,
     every: Annotated[float, typer.Option(help="Seconds between looks.")] = 3.0,
     probation: Annotated[int, typer.Option(help="Looks.")] = 30,
     after: Annotated[float, typer.Option(help="Seconds after a draft was kept.")] = 120.0,
@@ -129,8 +129,8 @@ def main(
             "url": url, "target": target, "draft": draft, "traffic": str(out / "traffic"),
             "general": str(pair.general), "out": str(out / "loop"), "every": every,
             "rows": 2 * rows, "least_rows": rows,
-            "steps": steps, "trial_steps": max(10, steps // 6),
-            "gate_prompts": 12, "general_prompts": 16, "new_tokens": min(64, max_tokens),
+            "steps": steps, "trial_steps": max(10, steps // 4), "least_gain": 0.01,
+            "gate_prompts": 14, "general_prompts": 16, "new_tokens": min(64, max_tokens),
             "probation": probation, "retry_seconds": 5.0, "mix": 0.15, "eval_fraction": 0.2,
         }  # fmt: skip
         (out / "loop.yaml").write_text(yaml.safe_dump(config))

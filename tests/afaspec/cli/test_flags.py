@@ -34,6 +34,7 @@ CONFIGS = {  # what each command is made from
     "bench": "afaspec.cli.measure.bench.BenchCommand",
     "report": "afaspec.cli.measure.report.ReportConfig",
     "sweep": "afaspec.cli.measure.sweep.SweepCommand",
+    "tune": "afaspec.cli.measure.tune.TuneConfig",
     "what-if": "afaspec.cli.measure.what_if.WhatIfConfig",
     "suites": "afaspec.cli.measure.suites.SuitesConfig",
     "inspect": "afaspec.cli.draft.inspect.InspectConfig",
