@@ -8,9 +8,10 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from afaspec.loop.watch import Look
+
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class WatchMetrics:
@@ -76,7 +77,7 @@ def serve_page(registry: CollectorRegistry, port: int, host: str = "127.0.0.1") 
     """
 
     def page(_: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        start("200 OK", [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)])
+        start("200 OK", [("Content-Type", PLAIN)])
         return [generate_latest(registry)]
 
     server = make_server(host, port, page, handler_class=_Silent)

@@ -13,7 +13,7 @@ from typing import Any
 from afaspec.loop.adapt import Work, adapt, recent_rows, trial, write_rows
 from afaspec.loop.config import LoopConfig
 from afaspec.loop.gate import judge
-from afaspec.loop.history import Entry, History, Outcome, State
+from afaspec.loop.history import Entry, History, State
 from afaspec.loop.metrics import WatchMetrics
 from afaspec.loop.spans import Span, Spans, acceptance
 from afaspec.loop.watch import RECENT, Watch
@@ -30,6 +30,8 @@ from serving.server.ask import ask_for_change, ask_for_versions
 
 SETTINGS = "loop.json"
 OLD_LOOKS, OLD_DRAFTS = 20, 500  # of the old draft at least, before a new one is held against it
+NEVER_GIVEN_UP = ("watch", "restore")  # a draft that disappointed is not left in
+LONGEST_WAIT = 3600.0  # seconds before another try
 MISSING_TIMES = 24  # probation ends after so many times its looks, however few of them drafted
 
 Next = tuple[State, str, dict[str, Any]]
@@ -86,10 +88,8 @@ def run_loop(
     target: TargetInfo,
     stage: Callable[[str, int, int], None],
     say: Callable[[str], None],
-    *,
-    cycles: int | None = None,
 ) -> None:
-    """Run until it is stopped (or so many cycles have ended here), from where it was.
+    """Run until it is stopped, from where it was.
 
     Raises `UserError` for a server whose draft cannot be changed, for settings that do not fit, and
     where another loop runs in the folder.
@@ -109,25 +109,23 @@ def run_loop(
             work = Work(config, target, base, server.k, stage, say)
             loop = Loop(config, work, history, spans)
             say(f"{server.url}: {history.last.state} ({history.last.words}); Ctrl-C ends")
-            ended = 0
-            while cycles is None or ended < cycles:
+            while True:
                 step(loop)
-                ended += loop.history.last.outcome is not None
 
 
 def step(loop: Loop) -> None:
     """Do what the present state asks for, and go to the next. What fails is tried again, later and
-    later, and given up in the end."""
+    later, and given up in the end where that leaves things as they were."""
     state, tries = loop.history.last.state, loop.history.last.data.get("tries", 0)
     try:
         following, words, data = STATES[state](loop)
     except Exception as error:  # a loop outlives what goes wrong in a step, and says it
         words = f"{state} failed: {error if isinstance(error, UserError) else repr(error)}"
         tries += 1
-        if tries >= loop.config.retries and state != "watch":
+        if tries >= loop.config.retries and state not in NEVER_GIVEN_UP:
             loop.go("watch", words, {"outcome": "failed"})
             return
-        wait = loop.config.retry_seconds * 2 ** (tries - 1)
+        wait = min(LONGEST_WAIT, loop.config.retry_seconds * 2 ** min(tries - 1, 20))
         loop.go(state, f"{words}; tried again in {wait:.0f} s", {"tries": tries})
         loop.pause(wait)
         return
@@ -231,13 +229,14 @@ def judge_it(loop: Loop) -> Next:
 def put_in(loop: Loop) -> Next:
     """Let it serve."""
     new = read_draft(Path(loop.found("new")))
-    before = loop.spans.since(loop.found("since"))  # of the traffic as it is now, the old draft's
-    counts = [(span.drafts, span.accepted) for span in before if span.drafts]
     serves = ask_for_versions(loop.config.changed_at)[-1]
     if serves["sha256"] != new.sha256:
         serves = ask_for_change(loop.config.changed_at, new.folder, report=loop.work.say)
-    words = f"version {serves['number']} serves ({serves['how']}, {serves['seconds']:.2f} s)"
-    return "probation", words, {"version": serves["number"], "old_counts": counts}
+    number = serves["number"]
+    since = loop.spans.since(loop.found("since"))  # of the traffic as it is now
+    old = [(span.drafts, span.accepted) for span in since if span.drafts and span.version != number]
+    words = f"version {number} serves ({serves['how']}, {serves['seconds']:.2f} s)"
+    return "probation", words, {"version": number, "old_counts": old}
 
 
 def hold_to_it(loop: Loop) -> Next:
@@ -246,17 +245,19 @@ def hold_to_it(loop: Loop) -> Next:
     new = read_draft(Path(loop.found("new")))
     old = [tuple(pair) for pair in loop.found("old_counts")]
     while True:
-        serves = ask_for_versions(config.changed_at)[-1]
-        if serves["sha256"] != new.sha256:
-            words = f"{serves['folder']} serves by now"
-            return "watch", words, {"outcome": "replaced", "serves": serves["folder"]}
+        versions = ask_for_versions(config.changed_at)
+        if versions[-1]["sha256"] != new.sha256:
+            if len(versions) == 1:
+                return "swap", "the server has started anew with its first draft", {}
+            folder = versions[-1]["folder"]
+            return "watch", f"{folder} serves by now", {"outcome": "replaced"}
         spans = [span for span in loop.spans.since(loop.began) if span.version == number]
         found = probation(old, spans, config)
         if found is not None:
             words, stays = found
-            outcome: Outcome = "kept" if stays else "rolled back"
-            data = {"outcome": outcome, "serves": str(new.folder.absolute())}
-            return ("watch", words, data) if stays else ("restore", words, {})
+            if not stays:
+                return "restore", words, {}
+            return "watch", words, {"outcome": "kept", "serves": str(new.folder.absolute())}
         loop.work.stage("probation", sum(s.drafts > 0 for s in spans), config.probation)
         loop.pause(config.every)
 

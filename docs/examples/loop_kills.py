@@ -39,7 +39,7 @@ FOLLOWS: dict[str, set[str]] = {
     "adapt": {"gate", "watch"},
     "gate": {"swap", "watch"},
     "swap": {"probation", "watch"},
-    "probation": {"restore", "watch"},
+    "probation": {"restore", "watch", "swap"},
     "restore": {"watch"},
 }
 

@@ -141,6 +141,24 @@ def test_a_failing_step_backs_off_and_is_given_up_in_the_end(
     assert len(waited) == 4
 
 
+def test_taking_back_is_never_given_up(
+    config: LoopConfig, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = a_loop(config, clock)
+    loop.go("restore", "for a test", {}, cycle=1)
+    waited: list[float] = []
+
+    def fails(_: Loop) -> Any:
+        raise UserError("the server does not answer")
+
+    monkeypatch.setitem(run.STATES, "restore", fails)
+    loop.pause = waited.append
+    for _ in range(40):
+        step(loop)
+    assert (loop.history.last.state, loop.history.last.outcome) == ("restore", None)
+    assert max(waited) == 3600
+
+
 def test_what_another_state_left_is_found_after_a_kill(config: LoopConfig, clock: Clock) -> None:
     loop = a_loop(config, clock)
     loop.go("collect", "fell", {"since": 5.0, "serves": "/old"}, cycle=1)
