@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +16,11 @@ from afaspec.checkpoints.merge import merge
 from afaspec.loop.config import LoopConfig
 from afaspec.store.read import FeatureStore
 from afaspec.train.config import TrainConfig
-from afaspec.train.run import Trained, train
+from afaspec.train.record import MANIFEST, Trained
+from afaspec.train.run import train
 from bench.records.settings import Split
 from drafts.checkpoint.info import DraftInfo
-from drafts.files import atomic_file
+from drafts.files import atomic_file, read_json
 from drafts.registry import read_draft
 from drafts.target.info import TargetInfo
 from serving.traffic.shards import KEY, Traffic
@@ -94,7 +94,7 @@ def _captured(
 
 @dataclass(frozen=True)
 class Trial:
-    """What some steps brought. Lengths are held-out ones of the run; `seconds` were trained."""
+    """What some steps brought. Lengths are held-out ones of the run; `seconds` are of its steps."""
 
     steps: int
     base: float
@@ -109,10 +109,10 @@ class Trial:
 
 def trial(work: Work, folder: Path, begin: DraftInfo) -> Trial:
     """Train a few steps on a cycle's rows and see what they bring."""
-    began = time.monotonic()
     steps = work.config.trial_steps
     done = _trained(work, folder, begin, folder / "trial", steps)
-    return Trial(steps, done.base_length, done.length, time.monotonic() - began)
+    seconds = float(read_json(done.folder / MANIFEST)["seconds"])
+    return Trial(steps, done.base_length, done.length, seconds)
 
 
 def adapt(work: Work, folder: Path, begin: DraftInfo) -> DraftInfo:

@@ -207,7 +207,7 @@ def try_out(loop: Loop) -> Next:
     if found.gain < config.least_gain:
         words = f"not worth it: {words}; {config.least_gain:.1%} are asked"
         return "watch", words, {**data, "outcome": "not worth it"}
-    return "adapt", f"{words}; all {config.steps} take {whole / 60:.0f} min or so", data
+    return "adapt", f"{words}; all {config.steps} steps take {whole / 60:.1f} min or so", data
 
 
 def train_it(loop: Loop) -> Next:
