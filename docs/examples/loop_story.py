@@ -25,7 +25,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +45,7 @@ from drafts.files import write_json
 from serving.runtime import has_gpu
 
 USUAL_DRAFTS = 3000  # that the loop's baseline is of, at least
+LOOKED = 40.0  # seconds that a point of the picture is of
 MARGIN = 10  # looks more before the traffic turns
 
 
@@ -271,8 +272,7 @@ def picture(
         began = spans[0].at
         for version, colour in enumerate((COLOURS["base"], COLOURS["lora"], COLOURS["none"]), 1):
             own = [span for span in spans if span.version == version and span.drafts]
-            size = max(1, len(own) // 25)
-            groups = [own[i : i + size] for i in range(0, len(own), size)]
+            groups = [list(one) for _, one in groupby(own, lambda span: span.at // LOOKED)]
             points = [
                 (
                     (group[len(group) // 2].at - began) / 60,
@@ -304,6 +304,7 @@ def picture(
             above.annotate(what, ((at - began) / 60, 1.0), xycoords=("data", "axes fraction"),
                            rotation=90, va="top", ha="right", fontsize=8)  # fmt: skip
         above.set_title("Acceptance length")
+        above.set_ylim(bottom=1.0)
         below.set_title("Tokens per second of each answer, as its client saw it")
         below.set_xlabel("minutes")
         below.set_ylim(bottom=0)
