@@ -59,7 +59,7 @@ def test_a_real_tune_ends_with_an_answer(
     tiny_target: Path, tiny_draft: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    rows = ({"prompt": f"def f{i}(a, b): return"} for i in range(4))
+    rows = ({"prompt": f"def f{i}(a, b): return"} for i in range(8))
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     options = [
@@ -74,6 +74,6 @@ def test_a_real_tune_ends_with_an_answer(
     assert answer.exists() or "without a draft" in told
     if answer.exists():
         assert json.loads(answer.read_text())["method"] == "eagle3"
-    code, told = run_command(*options[:8], "1", "--max-tokens", "8,16", "--out", out)
+    code, told = run_command(*options, "--temperature", "0,1")
     assert code == 2
-    assert "tunes for one of --max-token" in told
+    assert "tunes for one of --temperature at a time" in told
