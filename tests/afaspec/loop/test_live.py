@@ -36,8 +36,7 @@ WORDS = ("read", "write", "open", "close", "find", "count", "split", "join")
 pytestmark = pytest.mark.timeout(3000)
 PROMPTS = [f"def {word}_{what}(" for word in WORDS for what in ("lines", "files", "names")]
 CLIENTS = 3
-# The first is the server's, the others are the loop's: beside a busy vLLM that has all, nothing else
-# gets on.
+# The first is the server's, the others are the loop's: a busy vLLM with all leaves none for others.
 CORES = sorted(os.sched_getaffinity(0))
 
 
