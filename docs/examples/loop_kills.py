@@ -11,6 +11,7 @@ traffic that cannot be read or are there twice, steps of the journal that cannot
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -47,8 +48,8 @@ FOLLOWS: dict[str, set[str]] = {
 class Running:
     """A command that is started again after a kill."""
 
-    def __init__(self, log: Path, *arguments: str):
-        self.log, self.arguments = log, arguments
+    def __init__(self, log: Path, cores: list[int], *arguments: str):
+        self.log, self.cores, self.arguments = log, cores, arguments
         self.start()
 
     def start(self) -> None:
@@ -57,8 +58,10 @@ class Running:
                 [sys.executable, "-m", "afaspec", *self.arguments],
                 stdout=file,
                 stderr=file,
+                env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, self.cores))},
                 start_new_session=True,
             )
+        os.sched_setaffinity(self.process.pid, self.cores)
 
     def kill(self) -> None:
         """At once, and start again."""
@@ -122,15 +125,18 @@ def main(
         "eval_fraction": 0.3, "retry_seconds": 2.0,
     }  # fmt: skip
     (out / "loop.yaml").write_text(yaml.safe_dump(config))
+    cores = sorted(os.sched_getaffinity(0))  # for each half of them, as in loop_story.py
+    half = max(1, len(cores) // 2)
     server = Running(
-        out / "serve.log", "serve", "embedded", "--draft", "embedded-draft", "--port", str(port),
+        out / "serve.log", cores[:half], "serve", "embedded", "--draft", "embedded-draft",
+        "--port", str(port),
         "--swappable", "--collect", traffic, "--sample-rate", "1", "--log",
         str(out / "vllm.log"), "--", "--enforce-eager", "--max-model-len", "512",
     )  # fmt: skip
     wait_until_up(url)
     client = Client(url)
     client.start()
-    loop = Running(out / "loop.log", "loop", "run", str(out / "loop.yaml"))
+    loop = Running(out / "loop.log", cores[half:] or cores, "loop", "run", str(out / "loop.yaml"))
     turns = ["server"] * servers + ["loop"] * (kills - servers)
     draw.shuffle(turns)
     for number, turn in enumerate(turns, 1):
