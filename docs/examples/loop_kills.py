@@ -140,7 +140,7 @@ def main(
     turns = ["server"] * servers + ["loop"] * (kills - servers)
     draw.shuffle(turns)
     for number, turn in enumerate(turns, 1):
-        time.sleep(draw.uniform(4, 30))
+        time.sleep(draw.uniform(5, 60))
         state = History(out / "loop", read_only=True).last.state
         print(f"{number}: the {turn}, while the loop is in {state}", flush=True)
         if turn == "server":
