@@ -309,7 +309,7 @@ def picture(
         below.set_xlabel("minutes")
         below.set_ylim(bottom=0)
         above.legend(loc="lower left")
-        figure.savefig(out / "story.png", dpi=150, facecolor="white")
+        figure.savefig(out / "story.png", dpi=100, facecolor="white")
 
 
 if __name__ == "__main__":
