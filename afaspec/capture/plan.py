@@ -326,8 +326,7 @@ def _to_write(prompt: Prompt, encoder: Encoder, ends: list[int], config: Capture
     """The prompt with turns that the target is to answer."""
     dialogue = encoder.dialogue(prompt, replay=True)
     if dialogue is None:
-        ids = encoder.ids(prompt.text or "", begin=True)[: prompt.head_tokens]
-        turns = [Turn(encoder.fit_plain(ids, prompt.id), [])]
+        turns = [Turn(encoder.fit_plain(encoder.plain(prompt), prompt.id), [])]
     else:
         dialogue = to_generate(dialogue)
         if len(dialogue.asked) > 1:

@@ -89,7 +89,11 @@ def recorded_turns(
 
 
 def recorded_text(prompt: Prompt, encoder: Encoder, ends: Sequence[int], limit: int) -> list[Turn]:
-    """The turn of a plain text: its response, or what follows its first tokens in a document."""
+    """The turn of a plain text or of token ids: its response, or what follows its first tokens in a
+    document."""
+    if prompt.ids is not None:
+        answer = list(prompt.response_ids)
+        return [Turn(encoder.fit_plain(list(prompt.ids), prompt.id), answer[:limit])] * bool(answer)
     text = prompt.text or ""
     ids = encoder.ids(text, begin=True)
     head = ids[: prompt.head_tokens]

@@ -45,7 +45,7 @@ def recent_rows(config: LoopConfig, since: float) -> list[dict[str, Any]]:
     """The newest rows of the traffic after `since` (Unix seconds), the oldest first."""
     begin = datetime.fromtimestamp(since, UTC).isoformat()
     store = Traffic(config.traffic, key=os.environ.get(KEY))
-    rows = [row for row in store.rows(since) if row["time"] >= begin and "request" in row]
+    rows = [row for row in store.rows(since) if row["time"] >= begin]
     return rows[-config.rows :]
 
 

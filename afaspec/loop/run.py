@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,8 @@ def run_loop(
     shown = WatchMetrics(port, step_cost=cost) if port else None
     with locked(config.out, "afaspec loop"):
         history = History(config.out)
+        if not history.entries:  # what is counted from here on is so after a kill, too
+            history.add(replace(history.last, at=time.time()))
         write_json(config.out / SETTINGS, config.model_dump(mode="json"))
         with Spans(config.out, server, config.every, shown) as spans:
             work = Work(config, target, base, server.k, stage, say)
@@ -135,7 +137,7 @@ def step(loop: Loop) -> None:
 
 def watch(loop: Loop) -> Next:
     """Wait for a drop, or for rows enough."""
-    config, began = loop.config, loop.began or time.time()
+    config, began = loop.config, loop.began
     watching, version, seen = Watch(config.alpha), None, began
     as_it_was, rows_at = False, began
     while True:

@@ -96,7 +96,7 @@ class Encoder:
         `UserError` where the template leaves out what the prompt holds.
         """
         messages = prompt.messages
-        if messages is None and self.chat != "always":
+        if prompt.ids is not None or (messages is None and self.chat != "always"):
             return None
         if messages is None:
             text = prompt.text or ""
@@ -157,6 +157,12 @@ class Encoder:
             kept = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, *self.begin) else []
             ids = [*kept, *ids[len(ids) - self.room + len(kept) :]]
         return ids
+
+    def plain(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt that is no conversation, as many as there are."""
+        if prompt.ids is not None:
+            return list(prompt.ids)
+        return self.ids(prompt.text or "", begin=True)[: prompt.head_tokens]
 
     def ids(self, text: str, *, begin: bool) -> list[int]:
         """Token ids of `text`; with `begin` after what the tokenizer begins a text with, once."""
@@ -264,8 +270,7 @@ def encode_prompts(
     def encode(prompt: Prompt) -> EncodedPrompt:
         dialogue = encoder.dialogue(prompt)
         if dialogue is None:
-            ids = encoder.ids(prompt.text or "", begin=True)[: prompt.head_tokens]
-            ids = encoder.fit_plain(ids, prompt.id)
+            ids = encoder.fit_plain(encoder.plain(prompt), prompt.id)
         else:
             ids = encoder.ask(dialogue).ids
         return EncodedPrompt(prompt.id, ids, prompt.category, dialogue, prompt.root)

@@ -24,7 +24,7 @@ ANSWER_BEGINS = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the target is asked: either chat `messages` or plain `text`.
+    """What the target is asked: chat `messages`, plain `text`, or token `ids`.
 
     `id` says where it came from (`file:line`). `messages` are as a chat template takes them (role,
     content, which is text or None, tool_calls, tool_call_id, name, reasoning_content), up to the
@@ -33,8 +33,9 @@ class Prompt:
     is the recorded last message of a conversation, `response` the recorded answer to a `text`;
     `cut` says that a length limit ended it, so that it has no end of its own. With `head_tokens`,
     the first so many tokens of `text` are the prompt and the rest is its true continuation (source
-    files, documents). `split_key` is the text that decides on the train or eval side. `turns` are
-    what the user says later, each after an answer to what came before.
+    files, documents). `response_ids` is the recorded answer to `ids`, its end token included.
+    `split_key` is the text that decides on the train or eval side. `turns` are what the user says
+    later, each after an answer to what came before.
     """
 
     id: str
@@ -49,6 +50,8 @@ class Prompt:
     split_key: str = ""
     turns: tuple[str, ...] = ()
     template_kwargs: dict[str, Any] | None = None
+    ids: tuple[int, ...] | None = None
+    response_ids: tuple[int, ...] = ()
 
     @property
     def root(self) -> int:

@@ -59,7 +59,8 @@ def drawn(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
 
     def key(prompt: Prompt) -> str:
         name = prompt.id.rsplit("/", 1)[-1]  # not the folder: the sample must not depend on it
-        return f"{seed}:{name}:{prompt.split_key if prompt.text is None else prompt.text}"
+        said = prompt.split_key if prompt.text is None else prompt.text
+        return f"{seed}:{name}:{said if prompt.ids is None else prompt.ids}"
 
     return _first(prompts, limit, key)
 
@@ -92,6 +93,8 @@ def _said(prompt: Prompt) -> str:
     said: list[Any] = [prompt.messages, prompt.text, prompt.turns, prompt.head_tokens]
     if prompt.tools or prompt.template_kwargs:
         said += [prompt.tools, prompt.template_kwargs]
+    if prompt.ids is not None:
+        said.append(prompt.ids)
     return json.dumps(said, ensure_ascii=False)
 
 

@@ -80,6 +80,8 @@ def _as_request(
             tools=prompt.tools,
             template_kwargs={**template_kwargs, **(prompt.template_kwargs or {})},
         )
+    if prompt.ids is not None:
+        return Request(prompt.id, list(prompt.ids), category=prompt.category)
     text = prompt.text or ""
     if prompt.head_tokens is None:
         return Request(prompt.id, text, category=prompt.category)

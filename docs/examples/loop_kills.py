@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +88,7 @@ class Client(threading.Thread):
             prompt = draw.choice(PROMPTS)
             try:
                 text = self.ask(prompt)
-            except OSError:  # the server is being killed, or is not yet back
+            except (OSError, HTTPException):  # the server is being killed, or is not yet back
                 self.unanswered += 1
                 time.sleep(0.3)
                 continue

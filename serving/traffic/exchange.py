@@ -3,12 +3,16 @@
     {"id", "time", "route", "tag", "draft_version", "request": {...}, "response": {...},
      "acceptance": {"drafts", "draft_tokens", "histogram"}}
 
+With token ids in place of texts, "root", "prompt_token_ids" and "response_token_ids" stand there
+instead of request and response.
+
 `tag` is what the request's header says of itself (tenant, language, task). `acceptance` is there
 where vLLM counts per request; entry j of the histogram counts the steps that kept j drafted tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -59,7 +63,7 @@ def row_of(exchange: Exchange, *, ids_only: bool = False) -> Json | None:
         ids = token_ids(response)
         if ids is None:
             return None
-        row |= ids
+        row |= {"root": _root(request), **ids}
     else:
         row["request"] = {k: v for k, v in request.items() if k not in LEFT_OUT}
         row["response"] = {"choices": [_plain(one) for one in response["choices"]]}
@@ -68,6 +72,19 @@ def row_of(exchange: Exchange, *, ids_only: bool = False) -> Json | None:
     if acceptance := _acceptance(response):
         row["acceptance"] = acceptance
     return row
+
+
+def _root(request: Json) -> str:
+    """A hash of where a conversation begins, its messages up to the user's first: alike for all its
+    turns, so that they come on one side of a split."""
+    said: Any = request.get("prompt")
+    if messages := request.get("messages"):
+        users = (i for i, message in enumerate(messages) if message.get("role") == "user")
+        said = [
+            (message.get("role"), message.get("content"))
+            for message in messages[: next(users, 0) + 1]
+        ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def token_ids(response: Json) -> Json | None:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from bench.prompts.formats.faults import kind_of, shortened, text_of, wrong
-from bench.prompts.formats.logs import is_cut, refuse_unread, template_kwargs, unwrapped
+from bench.prompts.formats.logs import ASKED, is_cut, refuse_unread, template_kwargs, unwrapped
 from bench.prompts.formats.messages import OTHER_MEDIA, parsed, read_messages, read_tools
 from bench.prompts.rows import Message, Prompt, passages, root_of, root_of_text
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 RESPONSES = ("response", "completion", "output", "answer", "canonical_solution")
+PROMPT_IDS, RESPONSE_IDS = "prompt_token_ids", "response_token_ids"
 SYSTEMS = ("system", "system_prompt", "system_message")
 SHAPES = (
     '{"messages": [{"role": "user", "content": "..."}]}, {"prompt": "...", "response": "..."}, '
@@ -30,7 +31,7 @@ def parse_row(
     refuse_unread(row, where)
     if media := [name for name in OTHER_MEDIA if row.get(name)]:
         raise wrong(f'has "{media[0]}"', "text alone", where)
-    prompt = _plain(row, where) or _conversation(row, where, seen)
+    prompt = _tokens(row, where) or _plain(row, where) or _conversation(row, where, seen)
     if prompt is None and "text" in row:
         text = text_of(row["text"], '"text"', where)
         return passages(
@@ -44,6 +45,27 @@ def parse_row(
         keys = ", ".join(sorted(map(str, row))) or "no keys"
         raise wrong(f"found a row with {shortened(keys)}", f"one of {SHAPES}", where)
     return [replace(prompt, category=_category(row), cut=is_cut(row))]
+
+
+def _tokens(row: dict[str, Any], where: str) -> Prompt | None:
+    """A row of token ids, as `serve --collect --keep-ids` writes them; None for another."""
+    if PROMPT_IDS not in row or any(row.get(name) for name in ASKED):
+        return None
+    ids, answer = (_ids(row, name, where) for name in (PROMPT_IDS, RESPONSE_IDS))
+    if not ids:
+        raise wrong(f'"{PROMPT_IDS}" is empty', "token ids", where)
+    root = row.get("root")
+    key = root if isinstance(root, str) and root else " ".join(map(str, ids))
+    return Prompt(where, ids=ids, response_ids=answer, split_key=key)
+
+
+def _ids(row: dict[str, Any], name: str, where: str) -> tuple[int, ...]:
+    ids = row.get(name) or []
+    if not isinstance(ids, list):
+        raise wrong(f'"{name}" is {kind_of(ids)}', "a list of token ids", where)
+    if odd := [one for one in ids if type(one) is not int or one < 0]:
+        raise wrong(f'"{name}" has {shortened(repr(odd[0]))} in it', "token ids alone", where)
+    return tuple(ids)
 
 
 def _plain(row: dict[str, Any], where: str) -> Prompt | None:

@@ -206,6 +206,33 @@ def test_given_responses_are_taken(config: CaptureConfig) -> None:
         assert len(answer) > 5
 
 
+def test_rows_of_token_ids_are_the_rows_of_texts(config: CaptureConfig, tmp_path: Path) -> None:
+    """Same sequences, with the recorded answers and with the target's own."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.target)
+    texts = [(f"def f{i}(x):\n", f"    return x * {i}\n") for i in range(6)]
+    said, ids = tmp_path / "said.jsonl", tmp_path / "ids.jsonl"
+    with said.open("w") as file, ids.open("w") as other:
+        for prompt, response in texts:
+            print(json.dumps({"prompt": prompt, "response": response}), file=file)
+            asked = tokenizer(prompt)["input_ids"]
+            answer = tokenizer(prompt + response + tokenizer.eos_token)["input_ids"][len(asked) :]
+            row = {"root": prompt, "prompt_token_ids": asked, "response_token_ids": answer}
+            print(json.dumps(row), file=other)
+    for use_responses in (True, False):
+        stores = []
+        for rows in (said, ids):
+            out = tmp_path / f"{rows.stem}-{use_responses}"
+            new = changed(config, prompts=str(rows), out=out, use_responses=use_responses)
+            stores.append(capture(new))
+        one, two = stores
+        assert len(one) == len(two) > 0
+        for i in range(len(one)):
+            assert one[i].input_ids.tolist() == two[i].input_ids.tolist()
+            assert one[i].loss_mask.tolist() == two[i].loss_mask.tolist()
+
+
 def test_resumed_store_has_the_same_bytes(config: CaptureConfig, tmp_path: Path) -> None:
     """Every state that a kill can leave between two renames is finished to the same bytes."""
     config = changed(config, temperature=0.8, shard_mib=0.1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,6 +25,7 @@ from afaspec.loop.spans import FILE, Span, Spans, read_spans
 from bench.report.schema import Report
 from drafts.errors import UserError
 from drafts.files import write_json
+from serving.traffic.shards import Traffic
 
 EVERY = 5.0
 
@@ -100,6 +103,26 @@ def test_a_drop_begins_a_cycle_and_says_why(
     assert last.words == "acceptance fell for all requests: 1.49 to 1.45"
     assert last.data["serves"] == "/old"
     assert clock.spans[59].at - 12 * EVERY < last.data["since"] < clock.now
+
+
+def test_new_rows_are_collected_be_they_texts_or_token_ids(
+    config: LoopConfig, clock: Clock
+) -> None:
+    config = config.model_copy(update={"least_rows": 4})
+    loop = a_loop(config, clock)
+    began = time.time()
+    loop.history.add(Entry(began, 1, "collect", "", {"since": began}))
+    for_ids = {"prompt_token_ids": [1, 2], "response_token_ids": [3]}
+    for_text = {"request": {"prompt": "a"}, "response": {"choices": [{"text": "b"}]}}
+    rows = [
+        {"id": str(i), "time": datetime.fromtimestamp(began + i - 1, UTC).isoformat(), **kind}
+        for i, kind in enumerate([for_text, for_ids, for_text, for_ids, for_text])
+    ]
+    Traffic(config.traffic).append(rows)
+    step(loop)
+    assert loop.history.last.state == "trial"
+    kept = (config.out / "0001" / "traffic.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in kept] == ["1", "2", "3", "4"]  # 0 was before
 
 
 def test_nothing_begins_while_nothing_changes(config: LoopConfig, clock: Clock) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from bench.prompts.read import read_prompts
 from bench.prompts.rows import Prompt
+from bench.prompts.select import content_sha256
 from bench.records.settings import PromptSettings
 from drafts.errors import UserError
 
@@ -320,6 +321,22 @@ def test_bad_rows_are_listed_at_once_or_left_out_and_counted(tmp_path: Path) -> 
     write_rows(path, BAD * 9)
     with pytest.raises(UserError, match=r"45 of its 45 rows cannot be used[^$]*and 25 more"):
         read_prompts(path, PromptSettings(skip_bad_rows=True))
+
+
+def test_token_ids_are_a_prompt(tmp_path: Path) -> None:
+    row = {"id": "x", "root": "ab", "prompt_token_ids": [5, 6], "response_token_ids": [7]}
+    found = only(tmp_path, row)
+    assert (found.ids, found.response_ids, found.text) == ((5, 6), (7,), None)
+    assert found.split_key == "ab"
+    alone = only(tmp_path, {"prompt_token_ids": [5, 6]})
+    assert alone.response_ids == ()
+    assert alone.root != only(tmp_path, {"prompt_token_ids": [5, 7]}).root
+    assert content_sha256([alone]) != content_sha256([only(tmp_path, {"prompt_token_ids": [5]})])
+    said = only(tmp_path, {"prompt": "hello", "prompt_token_ids": [5]})
+    assert (said.text, said.ids) == ("hello", None)
+    for bad in ([], "5 6", [5, -1], [5, "6"], [5, True], [5, None]):
+        with pytest.raises(UserError, match=r"rows.jsonl:1: \"prompt_token_ids\" (is|has)"):
+            only(tmp_path, {"prompt_token_ids": bad})
 
 
 def test_a_greeting_before_the_question_is_no_fault(tmp_path: Path) -> None:

@@ -148,6 +148,26 @@ def test_token_ids_in_place_of_texts() -> None:
     assert row_of(exchange(ASKED, *streamed, stream=True), ids_only=True) == row
 
 
+def test_turns_of_one_conversation_have_one_root_without_its_text() -> None:
+    answer = whole({"role": "assistant", "content": "secret"})
+    answer["prompt_token_ids"], answer["choices"][0]["token_ids"] = [1, 2], [3, 4]
+
+    def root(request: dict[str, Any]) -> str:
+        row = row_of(exchange(request, answer), ids_only=True)
+        assert row is not None
+        return str(row["root"])
+
+    first: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "one"},
+    ]
+    more = [{"role": "assistant", "content": "secret"}, {"role": "user", "content": "two"}]
+    other = [first[0], {"role": "user", "content": "three"}]
+    assert root({"messages": first}) == root({"messages": first + more})
+    assert root({"messages": first}) != root({"messages": other})
+    assert root({"prompt": "one"}) != root({"prompt": "two"})
+
+
 def shout(text: str) -> str:
     return text.upper()
 
