@@ -10,7 +10,7 @@ from bench.engine.run import run_bench
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.report.files import read_report, write_report
-from bench.report.schema import Report
+from bench.report.schema import Report, unexplained
 from bench.stats.offline import offline_acceptance
 from bench.stats.verdict import ACCEPTANCE
 from drafts.checkpoint.info import DraftInfo
@@ -67,8 +67,7 @@ def verdict(report: Report, keep: float) -> Verdict:
     kept = now / before
     if kept < keep:
         failures.append(f"keeps {kept:.1%} of the general acceptance, {keep:.0%} are asked")
-    lossless = new["lossless"]
-    changed = lossless["prompts"] - lossless["matching"] - lossless["near_ties"]
+    changed = unexplained(new["lossless"])
     if changed:
         failures.append(f"{changed} outputs are not those without speculation")
     return Verdict(

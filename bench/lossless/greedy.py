@@ -4,7 +4,10 @@ Speculation verifies several tokens in one forward pass, so its matrices have ot
 bf16 sums other roundings than one-token decoding. Where the target's two best tokens are closer
 than that rounding noise, either may come out. Nothing is assumed about the noise: it is measured
 on the engine without a draft, as the disagreement between two computations of the same logits,
-one-token decoding and a prefill over the same text.
+one-token decoding and a prefill over the same text. It is measured where nothing is judged: on
+prompts whose outputs are all the same, or, where there are none, before the first difference of the
+others. A near-tie is a gap within the `QUANTILE` of that noise: a largest value would grow with
+every position that is looked at.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import numpy as np
 from serving.engine.engine import Generation
 
 TOP = 20  # log-probabilities asked of vLLM, its default limit
-NOISE_PROMPTS = 8  # prompts that differ nowhere and still serve to measure the noise
+NOISE_PROMPTS = 8  # prompts that differ nowhere and serve to measure the noise
+QUANTILE = 0.999  # of the noise: a gap within it is a near-tie
+EXAMINED = 32  # prompts with a difference that are looked at, at most
 
 Row = Sequence[tuple[int, float]]
 
@@ -51,7 +56,8 @@ class Difference:
 
     `gap` is the target's log-probability of its own token minus that of the arm's token, in nats,
     by one-token decoding (`gap`) and by prefill (`gap_prefill`); None where the arm's token is not
-    among the best 20 or where the output has ended. `near_tie`: the gap is within measured noise.
+    among the best 20 or where the output has ended. `near_tie`: the gap is within measured noise;
+    None where nobody looked.
     `text_none` and `text_arm` are the two tokens as text.
     """
 
@@ -69,12 +75,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Noise:
-    """How far two computations of the same top-two gap disagree, in nats, over `positions`."""
+    """How far two computations of the same top-two gap disagree, in nats, over `positions`.
+
+    `limit` is the `QUANTILE` of it, up to which a gap is a near-tie.
+    """
 
     positions: int
     median: float
     p99: float
     max: float
+    limit: float
 
 
 def first_difference(prompt: str, none: Sequence[int], arm: Sequence[int]) -> Difference | None:
@@ -96,13 +106,14 @@ def explain(
 ) -> tuple[dict[str, list[Difference]], Noise | None]:
     """Measure the gap at each arm's differences, and the noise, on the engine without a draft.
 
-    `prompts` and `outputs` (without speculation) are token ids by prompt id.
+    `prompts` and `outputs` (without speculation) are token ids by prompt id. Of more than
+    `EXAMINED` prompts that differ somewhere, that many are examined, evenly chosen.
     """
     differing = {difference.prompt for found in differences.values() for difference in found}
     if not differing:
         return differences, None
     others = [prompt for prompt in prompts if prompt not in differing]
-    chosen = [*sorted(differing), *others[:NOISE_PROMPTS]]
+    chosen = [*evenly(sorted(differing), EXAMINED), *evenly(others, NOISE_PROMPTS)]
     decoded, prefilled = {}, {}
     for done, prompt in enumerate(chosen):
         progress(done, len(chosen))
@@ -110,6 +121,12 @@ def explain(
         prefilled[prompt] = engine.score(prompts[prompt], outputs[prompt], TOP)
     progress(len(chosen), len(chosen))
     return judge(differences, decoded, prefilled)
+
+
+def evenly(names: Sequence[str], most: int) -> list[str]:
+    """At most so many of the names, from all along their order."""
+    count = min(most, len(names))
+    return [names[i * len(names) // count] for i in range(count)]
 
 
 def with_texts(
@@ -138,11 +155,19 @@ def judge(
     prefilled: Mapping[str, Sequence[Row]],
 ) -> tuple[dict[str, list[Difference]], Noise | None]:
     """Fill in the differences' gaps and verdicts from log-probabilities by prompt and position."""
+    ends: dict[str, int] = {}  # of what comes before any difference, by prompt
+    for found in (one for of_arm in differences.values() for one in of_arm):
+        ends[found.prompt] = min(found.position, ends.get(found.prompt, found.position))
+    alike = [name for name in decoded if name not in ends]
     noise = measure_noise(
-        pair for name in decoded for pair in zip(decoded[name], prefilled[name], strict=False)
+        pair
+        for name in alike or decoded
+        for pair in zip(decoded[name][: ends.get(name)], prefilled[name], strict=False)
     )
 
     def measured(found: Difference) -> Difference:
+        if found.prompt not in decoded:
+            return found
         return _explain(found, decoded[found.prompt], prefilled[found.prompt], noise)
 
     return {arm: [measured(found) for found in rows] for arm, rows in differences.items()}, noise
@@ -163,6 +188,7 @@ def measure_noise(pairs: Iterable[tuple[Row, Row]]) -> Noise | None:
         median=float(np.median(disagreements)),
         p99=float(np.quantile(disagreements, 0.99)),
         max=float(max(disagreements)),
+        limit=float(np.quantile(disagreements, QUANTILE)),
     )
 
 
@@ -198,5 +224,5 @@ def _explain(
         gap=gap,
         gap_prefill=gap_prefill,
         logprobs={name: values[token] for name, token in tokens.items() if token in values},
-        near_tie=noise is not None and measured is not None and abs(measured) <= noise.max,
+        near_tie=noise is not None and measured is not None and abs(measured) <= noise.limit,
     )

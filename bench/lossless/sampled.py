@@ -74,9 +74,9 @@ class DistributionTest:
             return f"The sampled output does not follow the target's distribution: {data}."
         assert self.detects is not None  # else it has not passed
         return (
-            f"The sampled output follows the target's distribution: {data}. "
-            f"A bias of {self.detects:.2f} in total variation towards likely tokens would "
-            "have been found in 9 of 10 cases."
+            f"No deviation of {self.detects:.2f} or more from the target's distribution was found "
+            f"in the sampled output: {data}. One of that size (in total variation, towards likely "
+            "tokens) would have been found in 9 of 10 cases, a smaller one less often."
         )
 
     def as_json(self) -> dict[str, Any]:

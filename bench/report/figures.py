@@ -137,6 +137,7 @@ def lossless_json(
         "prompts": compared,
         "not_comparable": not_comparable,
         "near_ties": sum(difference.near_tie is True for difference in found),
+        "examined": sum(difference.near_tie is not None for difference in found),
         "differences": [asdict(difference) for difference in found],
     }
 

@@ -158,7 +158,7 @@ def _differences(arms: Sequence[Json]) -> list[list[str]]:
             token_shown(found, "none"),
             token_shown(found, "arm"),
             _gap(found),
-            "yes" if found["near_tie"] else "no",
+            {True: "yes", False: "no", None: "not examined"}[found["near_tie"]],
         ]
         for arm in arms
         if arm["lossless"]
@@ -173,8 +173,8 @@ def _noise_words(noise: Json | None) -> str:
     return (
         "Decoding token by token and one prefill over the same text disagree about such gaps "
         f"by up to {noise['max']:.3g} nats (median {noise['median']:.2g}, 99th percentile "
-        f"{noise['p99']:.2g}, over {noise['positions']:,} positions): a gap within that is a "
-        "near-tie, which rounding alone can turn."
+        f"{noise['p99']:.2g}, over {noise['positions']:,} positions): a gap within "
+        f"{noise.get('limit', noise['max']):.3g} is a near-tie, which rounding alone can turn."
     )
 
 

@@ -50,6 +50,14 @@ class Report:
         }
 
 
+def unexplained(lossless: Mapping[str, Any]) -> int:
+    """Outputs that differ from those without speculation, and not at a near-tie: of those that were
+    examined, or of all where none was."""
+    differing = int(lossless["prompts"] - lossless["matching"])
+    examined = lossless.get("examined") or differing  # older reports examined all
+    return int(examined - lossless["near_ties"])
+
+
 def warn(report: Report, found: Mapping[str, str]) -> None:
     """Add to the arms of `report` what a reader should know of them, by name."""
     for arm in report.arms:

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.report.schema import unexplained
+
 Json = Mapping[str, Any]
 
 RATE, KEPT = "Acceptance rate", "General kept"
 COLUMNS = ("Arm", "Acceptance length", RATE, "Tokens/s", "Speedup", "Same output")
 NOTHING = "–"
 DISTRIBUTIONS = {
-    True: "same distribution",
+    True: "no deviation found",
     False: "another distribution",
     None: "not known",
 }
@@ -165,10 +167,11 @@ def _difference_note(lossless: Json) -> str:
     differing = lossless["prompts"] - lossless["matching"]
     if not differing:
         return ""
+    if wrong := unexplained(lossless):
+        return f"{wrong} unexplained"
     ties = lossless["near_ties"]
-    if ties == differing:
-        return f"{ties} near-tie" + ("s" if ties > 1 else "")
-    return f"{differing - ties} unexplained"
+    of = f"{ties} of {ties} examined: " if ties < differing else f"{ties} "
+    return f"{of}near-tie" + ("s" if ties > 1 else "")
 
 
 def _lossless_sentence(drafted: Sequence[Json]) -> str:
@@ -179,16 +182,19 @@ def _lossless_sentence(drafted: Sequence[Json]) -> str:
         prompts = records[0]["prompts"]
         return f"Greedy output is the same, token for token, on all {prompts} prompts."
     differing = sum(record["prompts"] - record["matching"] for record in records)
-    ties = sum(record["near_ties"] for record in records)
+    wrong = sum(map(unexplained, records))
+    examined = wrong + sum(record["near_ties"] for record in records)
     outputs = sum(record["prompts"] for record in records)
     one = differing == 1
     found = f"Of {outputs} outputs {differing} differ{'s' if one else ''} from the one"
     found += " without speculation"
-    if ties == differing:
-        return f"{found}, {'' if one else 'each '}at a measured near-tie."
     if one:
-        return f"{found}, not at a near-tie."
-    return f"{found}, {differing - ties} of them not at a near-tie."
+        return f"{found}, {'not at a' if wrong else 'at a measured'} near-tie."
+    if examined < differing:
+        found += f"; {examined} were examined"
+    if not wrong:
+        return f"{found}, each at a measured near-tie."
+    return f"{found}, {wrong} of them not at a near-tie."
 
 
 def _distribution_sentence(drafted: Sequence[Json]) -> str:
@@ -201,7 +207,11 @@ def _distribution_sentence(drafted: Sequence[Json]) -> str:
     if None in found.values():
         return "Whether sampled output is distributed as the target's cannot be told."
     if found:
-        return "Sampled output is distributed as the target's, as far as the test can tell."
+        seen = max(arm["distribution"]["detects"] for arm in drafted if arm.get("distribution"))
+        return (
+            f"No deviation of {seen:.2f} or more (total variation) from the target's distribution "
+            "was found in sampled output."
+        )
     return ""
 
 

@@ -1,9 +1,9 @@
 """A gate for CI: is a run worse than the baseline by more than chance?
 
-A regression is an arm of the baseline that is gone, whose acceptance length or speedup is shown to
-be lower, or whose output is no longer that of the target. Tokens per second stand in for a speedup
-only where the baseline has none and the machine is the same. Runs of other settings are refused
-rather than compared.
+A regression is an arm of the baseline that is gone, whose requests fail as they did not, whose
+acceptance length or speedup is shown to be lower, or whose output is no longer that of the target.
+Tokens per second stand in for a speedup only where the baseline has none and the machine is the
+same. Runs of other settings are refused rather than compared.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.report.schema import unexplained
 from bench.runs.compare import by_how_much, changes_between, flat
 from bench.runs.saved import SavedRun
 from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP
 from drafts.errors import UserError
 
 EXIT_CODE = 3
+FAILED_SHARE = 0.01  # of the requests; more that fail than in the baseline are a regression
 # What must be the same for two runs to be comparable, by dotted name in the provenance.
 SETTINGS = (
     "target.sha256", "prompts_sha256", "k", "temperature", "max_tokens", "ignore_eos",
@@ -76,8 +78,9 @@ def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
             )
     for arm in baseline.report.arms:
         if arm["name"] in names:
-            failures += _lost(arm, new.report.arm(arm["name"]), gated)
-            failures += _output(arm, new.report.arm(arm["name"]))
+            now = new.report.arm(arm["name"])
+            failures += [*_lost(arm, now, gated), *_failed(arm, now), *_output(arm, now)]
+            checked += _unjudged(arm, now)
     return Gate(checked, failures)
 
 
@@ -113,6 +116,27 @@ def _lost(old: Json, new: Json, gated: list[str]) -> list[str]:
     ]
 
 
+def _failed(old: Json, new: Json) -> list[str]:
+    """Requests that failed: what was measured is of those that did not."""
+    (failed, of), (before, among) = (
+        ((arm.get("latency") or {}).get("failed", 0), (arm.get("latency") or {}).get("requests", 0))
+        for arm in (new, old)
+    )
+    if not of or failed / of <= (before / among if among else 0.0) + FAILED_SHARE:
+        return []
+    return [
+        f"{old['label']}: {failed} of {of} requests failed; in the baseline {before} of {among}"
+    ]
+
+
+def _unjudged(old: Json, new: Json) -> list[str]:
+    """A distribution test that could not say anything: no regression, and no pass either."""
+    before, now = (arm.get("distribution") or {} for arm in (old, new))
+    if not before.get("passed") or not now or now["passed"] is not None:
+        return []
+    return [f"{old['label']}: not judged: {now['words'].rstrip('.')}"]
+
+
 def _output(old: Json, new: Json) -> list[str]:
     failures: list[str] = []
     was, now_is = _unexplained(old["lossless"]), _unexplained(new["lossless"])
@@ -124,7 +148,7 @@ def _output(old: Json, new: Json) -> list[str]:
             f"in the baseline {was} did"
         )
     before, now = (arm.get("distribution") or {} for arm in (old, new))
-    if before.get("passed") and not now.get("passed"):
+    if before.get("passed") and (not now or now["passed"] is False):
         words = now.get("words", "the distribution test was not made any more")
         failures.append(words.rstrip("."))
     return [f"{old['label']}: {failure}" for failure in failures]
@@ -133,4 +157,4 @@ def _output(old: Json, new: Json) -> list[str]:
 def _unexplained(lossless: Json | None) -> int | None:
     if not lossless:
         return None
-    return int(lossless["prompts"] - lossless["matching"] - lossless["near_ties"])
+    return unexplained(lossless)

@@ -179,9 +179,18 @@ def _complete(arm: Json, run: LoadRun, seed: int) -> None:
 
 
 def _acceptance_by_block(arm: Json, run: LoadRun, seed: int) -> None:
-    """Acceptance from the server's counters alone, whose smallest unit is a block."""
-    acceptance = Acceptance.from_counters([spent.spec for spent in run.spent], run.server.k)
-    arm |= acceptance_json(acceptance, Resampler(len(run.spent), seed=seed))
+    """Acceptance from the server's counters alone, whose smallest unit is a block.
+
+    Rounds repeat a block's prompts: together they are one unit, and where a round is one block,
+    there is no interval.
+    """
+    nothing = SpecCounters(0, 0, 0, (0,) * run.server.k)
+    blocks = [
+        sum_counters([spent.spec for spent in repeats]) or nothing
+        for repeats in zip(*run.counters, strict=True)
+    ]
+    acceptance = Acceptance.from_counters(blocks, run.server.k)
+    arm |= acceptance_json(acceptance, Resampler(len(blocks), seed=seed))
     spread = accepted_lengths(acceptance)
     arm["accepted_lengths"] = {**spread, "per_request": []} if spread else None
 

@@ -94,7 +94,7 @@ def report(
         "prompts": [f"prompt {i}" for i in range(PROMPTS)],
         "k": K,
         "differences": {"ngram": [], "base": [tie], "afa-lora": []},
-        "noise": Noise(1000, 0.001, 0.02, 0.05),
+        "noise": Noise(1000, 0.001, 0.02, 0.05, 0.04),
         "offline": {"base": base.acceptance(K)} if base else {},
         "training": {
             "afa-lora": {"step": [0, 10, 20], "loss": [2.0, 1.5, 1.2]}
@@ -113,7 +113,7 @@ def report_of_everything() -> Report:
             arm["distribution"] = {
                 "p_value": 0.41, "control_p_value": 0.7, "passed": True, "power": 0.99,
                 "detects": 0.03, "samples": 512, "tokens": 2048, "prompts": 4, "positions": 4,
-                "alpha": 0.01, "words": "The sampled output follows the target's distribution.",
+                "alpha": 0.01, "words": "No deviation of 0.03 or more was found.",
             }  # fmt: skip
     made.load = [{"concurrency": n, "arms": [_loaded(arm, n) for arm in made.arms]} for n in LOADS]
     made.arm("base")["warnings"] = ["base at concurrency 8: 1 of 96 requests failed"]

@@ -10,12 +10,15 @@ from transformers import AutoTokenizer
 
 from bench.lossless.greedy import (
     Difference,
+    evenly,
     first_difference,
     gap_between,
     judge,
     measure_noise,
     with_texts,
 )
+from bench.report.figures import lossless_json
+from bench.report.schema import unexplained
 from bench.report.words import token_shown
 
 
@@ -31,6 +34,45 @@ def judged(gap: float, token: int = 2) -> Difference:
     assert noise is not None
     assert noise.max == pytest.approx(0.1)
     return result["arm"][0]
+
+
+def test_the_noise_is_that_of_other_prompts() -> None:
+    """Where a prompt is judged, its own noise is not asked: a broken engine would excuse itself."""
+    found = {"arm": [Difference("p", 1, 1, 2)]}
+    decoded = {"p": rows(3.0, 0.5, 1.0), "q": rows(2.0, 1.0)}
+    prefilled = {"p": rows(3.0, 2.5, 9.0), "q": rows(2.1, 1.02)}
+    result, noise = judge(found, decoded, prefilled)
+    assert noise is not None
+    assert (noise.positions, noise.max) == (2, pytest.approx(0.1))
+    assert result["arm"][0].near_tie is False
+    alone, own = judge(found, {"p": decoded["p"]}, {"p": prefilled["p"]})
+    assert own is not None
+    assert own.positions == 1  # before the difference
+    assert alone["arm"][0].near_tie is False
+
+
+def test_a_quantile_does_not_grow_with_what_is_looked_at() -> None:
+    """One wild position among ten thousand makes no gap of that size a near-tie."""
+    pairs = [(rows(1.0)[0], rows(1.0 + 0.01 * (i % 10))[0]) for i in range(10_000)]
+    noise = measure_noise([*pairs, (rows(1.0)[0], rows(6.0)[0])])
+    assert noise is not None
+    assert noise.max == pytest.approx(5.0)
+    assert noise.limit == pytest.approx(0.09, abs=0.01)
+
+
+def test_of_many_differences_some_are_examined() -> None:
+    names = [f"p{i:03}" for i in range(100)]
+    chosen = evenly(names, 32)
+    assert len(set(chosen)) == 32
+    assert (chosen[0], evenly(names[:5], 32)) == ("p000", names[:5])
+    found = {"arm": [Difference("p", 0, 1, 2), Difference("q", 0, 1, 2)]}
+    judged, _ = judge(found, {"p": rows(0.0, 1.0)}, {"p": rows(0.0, 1.0)})
+    assert [one.near_tie is None for one in judged["arm"]] == [False, True]
+    lossless = lossless_json(judged, "arm", 10)
+    assert lossless is not None
+    assert (lossless["matching"], lossless["examined"]) == (8, 1)
+    assert unexplained(lossless) == 1 - lossless["near_ties"]
+    assert unexplained({"prompts": 10, "matching": 7, "near_ties": 1}) == 2  # an older report
 
 
 def test_first_difference() -> None:

@@ -84,6 +84,7 @@ class Lossless(Strict):
     prompts: int
     not_comparable: int
     near_ties: int
+    examined: int
     differences: list[dict[str, Any]]
 
 

@@ -241,6 +241,22 @@ def test_gate_follows_the_distribution_test() -> None:
     assert check(old, new).failures == [f"Base draft: {words.rstrip('.')}"]
     assert check(new, old).passed
     assert "not made any more" in check(old, run("none")).failures[0]
+    control = {"passed": None, "words": "It could not be judged: the control fails too."}
+    unknown = check(old, run("control", distribution={"base": control}))
+    assert unknown.passed
+    assert "Base draft: not judged: It could not be judged: the control fails too" in (
+        unknown.checked
+    )
+
+
+def test_gate_counts_the_requests_that_failed(baseline: SavedRun) -> None:
+    half, few = run("half"), run("few")
+    for saved, failed in ((baseline, 0), (half, 50), (few, 1)):
+        saved.report.arm("base")["latency"] = {"requests": 100, "failed": failed}
+    found = check(baseline, half)
+    assert found.failures == ["Base draft: 50 of 100 requests failed; in the baseline 0 of 100"]
+    assert check(baseline, few).passed
+    assert check(half, half).passed
 
 
 def test_tokens_per_second_are_gated_only_on_the_same_machine_without_a_speedup() -> None:

@@ -185,6 +185,7 @@ def test_without_counters_by_request_those_of_the_server_are_used() -> None:
     assert base["acceptance_length"]["value"] == pytest.approx(2.5)
     assert [figure["value"] for figure in base["per_position"]] == [1.0, 0.5]
     assert base["accepted_lengths"] == {"per_step": [0, 16, 16], "per_request": []}
+    assert base["acceptance_length"]["low"] is None  # both rounds are of the same prompts
     assert base["categories"]["a"]["acceptance_length"] is None
     assert base["categories"]["a"]["speedup"]["value"] == pytest.approx(1.5)
     assert not base["warnings"]

@@ -271,3 +271,29 @@ def test_another_server_takes_over_and_no_request_is_lost(url: str, drafts: Draf
         assert clients.failures == []
         assert clients.versions == {done["number"] - 1, done["number"]}
         assert clients.answers == {i: {text} for i, text in enumerate(expected)}
+
+
+def test_where_the_next_server_does_not_start_the_old_draft_comes_back(
+    url: str, drafts: Drafts, tmp_path: Path
+) -> None:
+    """Its weights are gone once all checks have passed; whoever asks meanwhile waits."""
+    expected = [complete(url, prompt)[0] for prompt in PROMPTS]
+    before = ask_for_versions(url)
+    gone = write_draft(tmp_path / "gone")
+    said: list[str] = []
+
+    def report(line: str) -> None:
+        said.append(line)
+        if "ends first" in line:
+            (gone / "model.safetensors").unlink()
+
+    with Traffic(url) as traffic:
+        traffic.wait_for(5)
+        with pytest.raises(UserError, match="log"):
+            ask_for_change(url, gone, "drained", report)
+        traffic.wait_for(traffic.count + 5)
+    assert "it does not start; the old draft comes back" in said
+    assert ask_for_versions(url) == before
+    assert traffic.failures == []
+    assert traffic.versions == {before[-1]["number"]}
+    assert traffic.answers == {i: {text} for i, text in enumerate(expected)}
