@@ -25,7 +25,8 @@ def measure(
     progress: Progress = lambda stage, done, total: None,
     turns: Turns | None = None,
 ) -> list[ArmRun]:
-    """Warm every engine up, then run all rounds with the arms interleaved.
+    """Warm every engine up, as many requests at once as are measured, then run all rounds with the
+    arms interleaved.
 
     `prompts` are the first turns; what an arm gave is in the order of
     `bench.prompts.conversation.units`.
@@ -33,8 +34,10 @@ def measure(
     runs = [ArmRun(arm, engines[arm.name].description) for arm in config.arms]
     for done, run in enumerate(runs):
         progress("warming up", done, len(runs))
-        for prompt in prompts[: config.warmup]:
-            engines[run.arm.name].generate([prompt], config.max_tokens, ignore_eos=True)
+        count = max(config.warmup, config.concurrency) if config.warmup else 0
+        for start in range(0, min(count, len(prompts)), config.concurrency):
+            batch = prompts[start : start + config.concurrency]
+            engines[run.arm.name].generate(batch, config.max_tokens, ignore_eos=True)
     progress("warming up", len(runs), len(runs))
     blocks = plan_blocks(config, len(prompts), turns)
     requests = sum(len(batch) for batches in blocks for batch in batches)

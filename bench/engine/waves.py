@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
@@ -39,11 +40,10 @@ def measure_waves(
             failed[name] = str(error)
         else:
             series[name] = Series()
-    names, done = list(series), 0
+    names, done, order = list(series), 0, random.Random(0)  # drawn anew, as in `measure`
     for round_index in range(rounds):
-        for wave_index, wave in enumerate(waves):
-            shift = (round_index + wave_index) % max(len(names), 1)
-            for name in names[shift:] + names[:shift]:
+        for wave in waves:
+            for name in order.sample(names, len(names)):
                 generation = engines[name].generate(
                     wave, condition.max_tokens, ignore_eos=ignore_eos
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isnan
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise
@@ -24,7 +25,8 @@ from bench.report.figures import (
 )
 from bench.report.schema import Json, Report
 from bench.stats.comparisons import comparisons
-from bench.stats.resample import Resampler, ratio, resample_acceptance
+from bench.stats.resample import Resampler, ratio
+from bench.stats.verdict import ACCEPTANCE, SPEEDUP, Comparison
 
 
 def build_report(
@@ -58,7 +60,6 @@ def build_report(
     """
     counts = Resampler(len(prompts), seed=seed)
     accepted = {run.arm.name: run.acceptance(k) for run in runs}
-    base = accepted.get("base")
     speeds, plain = speed_samples(runs, seed)
     timed = len(runs[0].seconds[0])
     by_category = categories_json(runs, categories, k, seed)
@@ -87,13 +88,9 @@ def build_report(
         arm["warnings"] = [*warnings.get(name, [])]
         if beyond:
             arm["warnings"].append(f"{run.arm.label}: {beyond.words}")
-        if base and acceptance and name != "base":  # paired by prompt
-            lengths = [resample_acceptance(one, counts).length for one in (acceptance, base)]
-            arm["acceptance_length_gain_over_base"] = figure_json(
-                lengths[0] - lengths[1], len(prompts)
-            )
         arms.append(arm)
     found = comparisons(runs, int(common.get("block", 1)), conversations)
+    _as_compared(arms, found)
     return Report(
         arms=arms,
         provenance=common,
@@ -102,6 +99,17 @@ def build_report(
         comparisons=[comparison.as_json() for comparison in found],
         measurements=_measurements(runs, prompts, conversations),
     )
+
+
+def _as_compared(arms: Sequence[Json], found: Sequence[Comparison]) -> None:
+    """Give a figure that is a comparison the comparison's own interval: one number has one."""
+    for one in found:
+        arm = next(arm for arm in arms if arm["name"] == one.arm)
+        if one.metric == SPEEDUP and arm["speedup"]:
+            ends = {"low": 1 + one.relative.low, "high": 1 + one.relative.high}
+            arm["speedup"] |= {name: None if isnan(end) else end for name, end in ends.items()}
+        elif one.metric == ACCEPTANCE and one.against == "base":
+            arm["acceptance_length_gain_over_base"] = one.difference.as_json()
 
 
 def _measurements(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,8 +71,9 @@ def measure_servers(
 ) -> list[list[LoadRun]]:
     """Per load, in the order of `config.loads`, what each arm gave.
 
-    At each load every server is warmed up; then the arms take turns, in an order that rotates from
-    round to round. Raises `UserError` when every request of a block fails.
+    At each load every server is warmed up; then the arms take turns, in an order that is drawn anew
+    for every block (see `bench.engine.measure`). Raises `UserError` when every request of a block
+    fails.
     """
     sizes = [round_size(config, load, len(requests)) for load in config.loads]
     total, ended = sum(sizes) * config.rounds * len(servers), count(1)
@@ -80,7 +82,7 @@ def measure_servers(
     def on_done() -> None:
         progress("measuring", next(ended), total)
 
-    results = []
+    results, order = [], random.Random(config.seed)
     for load, size in zip(config.loads, sizes, strict=True):
         prompts = min(len(requests), size)
         runs = [LoadRun(name, server, load, prompts) for name, server in servers.items()]
@@ -91,10 +93,9 @@ def measure_servers(
             for one in runs:
                 one.rounds.append([])
                 one.counters.append([])
-            for block_index, start in enumerate(range(0, size, per_block)):
-                shift = (round_index + block_index) % len(runs)
+            for start in range(0, size, per_block):
                 asked = range(start, min(start + per_block, size))
-                for one in runs[shift:] + runs[:shift]:
+                for one in order.sample(runs, len(runs)):
                     if len(runs) > 1 and is_local(one.server):
                         time.sleep(PAUSE_SECONDS)
                     jobs = _jobs(config, one.server, requests, asked)
@@ -134,11 +135,10 @@ def _jobs(
 
 
 def _warm_up(config: ServerConfig, one: LoadRun, requests: Sequence[Request]) -> None:
-    workers = one.load.concurrency or 1
-    size = max(config.warmup, workers)
+    size = max(config.warmup, one.load.concurrency or 1)
     before = one.server.counters()
     jobs = _jobs(config, one.server, requests, range(size))
-    block = with_counts(run_closed(one.server.url, jobs, workers), config, one.server)
+    block = with_counts(_sent(config, one, jobs, seed=config.seed), config, one.server)
     _require_answers(one, jobs, block)
     one.server.settled_counters(before.requests + size)
 
@@ -150,19 +150,29 @@ def _take_block(
     round_index: int,
     on_done: Callable[[], None],
 ) -> None:
-    before, url = one.server.counters(), one.server.url
-    if one.load.concurrency is not None:
-        block = run_closed(url, jobs, one.load.concurrency, on_done=on_done)
-    else:
-        assert one.load.rate is not None
-        times = poisson_arrivals(one.load.rate, len(jobs), config.seed + round_index)
-        block = run_open(url, jobs, times, on_done=on_done)
+    before = one.server.counters()
+    block = _sent(config, one, jobs, config.seed + round_index, on_done)
     block = with_counts(block, config, one.server)
     _require_answers(one, jobs, block)
     ended = sum(answer.error is None for answer in block.answers)
     after = one.server.settled_counters(before.requests + ended)
     one.rounds[-1].append(block)
     one.counters[-1].append(after - before)
+
+
+def _sent(
+    config: ServerConfig,
+    one: LoadRun,
+    jobs: Sequence[Job],
+    seed: int,
+    on_done: Callable[[], None] = lambda: None,
+) -> Block:
+    """The jobs at the load that is measured. `seed` draws their times, where they come by rate."""
+    if one.load.concurrency is not None:
+        return run_closed(one.server.url, jobs, one.load.concurrency, on_done=on_done)
+    assert one.load.rate is not None
+    times = poisson_arrivals(one.load.rate, len(jobs), seed)
+    return run_open(one.server.url, jobs, times, on_done=on_done)
 
 
 def _require_answers(one: LoadRun, jobs: Sequence[Job], block: Block) -> None:

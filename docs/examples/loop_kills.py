@@ -112,6 +112,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder, new.")] = Path("runs/kills"),
     kills: Annotated[int, typer.Option(help="Of server and loop together.")] = 30,
     servers: Annotated[int, typer.Option(help="Of these, of the server.")] = 6,
+    longest: Annotated[float, typer.Option(help="Seconds from one kill to the next.")] = 60,
     port: Annotated[int, typer.Option(help="Of the server.")] = 8765,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -140,9 +141,11 @@ def main(
     loop = Running(out / "loop.log", cores[half:] or cores, "loop", "run", str(out / "loop.yaml"))
     turns = ["server"] * servers + ["loop"] * (kills - servers)
     draw.shuffle(turns)
+    killed: list[str] = []
     for number, turn in enumerate(turns, 1):
-        time.sleep(draw.uniform(5, 60))
+        time.sleep(draw.uniform(5, longest))
         state = History(out / "loop", read_only=True).last.state
+        killed.append(f"{turn}, in {state}")
         print(f"{number}: the {turn}, while the loop is in {state}", flush=True)
         if turn == "server":
             server.kill()
@@ -158,6 +161,7 @@ def main(
     for one in (loop, server):
         one.process.send_signal(signal.SIGTERM)
         one.process.wait(timeout=120)
+    found["kills"] = {what: killed.count(what) for what in dict.fromkeys(killed)}
     write_json(out / "kills.json", found)
     print(json.dumps(found, indent=1))
     sys.exit(1 if found["faults"] else 0)
