@@ -65,7 +65,8 @@ class ArmRun:
     """What one arm gave: per round and prompt its output, per round and timing unit its times.
 
     A timing unit is a prompt, or a whole block where several requests run at once. `tokens` and
-    `seconds` are those of the decode phase: the first token belongs to the prefill. `inputs` are
+    `seconds` are those of the decode phase: the first token belongs to the prefill. `kept` are each
+    prompt's tokens after the first, those of all its answers in a round together. `inputs` are
     the first round's prompts as this arm had them, `cut` counts the later turns of all rounds that
     had to lose the oldest of the conversation to fit.
     """
@@ -77,6 +78,7 @@ class ArmRun:
     seconds: list[list[float]] = field(default_factory=list)
     prefill_seconds: list[list[float]] = field(default_factory=list)
     counters: list[list[SpecCounters | None]] = field(default_factory=list)
+    kept: list[list[int]] = field(default_factory=list)
     inputs: list[list[int]] = field(default_factory=list)
     cut: int = 0
 
@@ -88,6 +90,7 @@ class ArmRun:
             self.seconds,
             self.prefill_seconds,
             self.counters,
+            self.kept,
         ]
         for table in tables:
             if len(table) == round_index:
@@ -97,6 +100,7 @@ class ArmRun:
         self.prefill_seconds[round_index] += [r.prefill_seconds for r in requests]
         self.counters[round_index] += [r.counters for r in requests]
         decoded = [len(r.output_ids) - 1 for r in requests]
+        self.kept[round_index] += decoded
         if concurrency == 1:
             self.tokens[round_index] += decoded
             self.seconds[round_index] += [r.decode_seconds for r in requests]

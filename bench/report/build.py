@@ -22,9 +22,10 @@ from bench.report.figures import (
     mean_prefill_ms,
     offline_json,
     speed_samples,
+    tokens_per_step_json,
 )
 from bench.report.schema import Json, Report
-from bench.stats.comparisons import comparisons
+from bench.stats.comparisons import comparisons, per_step
 from bench.stats.resample import Resampler, ratio
 from bench.stats.verdict import ACCEPTANCE, SPEEDUP, Comparison
 
@@ -69,6 +70,7 @@ def build_report(
         acceptance = accepted[name]
         arm: Json = {"name": name, "label": run.arm.label}
         arm |= acceptance_json(acceptance, counts)
+        arm["tokens_per_step"] = tokens_per_step_json(per_step(run), counts)
         arm["accepted_lengths"] = accepted_lengths(acceptance)
         arm["offline_acceptance_length"] = offline_json(offline.get(name), seed)
         arm["general"] = general_json(general, name, seed)

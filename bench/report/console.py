@@ -15,6 +15,7 @@ from bench.report.schema import Report
 from bench.report.words import (
     KEPT,
     NOTHING,
+    PER_STEP,
     RATE,
     TableCell,
     figure_cell,
@@ -28,12 +29,13 @@ UNITS = {"starting engines": "engines", "measuring": "prompts"}
 def render_table(report: Report) -> Table:
     """A rich table: a row per arm, intervals below the values, the best of each column bold.
 
-    80 columns have no room for both the acceptance rate and what was kept of general acceptance;
-    the rate, which says what the length says, gives way.
+    80 columns have no room for the acceptance rate, which says what the length says, and beside
+    what was kept of general acceptance none for the tokens that a step delivered.
     """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     columns = table_columns(report.arms)
-    shown = [i for i, name in enumerate(columns) if name != RATE or KEPT not in columns]
+    left_out = {RATE, *([PER_STEP] if KEPT in columns else [])}
+    shown = [i for i, name in enumerate(columns) if name not in left_out]
     for i in shown:
         table.add_column(
             columns[i].replace(" ", "\n"), justify="right" if i else "left", no_wrap=True

@@ -14,6 +14,7 @@ COLUMNS = ("arm", "against", "load", "category", "measure", "value", "low", "hig
 FIGURES = (
     "acceptance_length",
     "acceptance_rate",
+    "tokens_per_step",
     "offline_acceptance_length",
     "tokens_per_second",
     "tokens_per_second_per_request",

@@ -11,6 +11,7 @@ import numpy as np
 from bench.lossless.greedy import Difference
 from bench.records.acceptance import Acceptance
 from bench.records.run import ArmRun
+from bench.stats.intervals import Quotient
 from bench.stats.resample import Resampler, Samples, figure, ratio, resample_acceptance, spread
 
 Json = dict[str, Any]
@@ -40,6 +41,14 @@ def acceptance_json(acceptance: Acceptance | None, resampler: Resampler) -> Json
         "per_position": [figure_json(position, units) for position in samples.per_position],
         "conditional": [figure_json(position, units) for position in samples.conditional],
     }
+
+
+def tokens_per_step_json(found: Quotient | None, resampler: Resampler) -> Json | None:
+    """What a step of the target delivered; None without speculation or counters by request."""
+    if found is None:
+        return None
+    over, under = (resampler.sums(table.sum(axis=0)) for table in (found.over, found.under))
+    return figure_json(ratio(over, under), found.over.shape[1])
 
 
 def offline_json(acceptance: Acceptance | None, seed: int) -> Json | None:

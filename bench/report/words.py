@@ -12,7 +12,8 @@ from bench.report.schema import unexplained
 Json = Mapping[str, Any]
 
 RATE, KEPT = "Acceptance rate", "General kept"
-COLUMNS = ("Arm", "Acceptance length", RATE, "Tokens/s", "Speedup", "Same output")
+PER_STEP = "Tokens per step"
+COLUMNS = ("Arm", "Acceptance length", RATE, PER_STEP, "Tokens/s", "Speedup", "Same output")
 NOTHING = "–"
 DISTRIBUTIONS = {
     True: "no deviation found",
@@ -54,6 +55,7 @@ def table_rows(arms: Sequence[Json]) -> list[list[TableCell]]:
             TableCell(arm["label"]),
             cell(arm, "acceptance_length", "{:.2f}"),
             cell(arm, "acceptance_rate", "{:.1f}%", 100),
+            figure_cell(arm.get("tokens_per_step"), "{:.2f}"),
             cell(arm, "tokens_per_second", "{:,.1f}"),
             TableCell("1×") if is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
             _lossless_cell(arm),
@@ -108,10 +110,10 @@ def headline(arms: Sequence[Json]) -> str:
     if not drafted:
         return f"{arms[0]['label']} decodes {_value(arms[0]['tokens_per_second']):,.1f} tokens/s."
     top = max(drafted, key=lambda arm: _value(arm["speedup"]) or _value(arm["acceptance_length"]))
-    text = f"{top['label']} yields {_value(top['acceptance_length']):.2f} tokens per target step"
+    text = f"{top['label']} {_yields(top)}"
     base = next((arm for arm in drafted if arm["name"] == "base" and arm is not top), None)
     if base:
-        text += f", the base draft {_value(base['acceptance_length']):.2f}"
+        text += f", the base draft {_length(base):.2f}"
     if top["speedup"]:
         speed = _value(top["speedup"])
         text += f"; it decodes {speed:.2f}× as fast as without speculation"
@@ -124,6 +126,20 @@ def headline(arms: Sequence[Json]) -> str:
         _general_sentence(drafted),
     )
     return " ".join(sentence for sentence in said if sentence)
+
+
+def _length(arm: Json) -> float:
+    """Tokens per step as delivered, or as accepted where nobody counted the steps."""
+    return _value(arm.get("tokens_per_step")) or _value(arm["acceptance_length"])
+
+
+def _yields(arm: Json) -> str:
+    """Both figures where they are not the same to the eye."""
+    length, accepted = (
+        f"{value:.2f}" for value in (_length(arm), _value(arm["acceptance_length"]))
+    )
+    text = f"yields {length} tokens per target step"
+    return text if length == accepted else f"{text} (acceptance length {accepted})"
 
 
 def settings_line(provenance: Json) -> str:

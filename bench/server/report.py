@@ -96,6 +96,7 @@ def as_arm_run(run: LoadRun, arm: Arm) -> ArmRun:
         rows = [answers[prompt :: run.prompts] for prompt in range(run.prompts)]
         result.outputs.append([row[0].token_ids or [] for row in rows])
         result.counters.append([_counters(run, row) for row in rows])
+        result.kept.append([sum(max(a.tokens - 1, 0) for a in row if not a.error) for row in rows])
         result.prefill_seconds.append(
             [float(np.mean([a.ttft for a in row if a.error is None] or [0.0])) for row in rows]
         )

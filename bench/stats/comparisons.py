@@ -41,6 +41,20 @@ def quotient(run: ArmRun, metric: str) -> Quotient | None:
     return Quotient(drafts + accepted, drafts)
 
 
+def per_step(run: ArmRun) -> Quotient | None:
+    """Tokens that answers kept by steps of the target, [rounds, prompts]; None without counters.
+
+    Acceptance does not say it: a step without a draft, of which n-gram has many, is in none of its
+    counts, and of the last step of an answer some accepted tokens may be cut off.
+    """
+    if not run.kept or any(counters is None for row in run.counters for counters in row):
+        return None
+    counts = [[c for c in row if c is not None] for row in run.counters]
+    accepted = np.array([[c.accepted_tokens for c in row] for row in counts])
+    drafts, kept = np.array([[c.drafts for c in row] for row in counts]), np.array(run.kept)
+    return Quotient(kept, np.maximum(drafts, kept - accepted))
+
+
 def _compare(
     run: ArmRun, against: ArmRun, metric: str, per_block: int, conversations: Sequence[int] | None
 ) -> Comparison | None:

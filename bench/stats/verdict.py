@@ -27,11 +27,14 @@ from bench.stats.resample import CONFIDENCE, Figure
 
 ACCEPTANCE, SPEEDUP, SPEED = "acceptance_length", "speedup", "tokens_per_second"
 NO_DIFFERENCE = "no difference shown"
+# A run has one training of each: what it finds is of drafts, not of methods.
 PHRASES = {
     "none": "no speculation",
     "ngram": "the n-gram draft",
     "base": "the base draft",
-    "full": "full fine-tuning",
+    "lora": "the LoRA draft",
+    "afa-lora": "the AFA-LoRA draft",
+    "full": "the fully fine-tuned draft",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bench.records.acceptance import Floats
 from bench.records.run import Series
 from bench.stats.intervals import Accounts, Quotient, clustered, student
-from bench.stats.resample import Figure
+from bench.stats.resample import CONFIDENCE, Figure
 from bench.stats.verdict import NO_DIFFERENCE, SPEEDUP, contrast, correct
 from bench.sweep.cells import CellResult
 
@@ -29,7 +29,13 @@ class Speedup:
     @property
     def figure(self) -> Figure:
         """With its interval, over waves of prompts."""
-        log = student(float(np.log(self.value)), accounts(self.influence))
+        return self.among(1)
+
+    def among(self, candidates: int) -> Figure:
+        """The same at a level that holds for so many candidates at once (Bonferroni): the highest
+        of several is too high on average, as it was chosen for being high."""
+        level = 1 - (1 - CONFIDENCE) / candidates
+        log = student(float(np.log(self.value)), accounts(self.influence), level)
         return Figure(*(float(np.exp(end)) for end in (log.value, log.low, log.high)))
 
 
@@ -75,7 +81,9 @@ def best_k(concurrency: int, candidates: Sequence[Speedup]) -> Best:
     """The best of several k at one concurrency, all measured on the same prompts.
 
     Each is compared with the best one, paired by wave; a k is ruled out where the difference is
-    shown (95%, Holm's correction for their number).
+    shown (95%, Holm's correction for their number; two-sided, which asks more than multiple
+    comparisons with the best: Hsu 1981, "Simultaneous confidence intervals for all distances from
+    the best"). The best one's interval, and whether it pays, allow for its having been chosen.
     """
     best = max(candidates, key=lambda candidate: candidate.value)
     others = [candidate for candidate in candidates if candidate is not best]
@@ -99,12 +107,17 @@ def best_k(concurrency: int, candidates: Sequence[Speedup]) -> Best:
         for other, found in zip(others, comparisons, strict=True)
         if found.verdict == NO_DIFFERENCE
     }
-    figure = best.figure
+    figure = best.among(len(candidates))
     below = all(candidate.figure.high < 1 for candidate in candidates)
     pays = PAYS if figure.low > 1 else COSTS if below else UNCLEAR
     close = sorted((c for c in candidates if c.k in tied or c is best), key=lambda c: c.k)
     return Best(
-        concurrency, best.k, figure, tuple(sorted(tied)), pays, _words(concurrency, close, others)
+        concurrency,
+        best.k,
+        figure,
+        tuple(sorted(tied)),
+        pays,
+        _words(concurrency, close, figure, others),
     )
 
 
@@ -154,13 +167,14 @@ def _off_from(bests: Sequence[Best]) -> int | None:
     return None
 
 
-def _words(concurrency: int, close: Sequence[Speedup], others: Sequence[Speedup]) -> str:
+def _words(
+    concurrency: int, close: Sequence[Speedup], figure: Figure, others: Sequence[Speedup]
+) -> str:
     at = f"at concurrency {concurrency}"
     if len(close) > 1:
         names = _list([f"k={c.k}" for c in close])
         values = _list([f"{c.value:.2f}×" for c in close])
         return f"{names} cannot be told apart {at} ({values})"
-    figure = close[0].figure
     said = f"{figure.value:.2f}×, {figure.low:.2f} to {figure.high:.2f}"
     if not others:
         return f"k={close[0].k} is the only one measured {at} ({said})"

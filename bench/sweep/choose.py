@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.stats.intervals import student
-from bench.stats.resample import CONFIDENCE, Figure
-from bench.sweep.best_k import Speedup, accounts
+from bench.stats.resample import Figure
+from bench.sweep.best_k import Speedup
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class Choice:
 
 def choose(concurrency: int, candidates: Sequence[Speedup]) -> Choice:
     """The choice among several k, measured on the same prompts at one concurrency."""
-    level = 1 - (1 - CONFIDENCE) / len(candidates)
-    figures = {one.k: _figure(one, level) for one in candidates}
+    figures = {one.k: one.among(len(candidates)) for one in candidates}
     best = max(figures, key=lambda k: (_low(figures[k]), figures[k].value))
     figure = figures[best]
     said = f"k = {best}, {_words(figure)}" if len(figures) > 1 else _words(figure)
@@ -44,11 +42,6 @@ def choose(concurrency: int, candidates: Sequence[Speedup]) -> Choice:
     worse = all(_high(other) < 1 for other in figures.values())
     why = "costs time" if worse else "is not shown to pay"
     return Choice(concurrency, 0, figure, f"{at}: no speculation, which {why} ({said} at best)")
-
-
-def _figure(candidate: Speedup, level: float) -> Figure:
-    log = student(float(np.log(candidate.value)), accounts(candidate.influence), level)
-    return Figure(*(float(np.exp(end)) for end in (log.value, log.low, log.high)))
 
 
 def _low(figure: Figure) -> float:

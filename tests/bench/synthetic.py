@@ -45,6 +45,7 @@ def arm_run(name: str, seed: int = 0, chance: float | None = None) -> ArmRun:
     for _ in range(ROUNDS):
         run.outputs.append([[1] * (TOKENS + 1)] * PROMPTS)
         run.tokens.append([TOKENS] * PROMPTS)
+        run.kept.append([TOKENS] * PROMPTS)
         run.seconds.append([c.drafts * STEP_SECONDS * generator.normal(1, 0.02) for c in spec])
         run.prefill_seconds.append([0.02] * PROMPTS)
         run.counters.append([None if name == "none" else c for c in spec])

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from afaspec.loop.adapt import recent_rows, write_rows
 from afaspec.loop.config import LoopConfig
 from afaspec.loop.history import Entry, History
 from afaspec.loop.spans import read_spans
+from afaspec.loop.watch import BASELINE
 from afaspec.pairs.names import open_draft
 from serving.server.ask import ask_for_change, ask_for_versions
 from tests.serving.server.servers import FAST, ROOT, serving
@@ -35,6 +36,9 @@ from tests.serving.server.servers import FAST, ROOT, serving
 WORDS = ("read", "write", "open", "close", "find", "count", "split", "join")
 pytestmark = pytest.mark.timeout(3000)
 PROMPTS = [f"def {word}_{what}(" for word in WORDS for what in ("lines", "files", "names")]
+OTHERS = [
+    f"class {word.title()}{what} {{\n public:\n  " for word in WORDS for what in ("A", "B", "C")
+]
 CLIENTS = 3
 # The first is the server's, the others are the loop's: a busy vLLM with all leaves none for others.
 CORES = sorted(os.sched_getaffinity(0))
@@ -63,26 +67,34 @@ def url(tmp_path_factory: pytest.TempPathFactory, traffic: Path) -> Iterator[str
         command.process.wait(timeout=60)
 
 
+def complete(url: str, prompt: str) -> dict[str, Any]:
+    """A greedy answer."""
+    body = {"prompt": prompt, "max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    request = urllib.request.Request(
+        f"{url}/v1/completions",
+        json.dumps(body | {"return_token_ids": True}).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        choice: dict[str, Any] = json.load(answer)["choices"][0]
+        return choice
+
+
 @contextmanager
-def asking(url: str) -> Iterator[list[str]]:
-    """Clients that ask all the time; what they got, by prompt, must be the same whoever drafts."""
+def asking(url: str, turned: threading.Event | None = None) -> Iterator[list[str]]:
+    """Clients that ask all the time, and other things once it has `turned`; what they got, by
+    prompt, must be the same whoever drafts."""
     over = threading.Event()
     wrong: list[str] = []
     known: dict[str, str] = {}
 
     def ask(number: int) -> None:
-        mine = itertools.cycle(PROMPTS[number::CLIENTS])
+        places = itertools.count(number, CLIENTS)
         while not over.is_set():
-            prompt = next(mine)
-            body = {"prompt": prompt, "max_tokens": 48, "temperature": 0, "ignore_eos": True}
-            request = urllib.request.Request(
-                f"{url}/v1/completions",
-                json.dumps(body).encode(),
-                {"content-type": "application/json"},
-            )
+            prompts = OTHERS if turned and turned.is_set() else PROMPTS
+            prompt = prompts[next(places) % len(prompts)]
             try:
-                with urllib.request.urlopen(request, timeout=120) as answer:
-                    text = json.load(answer)["choices"][0]["text"]
+                text = complete(url, prompt)["text"]
             except OSError as error:
                 wrong.append(str(error))
                 return
@@ -135,6 +147,24 @@ def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def forgetful(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft of the same build that has lost the tokens which only the other prompts' answers
+    have."""
+    usual, other = (
+        {token for prompt in prompts for token in complete(url, prompt)["token_ids"]}
+        for prompts in (PROMPTS, OTHERS)
+    )
+    folder = tmp_path_factory.mktemp("drafts") / "forgetful"
+    shutil.copytree(open_draft("embedded-draft").folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    ids = torch.arange(len(tensors["d2t"])) + tensors["d2t"]
+    lost = torch.isin(ids, torch.tensor(sorted(other - usual)))
+    tensors["lm_head.weight"][lost] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def write_config(tmp_path: Path, url: str, traffic: Path, **more: Any) -> LoopConfig:
     config = LoopConfig(
         url=url, target="embedded", draft="embedded-draft", traffic=traffic,
@@ -145,13 +175,14 @@ def write_config(tmp_path: Path, url: str, traffic: Path, **more: Any) -> LoopCo
     return config
 
 
-def test_a_better_draft_is_made_and_judged_and_stays(
-    url: str, traffic: Path, worse: Path, tmp_path: Path
+def test_the_draft_follows_when_traffic_turns_though_the_loop_is_killed(
+    url: str, traffic: Path, forgetful: Path, tmp_path: Path
 ) -> None:
-    """From a drop on, which unit tests call: rows, training, gate, swap, probation, with kills."""
+    """The whole story: a drop, rows, a trial, training, the gate, the swap, and probation."""
     config = write_config(
         tmp_path, url, traffic, rows=40, least_rows=30, steps=10, trial_steps=5, gate_prompts=6,
         general_prompts=4, new_tokens=24, eval_fraction=0.4, probation=15, retry_seconds=1.0,
+        least_gain=0.0,
     )  # fmt: skip
     file = tmp_path / "loop.yaml"
     log = file.with_suffix(".log")
@@ -159,24 +190,26 @@ def test_a_better_draft_is_made_and_judged_and_stays(
     def last() -> Entry:
         return History(config.out, read_only=True).last
 
-    ask_for_change(url, worse, report=lambda line: None)
-    began = time.time()
-    with asking(url) as wrong:
-        while len(rows := recent_rows(config, began)) < config.least_rows:
-            assert not wrong
-            time.sleep(0.2)
-    # Nobody asks while it trains and judges: beside a busy vLLM on few cores nothing else gets on.
-    write_rows(rows, config.out / "0001")
-    data = {"since": began, "serves": str(worse)}
-    History(config.out).add(Entry(time.time(), 1, "adapt", "for a test", data))
+    def learned() -> bool:
+        spans = [span for span in read_spans(config.out) if span.drafts]
+        return len(spans) > BASELINE and sum(span.drafts for span in spans) > 3500
+
+    ask_for_change(url, forgetful, report=lambda line: None)
+    turned = threading.Event()
     loop = start(file)
     try:
+        with asking(url, turned) as wrong:
+            eventually(learned, loop, log, wrong)
+            assert last().cycle == 0
+            turned.set()
+            eventually(lambda: last().state == "trial", loop, log, wrong)
+        # Nobody asks while it trains and judges: other tests' vLLM may have these cores, too.
         for state in ("gate", "probation"):  # killed as it begins with either
             eventually(lambda state=state: last().state == state, loop, log, wrong)
             loop.send_signal(signal.SIGKILL)
             loop.wait()
             loop = start(file)
-        with asking(url) as wrong:
+        with asking(url, turned) as wrong:
             eventually(lambda: last().outcome, loop, log, wrong)
         assert not wrong
     finally:
@@ -184,14 +217,16 @@ def test_a_better_draft_is_made_and_judged_and_stays(
         loop.wait()
     history = History(config.out)
     states = [entry.state for entry in history.entries if "tries" not in entry.data]
-    assert states == ["adapt", "gate", "swap", "probation", "watch"], log.read_text()
+    cycle = ["collect", "trial", "adapt", "gate", "swap", "probation", "watch"]
+    assert states == ["watch", *cycle], log.read_text()
+    assert "acceptance fell for all requests" in history.entries[1].words
     assert last().outcome == "kept"
     new = config.out / "0001" / "draft"
     assert ask_for_versions(url)[-1]["folder"] == str(new)
     gate = history.found(1, "gate")
     assert gate["failures"] == []
-    assert gate["new"] > gate["old"] + 0.3
-    assert gate["kept"] > 1
+    assert gate["new"] > gate["old"] + 0.1
+    assert gate["kept"] > 0.97
     assert (config.out / "0001" / "gate" / "report.html").exists()
     for path in (config.out / "0001", config.out / "0001" / "traffic.jsonl"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
@@ -241,8 +276,8 @@ def test_a_worse_draft_is_taken_back_though_the_loop_is_killed(
             loop.wait()
     assert not wrong
     states = [entry.state for entry in history().entries]
-    assert states == ["swap", "probation", "restore", "watch"]
-    assert "beyond doubt worse" in history().entries[2].words
+    assert states == ["watch", "swap", "probation", "restore", "watch"]
+    assert "beyond doubt worse" in history().entries[3].words
     status = subprocess.run(
         [sys.executable, "-m", "afaspec", "loop", "status", str(file)],
         capture_output=True, text=True, cwd=ROOT,

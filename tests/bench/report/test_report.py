@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.records.arms import Arm
+from bench.records.run import ArmRun
+from bench.report.build import build_report
 from bench.report.console import render_table
 from bench.report.csv import csv_rows
 from bench.report.files import read_report, write_report
@@ -24,7 +27,9 @@ from bench.report.page import render_page
 from bench.report.schema import Report
 from bench.report.words import headline, table_rows
 from drafts.errors import UserError
-from tests.bench.synthetic import ARMS, PROMPTS, K, arm_run, report
+from serving.metrics import SpecCounters
+from tests.bench.synthetic import ARMS, PROMPTS, K, arm_run, report, settings
+from tests.opened import no_draft_at
 
 FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
 PLOTS = (
@@ -155,10 +160,37 @@ def test_words_and_table(written: tuple[Report, Path]) -> None:
         "Base draft",
         "AFA-LoRA",
     ]
-    assert rows[2][5].text == f"{PROMPTS - 1} of {PROMPTS}"
-    assert rows[2][5].detail == "1 near-tie"
+    assert rows[2][6].text == f"{PROMPTS - 1} of {PROMPTS}"
+    assert rows[2][6].detail == "1 near-tie"
     assert [row[1].best for row in rows] == [False, False, False, True]
     assert render_table(written[0]).row_count == len(ARMS)
+
+
+def test_tokens_per_step_count_every_step_and_what_answers_kept() -> None:
+    """N-gram drafted at 10 of 100 steps and accepted 24: 1.24 a step, not 3.40. Another draft's
+    last step accepted 3 tokens that an answer of 12 had no room for: 12 tokens of 7 steps."""
+
+    def run_of(name: str, drafts: int, accepted: tuple[int, ...], kept: int) -> ArmRun:
+        counters = SpecCounters(drafts, drafts * K, sum(accepted), accepted)
+        run = ArmRun(Arm(name, no_draft_at(Path(name))), {"method": "any"})
+        run.outputs, run.kept, run.tokens = [[[1] * (kept + 1)] * 2], [[kept] * 2], [[kept] * 2]
+        run.seconds, run.prefill_seconds, run.counters = [[1.0] * 2], [[0.1] * 2], [[counters] * 2]
+        return run
+
+    runs = [run_of("ngram", 10, (10, 8, 6), 124), run_of("base", 7, (4, 2, 2), 12)]
+    common = settings()
+    made = build_report(
+        runs, common=common, provenance={run.arm.name: {**common, **run.engine} for run in runs},
+        prompts=["a", "b"], k=K, differences=None, noise=None,
+    )  # fmt: skip
+    ngram, base = made.arms
+    assert ngram["acceptance_length"]["value"] == pytest.approx(3.4)
+    assert ngram["tokens_per_step"]["value"] == pytest.approx(1.24)
+    assert base["acceptance_length"]["value"] == pytest.approx(15 / 7)
+    assert base["tokens_per_step"]["value"] == pytest.approx(12 / 7)
+    assert headline([ngram]).startswith(
+        "N-gram yields 1.24 tokens per target step (acceptance length 3.40)"
+    )
 
 
 def test_an_unexplained_difference_is_said_plainly() -> None:
@@ -169,7 +201,7 @@ def test_an_unexplained_difference_is_said_plainly() -> None:
     wrong = replace(Difference("prompt 1", 3, 5, 6, 2.5), near_tie=False)
     made = report(differences={"ngram": [], "base": [wrong], "afa-lora": []})
     assert "not at a near-tie" in headline(made.arms)
-    assert table_rows(made.arms)[2][5].detail == "1 unexplained"
+    assert table_rows(made.arms)[2][6].detail == "1 unexplained"
 
 
 def test_sampled_runs_have_no_losslessness() -> None:

@@ -102,6 +102,7 @@ class ArmObject(Strict):
     label: str
     acceptance_length: Figure | None
     acceptance_rate: Figure | None
+    tokens_per_step: Figure | None
     per_position: list[Figure] | None
     conditional: list[Figure] | None
     accepted_lengths: AcceptedLengths | None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.sweep.best_k import Speedup, ranges
+from bench.sweep.best_k import PAYS, Speedup, best_k, ranges
 from bench.sweep.choose import choose
 from tests.command import run_command
 
@@ -32,6 +32,16 @@ def test_a_choice_among_many_seldom_pays_in_vain() -> None:
         max(measured(dict.fromkeys(range(1, 9), 1.0), s), key=lambda o: o.value) for s in range(400)
     ]
     assert sum(one.figure.low > 1 for one in best) > 0.1 * 400
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_best_of_several_pays_as_seldom_in_vain_as_one(count: int) -> None:
+    """Nominal 2.5%: an interval's lower end above one."""
+    equal = dict.fromkeys(range(1, count + 1), 1.0)
+    found = [best_k(1, measured(equal, seed)) for seed in range(400)]
+    assert np.mean([one.pays == PAYS for one in found]) <= 0.025 + 0.016
+    wrongly_alone = [len(one.tied) + 1 < count and 1 not in (one.k, *one.tied) for one in found]
+    assert np.mean(wrongly_alone) <= 0.05 + 0.022
 
 
 @pytest.mark.parametrize("seed", range(5))
