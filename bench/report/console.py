@@ -37,9 +37,8 @@ def render_table(report: Report) -> Table:
     left_out = {RATE, *([PER_STEP] if KEPT in columns else [])}
     shown = [i for i, name in enumerate(columns) if name not in left_out]
     for i in shown:
-        table.add_column(
-            columns[i].replace(" ", "\n"), justify="right" if i else "left", no_wrap=True
-        )
+        title = columns[i].replace(" ", "\n")
+        table.add_column(title, justify="right" if i else "left", overflow="fold")
     for row in table_rows(report.arms):
         cells = (row[i] for i in shown)
         table.add_row(*(cell_text(c, "bold green" if c.best else "bold") for c in cells))
@@ -75,7 +74,7 @@ def render_loads(report: Report) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     names = (kind.removesuffix("_ms").upper() for kind in LATENCIES)
     for column in (*LOAD_COLUMNS, *(f"{name} ms\n(p99)" for name in names)):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
     steps = [{"arms": report.arms}] if report.load is None else report.load
     for words, step in zip(report.provenance["loads"], steps, strict=True):
         table.add_row(words, style="bold")

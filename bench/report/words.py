@@ -15,11 +15,7 @@ RATE, KEPT = "Acceptance rate", "General kept"
 PER_STEP = "Tokens per step"
 COLUMNS = ("Arm", "Acceptance length", RATE, PER_STEP, "Tokens/s", "Speedup", "Same output")
 NOTHING = "–"
-DISTRIBUTIONS = {
-    True: "no deviation found",
-    False: "another distribution",
-    None: "not known",
-}
+DISTRIBUTIONS = {True: "no bias", False: "biased", None: "not known"}  # of sampled output
 MARKS = {"higher": "▲", "lower": "▼"}  # of verdicts; the others have "="
 
 
@@ -172,7 +168,8 @@ def _asked(provenance: Json) -> str:
 def _lossless_cell(arm: Json) -> TableCell:
     lossless, sampled = arm["lossless"], arm.get("distribution")
     if sampled:
-        return TableCell(DISTRIBUTIONS[sampled["passed"]])
+        detail = f"of {sampled['detects']:.2f} or more" if sampled["passed"] else ""
+        return TableCell(DISTRIBUTIONS[sampled["passed"]], detail)
     if not lossless or is_plain(arm):
         return TableCell(NOTHING)
     matching, prompts = lossless["matching"], lossless["prompts"]

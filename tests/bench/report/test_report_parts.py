@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
+from rich.console import Console
 
 from bench.report.build import build_report
+from bench.report.console import render_table
 from bench.report.csv import FIGURES, write_csv
 from bench.report.files import read_report
 from bench.report.html import TEMPLATES, PageTable
@@ -337,3 +340,19 @@ def test_only_long_texts_break_inside_words() -> None:
     table = TEMPLATES.get_template("macros.html").module.plain_table(content)
     assert "<td class='long'>a/path/that" in table
     assert "<td>17</td>" in table
+
+
+def test_a_terminal_of_80_columns_loses_nothing(everything: Report) -> None:
+    """Nor does a narrower one: cells are folded, never cut."""
+    for width in (80, 60):
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(render_table(everything))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "…" not in text
+        if width == 80:
+            for arm in everything.arms:
+                for key in ("tokens_per_second", "acceptance_length"):
+                    if figure := arm[key]:
+                        form = "{:,.1f}" if key == "tokens_per_second" else "{:.2f}"
+                        ends = [form.format(figure[end]) for end in ("low", "high")]
+                        assert "–".join(ends) in text
