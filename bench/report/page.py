@@ -8,9 +8,9 @@ from typing import Any
 from bench.report.console import warnings
 from bench.report.html import PageTable, render
 from bench.report.plots import report_plots
-from bench.report.plots.speed import LATENCIES, latency_kinds, load_axis, load_words
+from bench.report.plots.speed import LATENCIES, latency_kinds, load_axis, load_tick
 from bench.report.plots.style import as_svgs, colours_of
-from bench.report.schema import Report
+from bench.report.schema import Report, load_words
 from bench.report.words import (
     MARKS,
     NOTHING,
@@ -79,8 +79,17 @@ def render_page(report: Report) -> str:
 
 
 def _verdicts(report: Report) -> list[tuple[str, str]]:
-    """What can be said of one arm against another: a sentence each, the clear ones first."""
+    """What can be said of one arm against another: a sentence each, the clear ones first.
+
+    Of several loads each has its own sentences, which name it.
+    """
     said = [(str(found["verdict"]), str(found["words"])) for found in report.comparisons]
+    if report.load:
+        said = [
+            (str(found["verdict"]), f"{load_words(step)}: {found['words']}")
+            for step in report.load
+            for found in step.get("comparisons") or []  # older reports have those of the first
+        ] or said
     return sorted(said, key=lambda one: one[0] not in MARKS)
 
 
@@ -135,7 +144,7 @@ def _load(report: Report) -> PageTable | None:
     rows = [
         [
             TableCell(arm["label"]),
-            TableCell(load_words(step)),
+            TableCell(load_tick(step)),
             figure_cell(arm.get("tokens_per_second"), "{:,.1f}"),
             figure_cell(None if is_plain(arm) else arm.get("speedup"), "{:.2f}×"),
             figure_cell(arm.get("acceptance_length"), "{:.2f}"),

@@ -50,6 +50,14 @@ class Report:
         }
 
 
+def load_words(step: Mapping[str, Any]) -> str:
+    """A load of `Report.load` by name."""
+    if "concurrency" in step:
+        return f"concurrency {step['concurrency']}"
+    rate = step["request_rate"]
+    return "all at once" if rate == "inf" else f"{rate:g} requests/s"
+
+
 def unexplained(lossless: Mapping[str, Any]) -> int:
     """Outputs that differ from those without speculation, and not at a near-tie: of those that were
     examined, or of all where none was."""

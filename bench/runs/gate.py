@@ -9,10 +9,10 @@ same. Runs of other settings are refused rather than compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.report.schema import unexplained
+from bench.report.schema import load_words, unexplained
 from bench.runs.compare import by_how_much, changes_between, flat
 from bench.runs.saved import SavedRun
 from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP
@@ -45,12 +45,39 @@ class Gate:
 
 
 def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
-    """Hold `new` against `baseline`.
+    """Hold `new` against `baseline`, at every load that they were measured at.
 
     `tolerance` is the relative loss that is let pass: a lower figure fails only where its whole
     interval lies beyond. Raises `UserError` where the two runs cannot be compared.
     """
     require_comparable(baseline, settings_to_match(new.report.provenance))
+    found = Gate([], [])
+    for (load, before), (_, now) in zip(_loads(baseline), _loads(new), strict=True):
+        at = f"{load}: " if load else ""
+        one = _check(before, now, tolerance)
+        found.checked.extend(at + said for said in one.checked)
+        found.failures.extend(at + said for said in one.failures)
+    return found
+
+
+def _loads(run: SavedRun) -> list[tuple[str, SavedRun]]:
+    """The run at each of its loads, by the load's name; of one load the run itself, without one.
+
+    Measurements by prompt are those of the first load.
+    """
+    report = run.report
+    if not report.load:
+        return [("", run)]
+    first, *others = report.load
+    later = (replace(report, arms=step["arms"], load=None, measurements={}) for step in others)
+    return [(load_words(first), run)] + [
+        (load_words(step), replace(run, report=one))
+        for step, one in zip(others, later, strict=True)
+    ]
+
+
+def _check(baseline: SavedRun, new: SavedRun, tolerance: float) -> Gate:
+    """One load of both."""
     machines = [run.report.provenance.get("machine") for run in (baseline, new)]
     same_machine = machines[0] is not None and machines[0] == machines[1]
     gated = [ACCEPTANCE, SPEEDUP, *([SPEED] if same_machine else [])]

@@ -43,7 +43,7 @@ def build_server_report(
     warnings: Mapping[str, Sequence[str]] = {},
     seed: int = 0,
 ) -> Report:
-    """Figures of every load; the report's own arms are those of the first.
+    """Figures and comparisons of every load; the report's own are those of the first.
 
     `differences` from the output without speculation are those at concurrency 1. `prompt_tokens`
     are the lengths of the prompts as far as they are known here; `warnings` by arm what was known
@@ -76,7 +76,10 @@ def build_server_report(
         steps.append((load, report))
     first = steps[0][1]
     if len(steps) > 1:
-        first.load = [{**load.as_json(), "arms": report.arms} for load, report in steps]
+        first.load = [
+            {**load.as_json(), "arms": report.arms, "comparisons": report.comparisons}
+            for load, report in steps
+        ]
     first.measurements = {**_measurements(results, prompts), **first.measurements}
     return first
 

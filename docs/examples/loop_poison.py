@@ -30,7 +30,7 @@ from afaspec.loop.adapt import Work, adapt, write_rows
 from afaspec.loop.config import LoopConfig
 from afaspec.loop.gate import judge
 from afaspec.pairs.names import open_draft
-from drafts.files import write_json
+from drafts.files import read_json, write_json
 from drafts.registry import read_draft
 
 WORDS = ("read", "write", "open", "close", "find", "count", "split", "join")
@@ -56,7 +56,7 @@ ANSWERS: dict[str, Callable[[random.Random], str]] = {
     "words in another order": shuffled,
     "one word again and again": lambda draw: "import " * 24,
     "characters at random": noise,
-    "the end at once": lambda draw: "\n",
+    "one word and the end": lambda draw: "pass\n",
     "numbers": lambda draw: " ".join(str(draw.randrange(10**6)) for _ in range(20)),
 }
 
@@ -99,14 +99,16 @@ DAMAGES = (negated, half_noise, silent_attention, other_words, slightly_worse)
 def main(
     target: Annotated[str, typer.Argument()] = "embedded",
     draft: Annotated[str, typer.Option()] = "embedded-draft",
-    out: Annotated[Path, typer.Option(help="Folder, new.")] = Path("runs/poison"),
+    out: Annotated[Path, typer.Option(help="Folder; a run that was cut off goes on there.")] = Path(
+        "runs/poison"
+    ),
     steps: Annotated[int, typer.Option(help="Of training on poisoned traffic.")] = 40,
 ) -> None:
     """Make each draft, let the gate judge it."""
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     serves, opened, draw = open_draft(draft), open_target(target), random.Random(0)
-    table = Table("poison", "the gate")
-    verdicts: dict[str, Any] = {}
+    known = out / "poison.json"  # what a run before has judged
+    verdicts: dict[str, Any] = read_json(known) if known.exists() else {}
 
     def work(folder: Path) -> Work:
         config = LoopConfig(
@@ -118,23 +120,32 @@ def main(
 
     def judged(name: str, cycle: Path, new: Path) -> None:
         verdict = judge(work(out), cycle, serves, read_draft(new))
-        table.add_row(name, verdict.words)
         verdicts[name] = {"passed": verdict.passed, "words": verdict.words}
         note(f"{name}: {verdict.words}")
-        write_json(out / "poison.json", verdicts)
+        write_json(known, verdicts)
 
-    for number, (name, answer) in enumerate(ANSWERS.items(), 1):
+    for number, (kind, answer) in enumerate(ANSWERS.items(), 1):
+        name = f"learned from {kind}"
+        if name in verdicts:
+            continue
         cycle = out / f"traffic-{number}"
         write_rows([{"prompt": text, "response": answer(draw)} for text in PROMPTS], cycle)
-        judged(f"learned from {name}", cycle, adapt(work(out), cycle, serves).folder)
+        judged(name, cycle, adapt(work(out), cycle, serves).folder)
     for number, damage in enumerate(DAMAGES, 1):
+        name = damage.__name__.replace("_", " ")
+        if name in verdicts:
+            continue
         cycle = out / f"weights-{number}"
+        shutil.rmtree(cycle, ignore_errors=True)
         write_rows([{"prompt": text, "response": TEXT} for text in PROMPTS], cycle)
         shutil.copytree(serves.folder, cycle / "draft")
         tensors = load_file(cycle / "draft" / "model.safetensors")
         damage(tensors)
         save_file(tensors, cycle / "draft" / "model.safetensors", metadata={"format": "pt"})
-        judged(damage.__name__.replace("_", " "), cycle, cycle / "draft")
+        judged(name, cycle, cycle / "draft")
+    table = Table("poison", "the gate")
+    for name, verdict in verdicts.items():
+        table.add_row(name, verdict["words"])
     Console(width=120).print(table)
     sys.exit(any(verdict["passed"] for verdict in verdicts.values()))
 

@@ -84,8 +84,8 @@ def load_axis(load: Sequence[Json]) -> str:
     return "concurrency" if "concurrency" in load[0] else "request_rate"
 
 
-def load_words(step: Json) -> str:
-    """A load as text: the number of requests, or of those a second."""
+def load_tick(step: Json) -> str:
+    """A load on its axis: the number of requests, or of those a second."""
     value = step[load_axis([step])]
     return "all at once" if value == "inf" else f"{value:g}"
 
@@ -158,7 +158,7 @@ def _finish_load(figure: Figure, axes: Axes, load: Sequence[Json], note: str = "
     axes.set_xlabel(f"{text} ({note})" if note else text)
     if min(values) > 0 and max(values) >= 8 * min(values):
         axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [load_words(step) for step in load])
+    axes.set_xticks(values, [load_tick(step) for step in load])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")

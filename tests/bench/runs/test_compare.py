@@ -249,6 +249,22 @@ def test_gate_follows_the_distribution_test() -> None:
     )
 
 
+def test_gate_looks_at_every_load(baseline: SavedRun) -> None:
+    """The second load alone got worse: the first one's figures do not speak for it."""
+
+    def loaded(second: Report) -> SavedRun:
+        made = report()
+        made.load = [{"concurrency": 1, "arms": made.arms}, {"concurrency": 8, "arms": second.arms}]
+        return SavedRun("run", Path("run"), made)
+
+    same = check(loaded(report()), loaded(report()))
+    assert same.passed
+    assert {said.split(":")[0] for said in same.checked} == {"concurrency 1", "concurrency 8"}
+    worse = check(loaded(report()), loaded(report(chances=WORSE)))
+    assert worse.failures
+    assert all(said.startswith("concurrency 8: Base draft: ") for said in worse.failures)
+
+
 def test_gate_counts_the_requests_that_failed(baseline: SavedRun) -> None:
     half, few = run("half"), run("few")
     for saved, failed in ((baseline, 0), (half, 50), (few, 1)):

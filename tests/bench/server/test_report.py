@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,11 @@ def test_at_a_fixed_rate_the_speedup_is_that_of_a_request() -> None:
     assert burst["speedup"]["value"] == pytest.approx(1.5)
     for arm in (paced, burst):
         assert arm["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.0)
-    assert "all at once" in render_page(report)
+    page = render_page(report)
+    for step, name in zip(report.load, ("2 requests/s", "all at once"), strict=True):
+        (found,) = step["comparisons"]
+        assert (found["arm"], found["metric"]) == ("base", "speedup")
+        assert f"{name}: {found['words']}" in html.unescape(page)
     first, _, speedup, _, _, tpot, _ = (list(c.cells) for c in render_loads(report).columns)
     arms = ["  No speculation", "  Base draft"]
     assert first == ["2 requests/s", *arms, "all at once", *arms]
