@@ -56,7 +56,7 @@ ANSWERS: dict[str, Callable[[random.Random], str]] = {
     "words in another order": shuffled,
     "one word again and again": lambda draw: "import " * 24,
     "characters at random": noise,
-    "one word and the end": lambda draw: "pass\n",
+    "the same line again": lambda draw: "pass\n" * 8,
     "numbers": lambda draw: " ".join(str(draw.randrange(10**6)) for _ in range(20)),
 }
 

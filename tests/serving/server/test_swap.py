@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import stat
@@ -297,3 +298,27 @@ def test_where_the_next_server_does_not_start_the_old_draft_comes_back(
     assert traffic.failures == []
     assert traffic.versions == {before[-1]["number"]}
     assert traffic.answers == {i: {text} for i, text in enumerate(expected)}
+
+
+def test_two_tensor_parallel_workers_take_a_draft(
+    tiny_target: Path, drafts: Drafts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("two workers want a core each")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[1]}")
+    arguments = [str(tiny_target), "--draft", str(drafts.first), "--k", "2", "--port", "0"]
+    passed_on = ["--served-model-name", "tiny", "--dtype", "float32", *FAST]
+    passed_on += ["--tensor-parallel-size", "2"]
+    with serving(tmp_path, *arguments, "--swappable", "--", *passed_on) as command:
+        command.wait_ready()
+        found = re.search(r"http://127\.0\.0\.1:\d+", command.out)
+        assert found
+        url = found[0]
+        before, (text, version) = accepted(url), complete(url, PROMPTS[0])
+        done = ask_for_change(url, drafts.second, "in-place", lambda _: None)
+        assert done["how"] == "in place"
+        assert accepted(url) != before, "the second draft is accepted as the first"
+        assert complete(url, PROMPTS[0]) == (text, version + 1)
+        ask_for_change(url, None, "in-place", lambda _: None)
+        assert accepted(url) == before
