@@ -129,6 +129,8 @@ def _latency_note(answered: Sequence[Json]) -> str:
         for kind in latency_kinds(answered)
     ]
     note = " ".join(["Medians over all requests, with p90 and p99 below.", *kinds])
+    if "itl_ms" in latency_kinds(answered):
+        note += " A piece may have several tokens; those that were read at once are 0 ms apart."
     failed = sum(arm["latency"].get("failed") or 0 for arm in answered)
     return note + (f" {failed} requests failed and are not counted." if failed else "")
 

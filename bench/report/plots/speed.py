@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LATENCIES = {
     "ttft_ms": "Time to first token (TTFT)",
     "tpot_ms": "Time per output token (TPOT)",
-    "itl_ms": "Time between tokens (ITL)",
+    "itl_ms": "Time between pieces (ITL)",
     "e2e_ms": "Whole request, end to end",
 }
 
