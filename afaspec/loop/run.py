@@ -205,11 +205,19 @@ def try_out(loop: Loop) -> Next:
         f"{found.steps} steps took held-out acceptance from {found.base:.2f} to {found.length:.2f} "
         f"({found.gain:+.1%}), which at the same cost of a step is as much more tokens/s"
     )
+    seen = [span for span in loop.spans.since(loop.found("since")) if span.tokens]
+    if seen:
+        speed = sum(span.tokens for span in seen) / sum(span.seconds for span in seen)
+        words += f", {found.gain * speed:+.1f} at the present load"
     data = asdict(found)
     if found.gain < config.least_gain:
         words = f"not worth it: {words}; {config.least_gain:.1%} are asked"
         return "watch", words, {**data, "outcome": "not worth it"}
-    return "adapt", f"{words}; all {config.steps} steps take {whole / 60:.1f} min or so", data
+    words += f"; all {config.steps} steps take {whole / 60:.1f} min or so"
+    if found.gain > 0:  # training as dear as serving nothing meanwhile
+        paid = whole / found.gain / 60
+        words += f", made up after {paid:,.0f} min of serving if they stop the server meanwhile"
+    return "adapt", words, data
 
 
 def train_it(loop: Loop) -> Next:

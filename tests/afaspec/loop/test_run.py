@@ -15,7 +15,7 @@ import pytest
 
 from afaspec.config import load_config
 from afaspec.loop import run
-from afaspec.loop.adapt import Work
+from afaspec.loop.adapt import Trial, Work
 from afaspec.loop.config import LoopConfig
 from afaspec.loop.gate import verdict
 from afaspec.loop.history import Entry, History
@@ -123,6 +123,29 @@ def test_new_rows_are_collected_be_they_texts_or_token_ids(
     assert loop.history.last.state == "trial"
     kept = (config.out / "0001" / "traffic.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in kept] == ["1", "2", "3", "4"]  # 0 was before
+
+
+def test_a_trial_says_what_it_is_worth_and_what_it_costs(
+    config: LoopConfig, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = a_loop(config, clock)
+    for _ in range(10):
+        clock.pause(EVERY)
+    speed = sum(span.tokens for span in clock.spans) / sum(span.seconds for span in clock.spans)
+    monkeypatch.setattr(Loop, "begin_with", lambda self: None)
+    for length, state in ((2.2, "adapt"), (2.01, "watch")):
+        found = Trial(30, 2.0, length, 60.0)
+        monkeypatch.setattr(run, "trial", lambda *_, found=found: found)
+        loop.history.add(Entry(clock.now, 1, "trial", "", {"since": 0.0}))
+        step(loop)
+        last = loop.history.last
+        assert last.state == state
+        assert f"({found.gain:+.1%})" in last.words
+        assert f", {found.gain * speed:+.1f} at the present load" in last.words
+    assert last.words.startswith("not worth it: ")
+    paid = 60 / 30 * config.steps / 0.1 / 60
+    adapting = loop.history.entries[1].words
+    assert f"all {config.steps} steps take 6.7 min or so, made up after {paid:.0f} min" in adapting
 
 
 def test_nothing_begins_while_nothing_changes(config: LoopConfig, clock: Clock) -> None:
