@@ -5,9 +5,9 @@ bf16 sums other roundings than one-token decoding. Where the target's two best t
 than that rounding noise, either may come out. Nothing is assumed about the noise: it is measured
 on the engine without a draft, as the disagreement between two computations of the same logits,
 one-token decoding and a prefill over the same text. It is measured where nothing is judged: on
-prompts whose outputs are all the same, or, where there are none, before the first difference of the
-others. A near-tie is a gap within the `QUANTILE` of that noise: a largest value would grow with
-every position that is looked at.
+prompts whose outputs are all the same and, where those are too few for a quantile, at the other
+positions of those that differ. A near-tie is a gap within the `QUANTILE` of that noise: a largest
+value would grow with every position that is looked at.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from serving.engine.engine import Generation
 TOP = 20  # log-probabilities asked of vLLM, its default limit
 NOISE_PROMPTS = 8  # prompts that differ nowhere and serve to measure the noise
 QUANTILE = 0.999  # of the noise: a gap within it is a near-tie
+ENOUGH = 1000  # positions for that quantile
 EXAMINED = 32  # prompts with a difference that are looked at, at most
 
 Row = Sequence[tuple[int, float]]
@@ -155,15 +156,15 @@ def judge(
     prefilled: Mapping[str, Sequence[Row]],
 ) -> tuple[dict[str, list[Difference]], Noise | None]:
     """Fill in the differences' gaps and verdicts from log-probabilities by prompt and position."""
-    ends: dict[str, int] = {}  # of what comes before any difference, by prompt
-    for found in (one for of_arm in differences.values() for one in of_arm):
-        ends[found.prompt] = min(found.position, ends.get(found.prompt, found.position))
-    alike = [name for name in decoded if name not in ends]
-    noise = measure_noise(
-        pair
-        for name in alike or decoded
-        for pair in zip(decoded[name][: ends.get(name)], prefilled[name], strict=False)
-    )
+    judged = {(found.prompt, found.position) for rows in differences.values() for found in rows}
+    differing = {prompt for prompt, _ in judged}
+    pairs: list[tuple[Row, Row]] = []
+    for name in sorted(decoded, key=lambda name: name in differing):
+        if name in differing and len(pairs) >= ENOUGH:
+            break
+        rows = enumerate(zip(decoded[name], prefilled[name], strict=False))
+        pairs += [pair for position, pair in rows if (name, position) not in judged]
+    noise = measure_noise(pairs)
 
     def measured(found: Difference) -> Difference:
         if found.prompt not in decoded:

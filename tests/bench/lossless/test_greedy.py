@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from bench.lossless.greedy import (
+    ENOUGH,
     Difference,
     evenly,
     first_difference,
@@ -39,16 +40,15 @@ def judged(gap: float, token: int = 2) -> Difference:
 def test_the_noise_is_that_of_other_prompts() -> None:
     """Where a prompt is judged, its own noise is not asked: a broken engine would excuse itself."""
     found = {"arm": [Difference("p", 1, 1, 2)]}
-    decoded = {"p": rows(3.0, 0.5, 1.0), "q": rows(2.0, 1.0)}
-    prefilled = {"p": rows(3.0, 2.5, 9.0), "q": rows(2.1, 1.02)}
-    result, noise = judge(found, decoded, prefilled)
+    decoded, prefilled = {"p": rows(3.0, 0.5, 1.0)}, {"p": rows(3.0, 2.5, 9.0)}
+    many = {"q": rows(*[2.0] * ENOUGH)}, {"q": rows(*[2.1] * ENOUGH)}
+    result, noise = judge(found, decoded | many[0], prefilled | many[1])
     assert noise is not None
-    assert (noise.positions, noise.max) == (2, pytest.approx(0.1))
+    assert (noise.positions, noise.max) == (ENOUGH, pytest.approx(0.1))
     assert result["arm"][0].near_tie is False
-    alone, own = judge(found, {"p": decoded["p"]}, {"p": prefilled["p"]})
-    assert own is not None
-    assert own.positions == 1  # before the difference
-    assert alone["arm"][0].near_tie is False
+    _, few = judge(found, decoded, prefilled)
+    assert few is not None
+    assert (few.positions, few.max) == (2, pytest.approx(8.0))  # the judged position is not in it
 
 
 def test_a_quantile_does_not_grow_with_what_is_looked_at() -> None:
