@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ from bench.records.arms import LABELS
 from bench.report.plots.style import COLOURS, INK, WIDTH, styled
 from bench.stats.intervals import Quotient
 from bench.stats.seeds import seeded_comparison, seeded_figure
-from bench.stats.verdict import correct
+from bench.stats.verdict import Comparison, correct
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json, write_json
 from drafts.tensors import has_bf16
@@ -267,8 +267,14 @@ def summary(settings: Settings, method: Method, base: Json, arms: dict[str, Json
             }
             for arm, found in arms.items()
         },
-        "comparisons": [comparison.as_json() for comparison in correct(comparisons)],
+        "comparisons": [in_words(comparison) for comparison in correct(comparisons)],
     }
+
+
+def in_words(comparison: Comparison) -> Json:
+    """The comparison as JSON; its sentence is of methods, as several trainings of each were made."""
+    arm, against = (LABELS.get(name, name) for name in (comparison.arm, comparison.against))
+    return {**comparison.as_json(), "words": replace(comparison, arm=arm, against=against).words}
 
 
 def table_of(runs: list[Json]) -> Quotient:
