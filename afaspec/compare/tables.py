@@ -11,13 +11,15 @@ from rich.text import Text
 from afaspec.compare.plan import Json
 from afaspec.compare.plots import shown
 from bench.records.arms import LABELS
+from bench.records.speeds import DECODE
+from bench.report.older import arm_as_today
 from bench.report.words import NOTHING, TableCell
 from bench.stats.verdict import NO_DIFFERENCE
 
 FEW = 6  # comparisons that are all told in sentences
 COMPARED = ("Arm", "Against", "Difference", "Relative", "p (Holm)", "Verdict")
 POOLED = ("Arm", "Against", "Points", "Relative", "p (Holm)", "Verdict")
-SERVED = ("Arm in vLLM", "Seed", "Acceptance length", "Tokens/s", "Speedup")
+SERVED = ("Arm in vLLM", "Seed", "Acceptance length", DECODE.rate_label, DECODE.speedup_label)
 COLUMNS = (
     "Arm",
     "Acceptance length",
@@ -123,11 +125,11 @@ def served_rows(results: Json) -> list[list[str]]:
             str(report["seed"]),
             *(
                 said(arm[name], "{:.2f}")
-                for name in ("acceptance_length", "tokens_per_second", "speedup")
+                for name in ("acceptance_length", DECODE.rate, DECODE.speedup)
             ),
         ]
         for report in results["vllm"]
-        for arm in report["arms"]
+        for arm in map(arm_as_today, report["arms"])  # a study may be older
     ]
 
 

@@ -121,6 +121,7 @@ def sample_bench(began: float, config: PlanConfig, prompts: str, logs: Path) -> 
     from bench.engine.run import run_bench
     from bench.records.arms import Arm
     from bench.records.config import BenchConfig
+    from bench.records.speeds import DECODE
 
     first: list[float] = []
 
@@ -144,7 +145,7 @@ def sample_bench(began: float, config: PlanConfig, prompts: str, logs: Path) -> 
         tell,
         log_folder=logs,
     )
-    plain, drafted = (arm["tokens_per_second"]["value"] for arm in report.arms)
+    plain, drafted = (arm[DECODE.rate]["value"] for arm in report.arms)
     return BenchSample(first[0] - began, plain, drafted, _most_held())
 
 

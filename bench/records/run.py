@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.records.acceptance import Acceptance, Counts
 from bench.records.arms import Arm
+from bench.records.speeds import DECODE, Speed
 from serving.engine.engine import Generation
 from serving.metrics import SpecCounters
 
@@ -65,7 +66,7 @@ class ArmRun:
     """What one arm gave: per round and prompt its output, per round and timing unit its times.
 
     A timing unit is a prompt, or a whole block where several requests run at once. `tokens` and
-    `seconds` are those of the decode phase: the first token belongs to the prefill. `kept` are each
+    `seconds` are those of `speed`: of the decode phase, unless it is a server's. `kept` are each
     prompt's tokens after the first, those of all its answers in a round together. `inputs` are
     the first round's prompts as this arm had them, `cut` counts the later turns of all rounds that
     had to lose the oldest of the conversation to fit.
@@ -79,6 +80,7 @@ class ArmRun:
     prefill_seconds: list[list[float]] = field(default_factory=list)
     counters: list[list[SpecCounters | None]] = field(default_factory=list)
     kept: list[list[int]] = field(default_factory=list)
+    speed: Speed = DECODE
     inputs: list[list[int]] = field(default_factory=list)
     cut: int = 0
 

@@ -10,6 +10,8 @@ from typing import Any
 from bench.lossless.greedy import Difference, Noise
 from bench.records.acceptance import Acceptance
 from bench.records.run import ArmRun
+from bench.records.speeds import FIGURES as SPEED_FIGURES
+from bench.records.speeds import SPEEDUPS
 from bench.report.cautions import PastPositions
 from bench.report.figures import (
     acceptance_json,
@@ -27,7 +29,7 @@ from bench.report.figures import (
 from bench.report.schema import Json, Report
 from bench.stats.comparisons import comparisons, per_step
 from bench.stats.resample import Resampler, ratio
-from bench.stats.verdict import ACCEPTANCE, SPEEDUP, Comparison
+from bench.stats.verdict import ACCEPTANCE, Comparison
 
 
 def build_report(
@@ -53,11 +55,12 @@ def build_report(
     """Turn what the arms gave into figures with intervals.
 
     Every measured figure is `{"value", "low", "high"}`, or None where the arm has no such measure
-    (acceptance without a draft, speedup without a `none` arm). `categories` name each prompt's
-    kind, in the order of `prompts`; `distribution` holds results of the distribution test by arm;
-    `not_comparable` counts the prompts by arm that were not those of the arm without speculation.
-    `conversations` numbers the conversation that each of `prompts` is a turn of; `past` says by arm
-    what went past the draft's positions, `warnings` what was known of it before the run.
+    (acceptance without a draft, speedup without a `none` arm, a speed that only servers have).
+    `categories` name each prompt's kind, in the order of `prompts`; `distribution` holds results of
+    the distribution test by arm; `not_comparable` counts the prompts by arm that were not those of
+    the arm without speculation. `conversations` numbers the conversation that each of `prompts` is
+    a turn of; `past` says by arm what went past the draft's positions, `warnings` what was known of
+    it before the run.
     """
     counts = Resampler(len(prompts), seed=seed)
     accepted = {run.arm.name: run.acceptance(k) for run in runs}
@@ -74,8 +77,10 @@ def build_report(
         arm["accepted_lengths"] = accepted_lengths(acceptance)
         arm["offline_acceptance_length"] = offline_json(offline.get(name), seed)
         arm["general"] = general_json(general, name, seed)
-        arm["tokens_per_second"] = figure_json(speeds[name], timed)
-        arm["speedup"] = None if plain is None else figure_json(ratio(speeds[name], plain), timed)
+        arm |= {"speed": run.speed.name, **dict.fromkeys(SPEED_FIGURES)}
+        arm[run.speed.rate] = figure_json(speeds[name], timed)
+        if plain is not None:
+            arm[run.speed.speedup] = figure_json(ratio(speeds[name], plain), timed)
         arm["prefill_ms"] = mean_prefill_ms(run, seed)
         arm["latency"] = latency_json(run, common["concurrency"])
         arm["categories"] = by_category[name]
@@ -107,9 +112,9 @@ def _as_compared(arms: Sequence[Json], found: Sequence[Comparison]) -> None:
     """Give a figure that is a comparison the comparison's own interval: one number has one."""
     for one in found:
         arm = next(arm for arm in arms if arm["name"] == one.arm)
-        if one.metric == SPEEDUP and arm["speedup"]:
+        if one.metric in SPEEDUPS and arm[one.metric]:
             ends = {"low": 1 + one.relative.low, "high": 1 + one.relative.high}
-            arm["speedup"] |= {name: None if isnan(end) else end for name, end in ends.items()}
+            arm[one.metric] |= {name: None if isnan(end) else end for name, end in ends.items()}
         elif one.metric == ACCEPTANCE and one.against == "base":
             arm["acceptance_length_gain_over_base"] = one.difference.as_json()
 
@@ -121,8 +126,8 @@ def _measurements(
     for run in runs:
         arms[run.arm.name] = {
             "outputs": run.outputs[0],
-            "decode_tokens": run.tokens,
-            "decode_seconds": run.seconds,
+            "tokens": run.tokens,
+            "seconds": run.seconds,
             "prefill_seconds": run.prefill_seconds,
             "counters": [[None if c is None else asdict(c) for c in row] for row in run.counters],
         }

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.records.progress import Progress
+from bench.records.speeds import speed_of
 from bench.report.schema import Report
 from bench.report.words import (
     KEPT,
@@ -65,7 +66,6 @@ def stage_bars(bars: Bars) -> Progress:
     return report
 
 
-LOAD_COLUMNS = ("", "Tokens/s", "Speedup", "Accept.\nlength")
 LATENCIES = ("ttft_ms", "tpot_ms", "e2e_ms")
 
 
@@ -73,7 +73,9 @@ def render_loads(report: Report) -> Table:
     """A rich table: a row per arm below each load; latencies as the median with p99 below."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     names = (kind.removesuffix("_ms").upper() for kind in LATENCIES)
-    for column in (*LOAD_COLUMNS, *(f"{name} ms\n(p99)" for name in names)):
+    speed = speed_of(report.arms[0])
+    columns = ("", f"{speed.label}\ntokens/s", "Speedup", "Accept.\nlength")
+    for column in (*columns, *(f"{name} ms\n(p99)" for name in names)):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     steps = [{"arms": report.arms}] if report.load is None else report.load
     for words, step in zip(report.provenance["loads"], steps, strict=True):
@@ -81,8 +83,8 @@ def render_loads(report: Report) -> Table:
         for arm in step["arms"]:
             table.add_row(
                 f"  {arm['label']}",
-                figure_cell(arm["tokens_per_second"], "{:,.1f}").text,
-                figure_cell(arm["speedup"], "{:.2f}×").text,
+                figure_cell(arm[speed.rate], "{:,.1f}").text,
+                figure_cell(arm[speed.speedup], "{:.2f}×").text,
                 figure_cell(arm["acceptance_length"], "{:.2f}").text,
                 *(_latency(arm["latency"][kind]) for kind in LATENCIES),
             )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.records.speeds import FIGURES as SPEED_FIGURES
+from bench.records.speeds import SPEEDUPS
 from bench.report.schema import Report
 from drafts.files import atomic_file
 
@@ -16,10 +18,8 @@ FIGURES = (
     "acceptance_rate",
     "tokens_per_step",
     "offline_acceptance_length",
-    "tokens_per_second",
-    "tokens_per_second_per_request",
+    *SPEED_FIGURES,
     "requests_per_second",
-    "speedup",
     "prefill_ms",
 )
 PER_POSITION = ("per_position", "conditional")
@@ -50,7 +50,7 @@ def csv_rows(report: Report) -> Iterator[Row]:
         yield from _arm_rows(arm)
     for found in report.comparisons:
         arm, against, metric = found["arm"], found["against"], found["metric"]
-        for kind in ("relative",) if metric == "speedup" else ("difference", "relative"):
+        for kind in ("relative",) if metric in SPEEDUPS else ("difference", "relative"):
             yield _row(arm, f"{metric}_{kind}", found[kind], against=against)
     for step in report.load or []:
         load = next(

@@ -11,6 +11,7 @@ import numpy as np
 from bench.lossless.greedy import Difference
 from bench.records.acceptance import Acceptance
 from bench.records.run import ArmRun
+from bench.records.speeds import FIGURES as SPEED_FIGURES
 from bench.stats.intervals import Quotient
 from bench.stats.resample import Resampler, Samples, figure, ratio, resample_acceptance, spread
 
@@ -173,13 +174,16 @@ def categories_json(
             measured: dict[str, Samples | None] = {
                 "acceptance_length": None,
                 "acceptance_rate": None,
-                "tokens_per_second": speed,
-                "speedup": None if speed is None or plain is None else ratio(speed, plain),
+                run.speed.rate: speed,
+                run.speed.speedup: None if speed is None or plain is None else ratio(speed, plain),
             }
             if acceptance is not None:
                 drafted = resample_acceptance(_select(acceptance, rows), counts)
                 measured |= {"acceptance_length": drafted.length, "acceptance_rate": drafted.rate}
-            result[run.arm.name][category] = {"prompts": len(rows)} | {
+            result[run.arm.name][category] = {
+                "prompts": len(rows),
+                **dict.fromkeys(SPEED_FIGURES),
+            } | {
                 key: None if samples is None else figure_json(samples, len(rows))
                 for key, samples in measured.items()
             }

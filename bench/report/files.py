@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.report.schema import NEW_IN_2, OLDER_SCHEMA, SCHEMA, Report
+from bench.report.older import as_today
+from bench.report.schema import OLDER_SCHEMAS, SCHEMA, Report
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json, write_json
 
 
 def read_report(path: Path) -> Report:
-    """A report from its JSON file; one of the older schema reads as one that measured less.
+    """A report from its JSON file; one of an older schema reads as one that measured less.
 
     Raises `UserError` for another schema.
     """
     content = read_json(path)
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema not in (SCHEMA, OLDER_SCHEMA):
+    if schema not in (SCHEMA, *OLDER_SCHEMAS):
         raise UserError(
             f"has schema {schema!r}, expected {SCHEMA!r}",
             where=path,
             hint="give a report.json that `afaspec bench` wrote",
         )
+    if schema != SCHEMA:
+        content = as_today(content)
     return Report(
-        [{**dict.fromkeys(NEW_IN_2), **arm} for arm in content["arms"]],
+        content["arms"],
         content["provenance"],
         content["numerical_noise"],
         content["training"],

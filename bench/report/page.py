@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.records.speeds import REQUEST, THROUGHPUT, speed_of
 from bench.report.console import warnings
 from bench.report.html import PageTable, render
 from bench.report.plots import report_plots
@@ -26,10 +27,7 @@ from bench.report.words import (
 )
 
 Json = Mapping[str, Any]
-CATEGORY_FIGURES = (
-    ("acceptance_length", "Acceptance length", "{:.2f}"),
-    ("speedup", "Speedup over no speculation", "{:.2f}×"),
-)
+SERVED = (THROUGHPUT, REQUEST)  # the speeds that a server has
 LOAD_AXES = {"concurrency": "Requests at once", "request_rate": "Requests/s"}
 DIFFERENCES = ("Arm", "Prompt", "Position", "Token", "Instead", "Gap (nats)", "Near-tie")
 SHOWN_DIFFERENCES = 50
@@ -47,6 +45,7 @@ def render_page(report: Report) -> str:
     answered = [arm for arm in report.arms if arm.get("latency")]
     parted = _differences(report.arms)
     tested = [arm for arm in report.arms if arm.get("distribution")]
+    speed = speed_of(report.arms[0])
     return render(
         "report.html",
         headline=headline(report.arms),
@@ -58,13 +57,13 @@ def render_page(report: Report) -> str:
             table_rows(report.arms),
             _swatches(report.arms, report.arms),
         ),
-        first_plots=grid("acceptance_length", "speedup"),
+        first_plots=grid("acceptance_length", speed.speedup),
         categories=_categories(report.arms),
         category_plots=grid("categories"),
         acceptance_plots=grid("per_position", "conditional", "accepted_per_step", "per_request"),
         latencies=_latencies(answered, report.arms),
         latency_note=_latency_note(answered),
-        speed_plots=grid("tokens_per_second", "latency"),
+        speed_plots=grid(speed.rate, "latency"),
         load=_load(report),
         load_plots=grid(*(stem for stem in plots if stem.startswith("load_"))),
         training_plots=grid("training"),
@@ -101,8 +100,11 @@ def _swatches(rows: Sequence[Json], arms: Sequence[Json]) -> list[str]:
 
 def _categories(arms: Sequence[Json]) -> list[PageTable]:
     """Acceptance length and speedup, a row per category and a column per arm."""
-    tables = []
-    for key, caption, form in CATEGORY_FIGURES:
+    speed, tables = speed_of(arms[0]), []
+    for key, caption, form in (
+        ("acceptance_length", "Acceptance length", "{:.2f}"),
+        (speed.speedup, f"{speed.speedup_label} over no speculation", "{:.2f}×"),
+    ):
         columns, rows = category_rows(arms, key, form)
         if len(columns) > 2:
             tables.append(PageTable(columns, rows, caption=caption))
@@ -141,14 +143,19 @@ def _load(report: Report) -> PageTable | None:
         return None
     everyone = [arm for step in report.load for arm in step["arms"]]
     kinds = latency_kinds(everyone)
-    columns = ["Arm", LOAD_AXES[load_axis(report.load)], "Tokens/s", "Speedup", "Acceptance length"]
-    columns += [f"{_short(kind)}, ms" for kind in kinds]
+    speed = speed_of(report.arms[0])
+    columns = ["Arm", LOAD_AXES[load_axis(report.load)], *(s.rate_label for s in SERVED)]
+    columns += [
+        speed.speedup_label,
+        "Acceptance length",
+        *(f"{_short(kind)}, ms" for kind in kinds),
+    ]
     rows = [
         [
             TableCell(arm["label"]),
             TableCell(load_tick(step)),
-            figure_cell(arm.get("tokens_per_second"), "{:,.1f}"),
-            figure_cell(None if is_plain(arm) else arm.get("speedup"), "{:.2f}×"),
+            *(figure_cell(arm.get(served.rate), "{:,.1f}") for served in SERVED),
+            figure_cell(None if is_plain(arm) else arm.get(speed.speedup), "{:.2f}×"),
             figure_cell(arm.get("acceptance_length"), "{:.2f}"),
             *(_latency_cell((arm.get("latency") or {}).get(kind)) for kind in kinds),
         ]

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA = "afaspec-report/2"
-OLDER_SCHEMA = "afaspec-report/1"  # lacks the keys below
-
-NEW_IN_2 = ("categories", "accepted_lengths", "latency", "distribution")  # of every arm
+SCHEMA = "afaspec-report/3"
+OLDER_SCHEMAS = ("afaspec-report/1", "afaspec-report/2")  # read as `bench.report.older` says
 
 Json = dict[str, Any]
 

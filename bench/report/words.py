@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.records.speeds import speed_of
 from bench.report.schema import unexplained
 
 Json = Mapping[str, Any]
 
 RATE, KEPT = "Acceptance rate", "General kept"
 PER_STEP = "Tokens per step"
-COLUMNS = ("Arm", "Acceptance length", RATE, PER_STEP, "Tokens/s", "Speedup", "Same output")
 NOTHING = "–"
 DISTRIBUTIONS = {True: "no bias", False: "biased", None: "not known"}  # of sampled output
 MARKS = {"higher": "▲", "lower": "▼"}  # of verdicts; the others have "="
@@ -29,16 +29,18 @@ class TableCell:
 
 
 def table_columns(arms: Sequence[Json]) -> tuple[str, ...]:
-    """`COLUMNS`, and what was kept on general prompts where that was measured."""
-    return (*COLUMNS, KEPT) if any(_kept(arm) for arm in arms) else COLUMNS
+    """The columns of `table_rows`; the speed is named for what was measured."""
+    speed = speed_of(arms[0])
+    columns = ("Arm", "Acceptance length", RATE, PER_STEP, speed.rate_label, speed.speedup_label)
+    return (*columns, "Same output", *([KEPT] if any(_kept(arm) for arm in arms) else []))
 
 
 def table_rows(arms: Sequence[Json]) -> list[list[TableCell]]:
     """A row per arm with the cells of `table_columns`; the best of each column is marked."""
-    kept = KEPT in table_columns(arms)
+    kept, speed = KEPT in table_columns(arms), speed_of(arms[0])
     best = {
         key: max((_value(arm[key]) for arm in arms), default=0.0)
-        for key in ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
+        for key in ("acceptance_length", "acceptance_rate", speed.rate, speed.speedup)
     }
 
     def cell(arm: Json, key: str, form: str, scale: float = 1.0) -> TableCell:
@@ -52,8 +54,8 @@ def table_rows(arms: Sequence[Json]) -> list[list[TableCell]]:
             cell(arm, "acceptance_length", "{:.2f}"),
             cell(arm, "acceptance_rate", "{:.1f}%", 100),
             figure_cell(arm.get("tokens_per_step"), "{:.2f}"),
-            cell(arm, "tokens_per_second", "{:,.1f}"),
-            TableCell("1×") if is_plain(arm) else cell(arm, "speedup", "{:.2f}×"),
+            cell(arm, speed.rate, "{:,.1f}"),
+            TableCell("1×") if is_plain(arm) else cell(arm, speed.speedup, "{:.2f}×"),
             _lossless_cell(arm),
             *([figure_cell(_kept(arm), "{:.1f}%", 100)] if kept else []),
         ]
@@ -102,19 +104,25 @@ def figure_cell(
 
 def headline(arms: Sequence[Json]) -> str:
     """One sentence: the longest draft, what it gains, and whether the output stayed the same."""
-    drafted = [arm for arm in arms if _value(arm["acceptance_length"])]
+    drafted, speed = [arm for arm in arms if _value(arm["acceptance_length"])], speed_of(arms[0])
     if not drafted:
-        return f"{arms[0]['label']} decodes {_value(arms[0]['tokens_per_second']):,.1f} tokens/s."
-    top = max(drafted, key=lambda arm: _value(arm["speedup"]) or _value(arm["acceptance_length"]))
+        rate = _value(arms[0][speed.rate])
+        return f"{arms[0]['label']}: {rate:,.1f} tokens/s ({speed.noun})."
+    top = max(
+        drafted, key=lambda arm: _value(arm[speed.speedup]) or _value(arm["acceptance_length"])
+    )
     text = f"{top['label']} {_yields(top)}"
     base = next((arm for arm in drafted if arm["name"] == "base" and arm is not top), None)
     if base:
         text += f", the base draft {_length(base):.2f}"
-    if top["speedup"]:
-        speed = _value(top["speedup"])
-        text += f"; it decodes {speed:.2f}× as fast as without speculation"
-        if base and base["speedup"]:
-            text += f" (the base draft {_value(base['speedup']):.2f}×)"
+    if top[speed.speedup]:
+        found = figure_cell(top[speed.speedup], "{:.2f}")
+        gain = speed.times.format(arm="it", against="no speculation", times=found.text)
+        text += f"; {gain[0].lower()}{gain[1:]}"
+        beside = [found.detail.replace("–", " to ")] if found.detail else []
+        if base and base[speed.speedup]:
+            beside.append(f"the base draft {_value(base[speed.speedup]):.2f}")
+        text += f" ({'; '.join(beside)})" if beside else ""
     said = (
         f"{text}.",
         _lossless_sentence(drafted),

@@ -13,19 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from bench.records.arms import Arm
 from bench.records.run import ArmRun
+from bench.records.speeds import FIGURES, SPEEDUPS, speed_of
 from bench.report.schema import Report
 from bench.stats.comparisons import quotient
 from bench.stats.intervals import Accounts, Floats, Source
-from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, contrast, paired_accounts
+from bench.stats.verdict import Comparison, contrast, paired_accounts
 from serving.metrics import SpecCounters
 
-METRICS = (ACCEPTANCE, SPEED, SPEEDUP)
 ROUNDING = 1e-9
 NORMAL_95 = 1.96  # standard errors in half of a 95% interval
 
@@ -43,7 +43,7 @@ class Estimate:
 def compare_arm(old: Report, new: Report, name: str, metric: str) -> tuple[Comparison, bool] | None:
     """The arm in `new` beside the same in `old`, and whether prompts were paired.
 
-    None where either run has no such figure.
+    None where either run has no such figure, or its verdicts are about another speed.
     """
     found, before = (_figure(report, name, metric) for report in (new, old))
     if found is None or before is None:
@@ -88,12 +88,12 @@ def estimate(report: Report, name: str, metric: str) -> Estimate | None:
     found = quotient(_run(name, arms[name]), metric) if name in arms else None
     if found is None or not found.value > 0:
         return None
-    if metric != SPEEDUP:
+    if metric not in SPEEDUPS:
         return Estimate(found.value, found.influence)
     plain = next((arm["name"] for arm in report.arms if arm["provenance"]["method"] is None), None)
     if plain not in arms:
         return None
-    base = quotient(_run(str(plain), arms[plain]), SPEED)
+    base = quotient(_run(str(plain), arms[plain]), SPEEDUPS[metric].rate)
     assert base is not None  # every run has times
     value = found.value / base.value
     relative = found.influence / found.value - base.influence / base.value
@@ -130,16 +130,17 @@ def _compare_paired(
 
 
 def _figure(report: Report, name: str, metric: str) -> Json | None:
-    for arm in report.arms:
-        if arm["name"] == name and arm[metric] and arm[metric]["value"] is not None:
-            plain = arm["provenance"]["method"] is None
-            return None if plain and metric == SPEEDUP else arm[metric]  # 1 by definition
-    return None
+    arm = next((arm for arm in report.arms if arm["name"] == name), None)
+    if arm is None or not arm[metric] or arm[metric]["value"] is None:
+        return None
+    if metric in FIGURES and metric not in (speed_of(arm).rate, speed_of(arm).speedup):
+        return None  # its measurements are of another
+    if arm["provenance"]["method"] is None and metric in SPEEDUPS:
+        return None  # 1 by definition
+    return cast(Json, arm[metric])
 
 
 def _run(name: str, arm: Json) -> ArmRun:
     """What an arm gave, as far as figures need it, from its measurements."""
     counters = [[None if c is None else SpecCounters(**c) for c in row] for row in arm["counters"]]
-    return ArmRun(
-        Arm(name), tokens=arm["decode_tokens"], seconds=arm["decode_seconds"], counters=counters
-    )
+    return ArmRun(Arm(name), tokens=arm["tokens"], seconds=arm["seconds"], counters=counters)

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.runs.across import METRICS, compare_arm
+from bench.records.speeds import MEASURES, RATES, speed_of
+from bench.runs.across import compare_arm
 from bench.runs.saved import SavedRun
-from bench.stats.verdict import NO_DIFFERENCE, SPEED, Comparison, correct
+from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, Comparison, correct
 
 SCHEMA = "afaspec-comparison/1"
 # What differs between any two runs and says nothing about them.
 UNTOLD = {"time", "draft.path", "target.path"}
-NAMES = {
-    "acceptance_length": "acceptance length",
-    "tokens_per_second": "tokens/s",
-    "speedup": "speedup",
+NAMES = {ACCEPTANCE: "acceptance length"} | {
+    metric: name[0].lower() + name[1:] for metric, name in MEASURES.items()
 }
 
 Json = dict[str, Any]
@@ -37,9 +36,14 @@ class Change:
     paired: bool
 
     @property
+    def name(self) -> str:
+        """The figure, as a reader calls it."""
+        return NAMES[self.comparison.metric]
+
+    @property
     def words(self) -> str:
         """What can be said of it, in a sentence."""
-        name = NAMES[self.comparison.metric]
+        name = self.name
         how = "same prompts" if self.paired else "unpaired"
         if self.comparison.verdict == NO_DIFFERENCE:
             return (
@@ -84,9 +88,9 @@ class ReportComparison:
             if arm["provenance"]["method"] is None
         }
         return [
-            f"Without any draft {change.new} decodes {by_how_much(change.comparison)} against "
-            f"{change.old}: the runs differ in more than their drafts, so compare speedups and not "
-            "tokens/s"
+            f"Without any draft the {change.name} of {change.new} is "
+            f"{by_how_much(change.comparison)} against {change.old}: the runs differ in more than "
+            "their drafts, so compare speedups and not tokens/s"
             for change in self.changes
             if change.arm in plain and change.comparison.verdict != NO_DIFFERENCE
         ]
@@ -121,14 +125,16 @@ def compare_runs(runs: Sequence[SavedRun]) -> ReportComparison:
                 for arm in here.report.arms
                 if arm["name"] not in names
             ]
+        missing += _other_speed(first, run)
     return ReportComparison(runs, changes, missing, differing_settings(runs))
 
 
-def changes_between(old: SavedRun, new: SavedRun, metrics: Sequence[str] = METRICS) -> list[Change]:
+def changes_between(old: SavedRun, new: SavedRun) -> list[Change]:
     """What changed from `old` to `new`, Holm-corrected over the arms, in the order of `old`."""
     found = []
     for arm in old.report.arms:
-        for metric in metrics:
+        speed = speed_of(arm)
+        for metric in (ACCEPTANCE, speed.rate, speed.speedup):
             compared = compare_arm(old.report, new.report, arm["name"], metric)
             if compared is not None:
                 other = new.report.arm(arm["name"])
@@ -137,6 +143,17 @@ def changes_between(old: SavedRun, new: SavedRun, metrics: Sequence[str] = METRI
     return [
         Change(arm["name"], arm["label"], old.name, new.name, values, comparison, paired)
         for (arm, values, _, paired), comparison in zip(found, corrected, strict=True)
+    ]
+
+
+def _other_speed(first: SavedRun, run: SavedRun) -> list[str]:
+    """What to know where the two runs' verdicts are about two kinds of speed."""
+    one, other = (speed_of(found.report.arms[0]) for found in (first, run))
+    if one is other:
+        return []
+    return [
+        f"{run.name} measured the {other.noun}, {first.name} the {one.noun}: their speeds are not "
+        "compared"
     ]
 
 
@@ -171,7 +188,7 @@ def by_how_much(found: Comparison, *, signed: bool = True) -> str:
 
     Not `signed`: how far it is lower or higher, for sentences that say which.
     """
-    relative = found.metric == SPEED
+    relative = found.metric in RATES
     figure, scale, unit = (found.relative, 100.0, "%") if relative else (found.difference, 1.0, "")
     if not signed and figure.value < 0:
         scale = -scale

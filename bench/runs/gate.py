@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.records.speeds import RATES, SPEEDUPS, speed_of
 from bench.report.schema import load_words, unexplained
 from bench.runs.compare import by_how_much, changes_between, flat
 from bench.runs.saved import SavedRun
-from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP
+from bench.stats.verdict import ACCEPTANCE
 from drafts.errors import UserError
 
 EXIT_CODE = 3
@@ -80,7 +81,8 @@ def _check(baseline: SavedRun, new: SavedRun, tolerance: float) -> Gate:
     """One load of both."""
     machines = [run.report.provenance.get("machine") for run in (baseline, new)]
     same_machine = machines[0] is not None and machines[0] == machines[1]
-    gated = [ACCEPTANCE, SPEEDUP, *([SPEED] if same_machine else [])]
+    speed = speed_of(baseline.report.arms[0])
+    gated = [ACCEPTANCE, speed.speedup, *([speed.rate] if same_machine else [])]
     names = {arm["name"] for arm in new.report.arms}
     failures = [
         f"{arm['label']}: is missing; the baseline has it"
@@ -88,19 +90,18 @@ def _check(baseline: SavedRun, new: SavedRun, tolerance: float) -> Gate:
         if arm["name"] not in names
     ]
     checked = []
-    changes = changes_between(baseline, new, gated)
-    has_speedup = any(change.comparison.metric == SPEEDUP for change in changes)
+    changes = [c for c in changes_between(baseline, new) if c.comparison.metric in gated]
+    has_speedup = any(change.comparison.metric in SPEEDUPS for change in changes)
     for change in changes:
         found = change.comparison
-        if has_speedup and found.metric == SPEED:
+        if has_speedup and found.metric in RATES:
             continue
         checked.append(change.words)
         if found.verdict == "lower" and found.relative.high < -tolerance:
             loss = -100 * found.relative.value
-            name = found.metric.replace("_", " ")
             old, now = (figure["value"] for figure in change.values)
             failures.append(
-                f"{change.label}: {name} fell by {loss:.1f}%, from {old:.3f} to {now:.3f} "
+                f"{change.label}: {change.name} fell by {loss:.1f}%, from {old:.3f} to {now:.3f} "
                 f"({by_how_much(found)})"
             )
     for arm in baseline.report.arms:

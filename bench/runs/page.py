@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from bench.records.speeds import RATES, SPEEDUPS
 from bench.report.console import cell_text
 from bench.report.html import PageTable, render, write_page
 from bench.report.plots.style import as_svgs
@@ -18,7 +19,11 @@ from bench.runs.plots import comparison_plots
 from bench.stats.verdict import NO_DIFFERENCE
 from drafts.files import write_json
 
-FORMS = {"acceptance_length": "{:.2f}", "tokens_per_second": "{:,.1f}", "speedup": "{:.2f}×"}
+FORMS = (
+    {"acceptance_length": "{:.2f}"}
+    | dict.fromkeys(RATES, "{:,.1f}")
+    | dict.fromkeys(SPEEDUPS, "{:.2f}×")
+)
 
 
 def write_comparison(found: ReportComparison, folder: Path) -> Path:

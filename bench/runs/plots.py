@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bench.records.speeds import MEASURES, RATES, SPEEDUPS
 from bench.report.plots.style import MARKERS, SPARE_COLOURS, Plot, Series, dots, measured
 from bench.report.words import is_plain
 from bench.runs.saved import SavedRun
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 PANELS = (
     ("acceptance_length", "Acceptance length", "tokens per target step"),
-    ("speedup", "Speedup over no speculation", "times as fast"),
-    ("tokens_per_second", "Decoding speed", "tokens per second"),
+    *((key, f"{MEASURES[key]} over no speculation", "times as fast") for key in SPEEDUPS),
+    *((key, MEASURES[key], "tokens per second") for key in RATES),
 )
 
 
@@ -30,7 +31,7 @@ def comparison_plots(runs: Sequence[SavedRun]) -> Iterator[Plot]:
             {
                 arm["name"]: arm[key]
                 for arm in run.report.arms
-                if measured(arm[key]) and not (key == "speedup" and is_plain(arm))
+                if measured(arm[key]) and not (key in SPEEDUPS and is_plain(arm))
             }
             for run in runs
         ]

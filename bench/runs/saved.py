@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.report.files import read_report
+from bench.report.older import measurements_as_today
 from bench.report.schema import Report
 from drafts.files import read_json
 
@@ -29,7 +30,7 @@ def read_run(path: Path) -> SavedRun:
     report = read_report(file)
     beside = file.parent / "measurements.json"
     if file.name == "report.json" and beside.is_file():
-        report.measurements = read_json(beside)
+        report.measurements = measurements_as_today(read_json(beside))
     name = file.resolve().parent.name if file.name == "report.json" else file.stem
     return SavedRun(name or "run", file, report)
 

@@ -13,6 +13,7 @@ from bench.lossless.greedy import Difference, Noise, first_difference
 from bench.records.acceptance import Acceptance
 from bench.records.arms import Arm
 from bench.records.run import Answer, ArmRun
+from bench.records.speeds import REQUEST, THROUGHPUT, Speed
 from bench.report.build import build_report
 from bench.report.cautions import past_positions
 from bench.report.figures import acceptance_json, accepted_lengths, figure_json
@@ -20,7 +21,7 @@ from bench.report.schema import Report
 from bench.server.checks import warnings_of
 from bench.server.measure import LoadRun, block_size
 from bench.stats.latency import client_figures, latency_figures
-from bench.stats.resample import Resampler, ratio
+from bench.stats.resample import Resampler, Samples, ratio
 from serving.metrics import SpecCounters, sum_counters
 
 Json = dict[str, Any]
@@ -49,13 +50,15 @@ def build_server_report(
     are the lengths of the prompts as far as they are known here; `warnings` by arm what was known
     before the run.
     """
+    # Where arrivals set how much all requests get together, a draft can only speed up each of them.
+    speed = REQUEST if any(runs[0].load.is_paced for runs in results) else THROUGHPUT
     steps = []
     for runs in results:
         load, used = runs[0].load, runs[0].prompts
         size = sum(len(block.answers) for block in runs[0].rounds[0])
         alone = load.concurrency == EQUAL_OUTPUT_NEEDS
         report = build_report(
-            [as_arm_run(run, arms[run.name]) for run in runs],
+            [as_arm_run(run, arms[run.name], speed) for run in runs],
             common={**common, "block": block_size(load, size, used)},
             provenance=provenance,
             prompts=prompts[:used],
@@ -73,6 +76,7 @@ def build_server_report(
         )
         for arm, run in zip(report.arms, runs, strict=True):
             _complete(arm, run, seed)
+        _add_speeds(report.arms, runs, seed)
         steps.append((load, report))
     first = steps[0][1]
     if len(steps) > 1:
@@ -84,15 +88,14 @@ def build_server_report(
     return first
 
 
-def as_arm_run(run: LoadRun, arm: Arm) -> ArmRun:
+def as_arm_run(run: LoadRun, arm: Arm, speed: Speed) -> ArmRun:
     """What one arm gave, by round and prompt, as an engine in process would have given it.
 
-    Where the arrivals set how much all requests get together, speed is that of decoding as a
-    request sees it; else it is that of all together. A prompt that was asked several times adds
-    up; a failed request adds nothing.
+    `speed` says which its tokens and seconds are of. A prompt that was asked several times adds up;
+    a failed request adds nothing.
     """
-    work = _decoding(run) if run.load.is_paced else _throughput(run)
-    result = ArmRun(arm, {"method": None if run.server.k == 0 else "not known"})
+    work = WORK[speed](run)
+    result = ArmRun(arm, {"method": None if run.server.k == 0 else "not known"}, speed=speed)
     result.tokens, result.seconds = work[0].tolist(), work[1].tolist()
     for blocks in run.rounds:
         answers = [answer for block in blocks for answer in block.answers]
@@ -136,10 +139,33 @@ def _decoding(run: LoadRun) -> tuple[Table, Table]:
     return tokens, seconds
 
 
-def _speed(work: tuple[Table, Table], seed: int) -> Json:
+def _add_speeds(arms: Sequence[Json], runs: Sequence[LoadRun], seed: int) -> None:
+    """The speed that the arms' verdicts are not about, and no interval where one block gives none.
+
+    A block's wall time is shared out over its requests, so that one of it says nothing of others;
+    nor does anybody know what the machine did meanwhile, which a speedup depends on.
+    """
+    plain = next((run for run in runs if run.server.k == 0), None)
+    for speed, work in WORK.items():
+        rates = {run.name: _rate(work(run), seed) for run in runs}
+        for arm, run in zip(arms, runs, strict=True):
+            arm[speed.rate] = figure_json(rates[run.name], run.prompts)
+            if plain is not None and arm["speed"] != speed.name:
+                samples = ratio(rates[run.name], rates[plain.name])
+                arm[speed.speedup] = figure_json(samples, run.prompts)
+            if len(run.blocks) == 1:
+                for key in (speed.speedup, *([speed.rate] if speed is THROUGHPUT else [])):
+                    if arm[key]:
+                        arm[key] |= {"low": None, "high": None}
+
+
+def _rate(work: tuple[Table, Table], seed: int) -> Samples:
     rounds, prompts = work[0].shape
     resampler = Resampler(prompts, rounds, seed=seed)
-    return figure_json(ratio(resampler.sums(work[0]), resampler.sums(work[1])), prompts)
+    return ratio(resampler.sums(work[0]), resampler.sums(work[1]))
+
+
+WORK = {THROUGHPUT: _throughput, REQUEST: _decoding}
 
 
 def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
@@ -159,17 +185,11 @@ def _complete(arm: Json, run: LoadRun, seed: int) -> None:
     """Replace what is measured otherwise than in process, and add what only servers have."""
     arm["latency"] = latency_figures(run.answers)
     arm["prefill_ms"] = None  # TTFT has the queue and the network in it
-    arm["tokens_per_second"] = _speed(_throughput(run), seed)
-    arm["tokens_per_second_per_request"] = _speed(_decoding(run), seed)
     arm["requests_per_second"] = len(run.good) / sum(block.wall_seconds for block in run.blocks)
     if any(answer.token_ids is None for answer in run.good):
         arm["lossless"] = None
     if any(answer.token_ids is None for answer in run.answers):
         arm["repeatable"] = None
-    if len(run.blocks) == 1:  # shared out over its requests, which says nothing of other blocks
-        for key in ("tokens_per_second", "speedup"):
-            if arm[key]:
-                arm[key] |= {"low": None, "high": None}
     if run.server.k and not counts_by_request(run):
         _acceptance_by_block(arm, run, seed)
     if run.server.k and arm["per_position"]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.records.run import ArmRun
 from bench.stats.intervals import Quotient
-from bench.stats.verdict import ACCEPTANCE, SPEED, SPEEDUP, Comparison, compare, correct
+from bench.stats.verdict import ACCEPTANCE, Comparison, compare, correct
 
 
 def comparisons(
@@ -23,8 +23,10 @@ def comparisons(
     none = next((run for run in runs if run.arm.draft is None), None)
     drafted = [run for run in runs if run.arm.draft not in (None, "ngram")]
     pairs = [(later, earlier) for earlier, later in combinations(drafted, 2)]
-    wanted = [(run, none, SPEEDUP) for run in runs if none is not None and run is not none]
-    wanted += [(run, against, metric) for metric in (ACCEPTANCE, SPEED) for run, against in pairs]
+    speed = runs[0].speed
+    wanted = [(run, none, speed.speedup) for run in runs if none is not None and run is not none]
+    for metric in (ACCEPTANCE, speed.rate):
+        wanted += [(run, against, metric) for run, against in pairs]
     found = [_compare(*one, per_block, conversations) for one in wanted]
     return correct([comparison for comparison in found if comparison is not None])
 

@@ -22,10 +22,11 @@ from typing import Any, cast
 import numpy as np
 
 from bench.records.arms import LABELS
+from bench.records.speeds import RATES, SPEEDUPS
 from bench.stats.intervals import Accounts, Floats, Quotient, beyond, clustered, p_value, student
 from bench.stats.resample import CONFIDENCE, Figure
 
-ACCEPTANCE, SPEEDUP, SPEED = "acceptance_length", "speedup", "tokens_per_second"
+ACCEPTANCE = "acceptance_length"
 NO_DIFFERENCE = "no difference shown"
 # A run has one training of each: what it finds is of drafts, not of methods.
 PHRASES = {
@@ -173,12 +174,19 @@ def _words(found: Comparison) -> str:
     elif found.metric == ACCEPTANCE:
         text = f"{arm} accepts {abs(found.difference.value):.2f} tokens per step "
         text += f"{'more' if sign > 0 else 'fewer'} than {against} ({_span(found, sign)})"
-    elif found.metric == SPEEDUP:
-        text = f"{arm} decodes {1 + found.relative.value:.2f} times as fast as {against}"
+    elif found.metric in SPEEDUPS:
+        times = f"{1 + found.relative.value:.2f}"
+        text = SPEEDUPS[found.metric].times.format(arm=arm, against=against, times=times)
         text += f" ({_span(found, 1.0)})"
-    elif found.metric == SPEED:
-        text = f"{arm} decodes {_percent(abs(found.relative.value))} "
-        text += f"{'faster' if sign > 0 else 'slower'} than {against} ({_span(found, sign)})"
+    elif found.metric in RATES:
+        text = RATES[found.metric].more.format(
+            arm=arm,
+            against=against,
+            share=_percent(abs(found.relative.value)),
+            faster="faster" if sign > 0 else "slower",
+            higher="higher" if sign > 0 else "lower",
+        )
+        text += f" ({_span(found, sign)})"
     else:
         text = f"{arm}: {_metric(found.metric)} {_percent(abs(found.relative.value))} "
         text += f"{found.verdict} than with {against} ({_span(found, sign)})"
@@ -193,7 +201,7 @@ def _span(found: Comparison, sign: float) -> str:
         return "too few prompts or blocks for an interval"
     if found.metric == ACCEPTANCE:
         return _between(ends, 0.0, 2)
-    if found.metric == SPEEDUP:
+    if found.metric in SPEEDUPS:
         return _between([1 + end for end in ends], 1.0, 2)
     return _between([100 * end for end in ends], 0.0, 1, "%")
 
@@ -214,4 +222,5 @@ def _phrase(name: str) -> str:
 
 
 def _metric(name: str) -> str:
-    return {SPEED: "speed"}.get(name, name.replace("_", " "))
+    speed = RATES.get(name) or SPEEDUPS.get(name)
+    return speed.noun if speed else name.replace("_", " ")

@@ -10,9 +10,10 @@ import numpy as np
 
 from bench.records.acceptance import Floats
 from bench.records.run import Series
+from bench.records.speeds import REQUEST
 from bench.stats.intervals import Accounts, Quotient, clustered, student
 from bench.stats.resample import CONFIDENCE, Figure
-from bench.stats.verdict import NO_DIFFERENCE, SPEEDUP, contrast, correct
+from bench.stats.verdict import NO_DIFFERENCE, contrast, correct
 from bench.sweep.cells import CellResult
 
 PAYS, COSTS, UNCLEAR = "pays", "costs time", "is not shown to pay"
@@ -92,7 +93,7 @@ def best_k(concurrency: int, candidates: Sequence[Speedup]) -> Best:
             contrast(
                 f"k={best.k}",
                 f"k={other.k}",
-                SPEEDUP,
+                REQUEST.speedup,
                 best.value,
                 other.value,
                 lambda u, v, other=other: accounts(  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.records.speeds import REQUEST
 from bench.report.html import PageTable, render
 from bench.report.plots.style import as_svgs
 from bench.report.words import NOTHING, TableCell, figure_cell
@@ -16,19 +17,21 @@ REFUSED = ("Draft", "k", "Concurrency", "Reason")
 
 def headline(sweep: Sweep) -> str:
     """One sentence: the highest speedup measured, and where."""
-    cells = [cell for cell in sweep.cells if cell["speedup"] is not None]
+    cells = [cell for cell in sweep.cells if cell[REQUEST.speedup] is not None]
     if not cells:
         return "No cell of this sweep could run."
-    top = max(cells, key=lambda cell: cell["speedup"]["value"])
-    figure = top["speedup"]
+    top = max(cells, key=lambda cell: cell[REQUEST.speedup]["value"])
+    figure = top[REQUEST.speedup]
     text = (
-        f"{top['label']} decodes {figure['value']:.2f}× as fast as no speculation with "
-        f"k={top['k']} at concurrency {top['concurrency']}"
+        f"With {top['label']} and k={top['k']} a request is decoded {figure['value']:.2f}× as "
+        f"fast as without speculation at concurrency {top['concurrency']}"
     )
     loads = {cell["concurrency"] for cell in cells}
     worst = max(loads)
     if worst != top["concurrency"]:
-        there = max(cell["speedup"]["value"] for cell in cells if cell["concurrency"] == worst)
+        there = max(
+            cell[REQUEST.speedup]["value"] for cell in cells if cell["concurrency"] == worst
+        )
         text += f", and at best {there:.2f}× at concurrency {worst}"
     return f"{text}."
 
@@ -73,12 +76,12 @@ def _speedups(sweep: Sweep, finding: Json) -> PageTable:
             cell = cells.get((k, load))
             row.append(_speedup(cell, (k, load) in best | alike) if cell else TableCell(NOTHING))
         rows.append(row)
-    columns = ("k", "Acceptance length", *(f"Speedup at {load}" for load in loads))
+    columns = ("k", "Acceptance length", *(f"{REQUEST.speedup_label} at {load}" for load in loads))
     return PageTable(columns, rows)
 
 
 def _speedup(cell: Json, best: bool) -> TableCell:
-    found, speed = figure_cell(cell["speedup"], "{:.2f}×"), cell["tokens_per_second"]["value"]
+    found, speed = figure_cell(cell[REQUEST.speedup], "{:.2f}×"), cell[REQUEST.rate]["value"]
     return TableCell(found.text, f"{found.detail}, {speed:,.1f} tokens/s".lstrip(", "), best)
 
 

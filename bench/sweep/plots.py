@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bench.records.speeds import REQUEST
 from bench.report.plots.style import (
     COLOURS,
     INK,
@@ -18,7 +19,7 @@ from bench.report.plots.style import (
     measured,
     values_and_errors,
 )
-from bench.sweep.schema import Sweep
+from bench.sweep.schema import PLAIN_RATE, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +52,7 @@ def cells_of(sweep: Sweep, finding: Json) -> list[Json]:
     return [
         cell
         for cell in sweep.cells
-        if cell["speedup"] is not None and all(cell[name] == finding[name] for name in same)
+        if cell[REQUEST.speedup] is not None and all(cell[name] == finding[name] for name in same)
     ]
 
 
@@ -103,7 +104,7 @@ def _speedup(sweep: Sweep, finding: Json, note: str) -> Figure:
     loads = sorted({cell["concurrency"] for cell in cells})
     for load, colour, marker in zip(loads, LINES * len(loads), MARKERS * len(loads), strict=False):
         here = [cell for cell in cells if cell["concurrency"] == load]
-        _line(axes, here, "k", "speedup", colour, marker, f"{load} at once")
+        _line(axes, here, "k", REQUEST.speedup, colour, marker, f"{load} at once")
     axes.axhline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_title(f"Speedup by k: {finding['label']}")
     _k_axis(axes, note)
@@ -118,10 +119,8 @@ def _throughput(sweep: Sweep, group: Sequence[Json], note: str) -> Figure:
     for finding, marker in zip(group, MARKERS[1:] * len(group), strict=False):
         best = {load["concurrency"]: load["k"] for load in finding["loads"]}
         cells = [c for c in cells_of(sweep, finding) if c["k"] == best[c["concurrency"]]]
-        plain |= {
-            c["concurrency"]: c["concurrency"] * c["none_tokens_per_second"]["value"] for c in cells
-        }
-        _line(axes, cells, "concurrency", "tokens_per_second", colours[finding["arm"]], marker,
+        plain |= {c["concurrency"]: c["concurrency"] * c[PLAIN_RATE]["value"] for c in cells}
+        _line(axes, cells, "concurrency", REQUEST.rate, colours[finding["arm"]], marker,
               finding["label"], by="concurrency")  # fmt: skip
     loads = sorted(plain)
     axes.plot(loads, [plain[load] for load in loads], color=colours["none"], marker=MARKERS[0],

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.records.speeds import DECODE, REQUEST
 from bench.stats.intervals import Quotient, student
 from bench.stats.resample import Figure
 from bench.sweep.best_k import (
@@ -22,26 +23,26 @@ from bench.sweep.best_k import (
     wave_sums,
 )
 from bench.sweep.cells import CellResult, mean_occupancy
-from bench.sweep.schema import Json, Sweep
+from bench.sweep.schema import PLAIN_RATE, Json, Sweep
 from drafts.files import atomic_file, write_json
 
 SETTINGS = ("arm", "k", "temperature", "concurrency", "max_tokens", "draft_sample_method")
 FIGURES = (
     "acceptance_length",
     "acceptance_rate",
-    "tokens_per_second",
-    "none_tokens_per_second",
-    "total_tokens_per_second",
-    "speedup",
+    REQUEST.rate,
+    PLAIN_RATE,
+    DECODE.rate,
+    REQUEST.speedup,
 )
 
 
 def build_sweep(results: Sequence[CellResult], provenance: Json) -> Sweep:
     """Figures of every cell, and per draft and condition which k is best at each concurrency.
 
-    `tokens_per_second` is that of one request while all of a wave run, and `speedup` is its
-    quotient by that of `none` beside it; `total_tokens_per_second` are all tokens of a wave by the
-    time until its last request ends.
+    `request_tokens_per_second` is that of one request while all of a wave run, and
+    `request_speedup` its quotient by that of `none` beside it; `decode_tokens_per_second` are all
+    tokens of a wave by the time until its last request ends.
     """
     findings = []
     measured = [result for result in results if result.series is not None]
@@ -104,10 +105,10 @@ def _cell(result: CellResult) -> Json:
         "conditional": [
             _figure(Quotient(accepted[:, :, i], before[:, :, i])).as_json() for i in range(result.k)
         ],
-        "tokens_per_second": _figure(speed(series, load)).as_json(),
-        "none_tokens_per_second": _figure(speed(result.none, load)).as_json(),
-        "total_tokens_per_second": _figure(total).as_json(),
-        "speedup": speedup(result).figure.as_json(),
+        REQUEST.rate: _figure(speed(series, load)).as_json(),
+        PLAIN_RATE: _figure(speed(result.none, load)).as_json(),
+        DECODE.rate: _figure(total).as_json(),
+        REQUEST.speedup: speedup(result).figure.as_json(),
         "running": mean_occupancy(series.steps, load),
     }
 

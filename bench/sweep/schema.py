@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-SCHEMA = "afaspec-sweep/1"
+from bench.records.speeds import REQUEST
+
+SCHEMA = "afaspec-sweep/2"
+PLAIN_RATE = f"none_{REQUEST.rate}"  # of the arm without a draft, beside a cell
 
 Json = dict[str, Any]
 

@@ -33,9 +33,10 @@ from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.records.run import ArmRun
+from bench.records.speeds import DECODE
 from bench.report.console import stage_bars
 from bench.stats.comparisons import quotient
-from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, SPEED, Comparison, compare
+from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, Comparison, compare
 from drafts.errors import UserError
 from drafts.files import atomic_folder, write_json
 from drafts.registry import read_draft
@@ -44,7 +45,7 @@ from serving.engine.engine import EngineProcess, EngineSettings
 FIRST, SECOND, NOISY = "first", "second", "noisy"
 QUESTIONS = {
     "same draft, acceptance length": (SECOND, FIRST, ACCEPTANCE),
-    "same draft, speed": (SECOND, FIRST, SPEED),
+    "same draft, speed": (SECOND, FIRST, DECODE.rate),
     "noisy draft, acceptance length": (NOISY, FIRST, ACCEPTANCE),
 }
 
@@ -161,7 +162,7 @@ def one_repeat(
         return {run.arm.name: run for run in measure(once, engines, prompts, quiet)}
 
     return {
-        SPEED: run(config.arms[:2], config.rounds, 0.0),
+        DECODE.rate: run(config.arms[:2], config.rounds, 0.0),
         ACCEPTANCE: run(config.arms, 1, temperature),
     }
 

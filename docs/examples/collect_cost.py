@@ -22,6 +22,7 @@ from rich.table import Table
 from afaspec.capture.adapted_target import open_target
 from afaspec.cli.console import progress
 from afaspec.pairs.names import open_draft
+from bench.records.speeds import THROUGHPUT
 from bench.report.console import stage_bars
 from bench.report.files import write_report
 from bench.server.arrivals import parse_loads
@@ -67,7 +68,7 @@ def main(
     write_report(report, out)
     table = Table("collects", "tokens/s", "of the one that collects nothing")
     for arm in report.arms:
-        speed, ratio = arm["tokens_per_second"], arm.get("speedup")
+        speed, ratio = arm[THROUGHPUT.rate], arm[THROUGHPUT.speedup]
         shown = f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})" if ratio else ""
         table.add_row(arm["name"], f"{speed['value']:.1f}", shown)
     Console(width=100).print(table)

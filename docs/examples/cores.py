@@ -28,6 +28,7 @@ from afaspec.cli.console import note, progress
 from afaspec.pairs.names import open_draft
 from bench.records.arms import Arm
 from bench.records.progress import Progress
+from bench.records.speeds import THROUGHPUT
 from bench.report.console import stage_bars
 from bench.server.arrivals import parse_loads
 from bench.server.config import ServerConfig
@@ -99,9 +100,8 @@ def measured(
             "arm": arm.name,
             "load": load.words,
             "threads": threads,
-            "tokens_per_second": {
-                kept: measured["tokens_per_second"]
-                for kept, measured in zip(KEPT, step, strict=True)
+            THROUGHPUT.rate: {
+                kept: measured[THROUGHPUT.rate] for kept, measured in zip(KEPT, step, strict=True)
             },
         }
         for load, step in zip(config.loads, steps, strict=True)
@@ -112,7 +112,7 @@ def table(rows: list[Json]) -> Table:
     """A row for each arm and load."""
     made = Table("arm", "load", *(f"keeps {kept}: tokens/s (threads)" for kept in KEPT), "ratio")
     for row in rows:
-        speeds = [row["tokens_per_second"][kept] for kept in KEPT]
+        speeds = [row[THROUGHPUT.rate][kept] for kept in KEPT]
         cells = [
             f"{speed['value']:.1f} [{speed['low']:.1f}, {speed['high']:.1f}] "
             f"({row['threads'][kept]})"

@@ -36,6 +36,7 @@ from bench.engine.run import run_bench
 from bench.records.acceptance import Acceptance
 from bench.records.arms import Arm
 from bench.records.config import BenchConfig
+from bench.records.speeds import DECODE
 from bench.report.console import stage_bars
 from bench.report.files import read_report, write_report
 from bench.stats.offline import offline_acceptance
@@ -283,8 +284,7 @@ def rows(out: Path, families: list[str]) -> list[dict[str, Any]]:
                 "learning_rate": {
                     arm: read_json(out / family / f"{arm}.json")["learning_rate"] for arm in RATES
                 },
-                "tokens_per_second": together.arm(family)["tokens_per_second"],
-                "speedup": together.arm(family)["speedup"],
+                **{key: together.arm(family)[key] for key in (DECODE.rate, DECODE.speedup)},
             }
         )
     return table
@@ -298,7 +298,7 @@ def markdown(table: list[dict[str, Any]]) -> str:
     for row in table:
         cells = [FAMILIES[row["family"]].title]
         cells += [f"{interval(row['acceptance_length'][arm])}" for arm in arms]
-        cells += [f"{row['tokens_per_second']['value']:.0f}", interval(row["speedup"])]
+        cells += [f"{row[DECODE.rate]['value']:.0f}", interval(row[DECODE.speedup])]
         lines.append("| " + " | ".join(cells) + " |")
     pairs = [row["agreement"][arm] for row in table for arm in arms]
     apart = max(abs(pair["offline"] / pair["vllm"] - 1) for pair in pairs)

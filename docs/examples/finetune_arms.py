@@ -272,7 +272,7 @@ def summary(settings: Settings, method: Method, base: Json, arms: dict[str, Json
 
 
 def in_words(comparison: Comparison) -> Json:
-    """The comparison as JSON; its sentence is of methods, as several trainings of each were made."""
+    """The comparison as JSON; its sentence is of methods, each trained with all seeds."""
     arm, against = (LABELS.get(name, name) for name in (comparison.arm, comparison.against))
     return {**comparison.as_json(), "words": replace(comparison, arm=arm, against=against).words}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 from bench.lossless.greedy import Difference, Noise
 from bench.records.arms import Arm
 from bench.records.run import ArmRun
+from bench.records.speeds import DECODE, FIGURES, REQUEST, THROUGHPUT, Speed, speed_of
 from bench.report.build import build_report
 from bench.report.schema import Report
 from serving.metrics import SpecCounters
@@ -138,7 +141,40 @@ def _loaded(arm: dict[str, Any], load: int) -> dict[str, Any]:
     gain = load ** (0.7 if arm["provenance"]["method"] is None else 0.5)
     return {
         **arm,
-        "tokens_per_second": scaled(arm["tokens_per_second"], gain),
+        DECODE.rate: scaled(arm[DECODE.rate], gain),
         "latency": latency,
         "categories": None,
     }
+
+
+def as_before(report: Report, schema: str) -> dict[str, Any]:
+    """The report as this package wrote it when one key stood for three speeds (or before that)."""
+    content = json.loads(json.dumps(report.as_json()))
+    content["schema"] = schema
+    steps = [content, *(content["load"] or [])]
+    for step in steps:
+        kinds = {speed_of(arm) for arm in step["arms"]}
+        assert len(kinds) == 1
+        for found in step["comparisons"]:
+            found["metric"] = re.sub(r"^(decode|throughput|request)_", "", found["metric"])
+        for arm in step["arms"]:
+            _name_as_before(arm, kinds.copy().pop())
+    if schema == "afaspec-report/1":
+        del content["comparisons"], content["load"]
+        for arm in content["arms"]:
+            for key in ("categories", "accepted_lengths", "latency", "distribution"):
+                del arm[key]
+            del arm["lossless"]["not_comparable"]
+    return content
+
+
+def _name_as_before(arm: dict[str, Any], speed: Speed) -> None:
+    del arm["speed"]
+    figures = {key: arm.pop(key) for key in FIGURES}
+    arm["speedup"] = figures[speed.speedup]
+    arm["tokens_per_second"] = figures[(DECODE if speed is DECODE else THROUGHPUT).rate]
+    if speed is not DECODE:
+        arm["tokens_per_second_per_request"] = figures[REQUEST.rate]
+    for part in (arm["categories"] or {}).values():
+        figures = {key: part.pop(key) for key in FIGURES}
+        part |= {"tokens_per_second": figures[speed.rate], "speedup": figures[speed.speedup]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from bench.records.speeds import MEASURES, THROUGHPUT, speed_of
 from bench.report.plots import acceptance, speed
 from bench.report.plots.style import Plot, colours_of, measured
 from bench.report.plots.training import training
@@ -17,8 +18,7 @@ DESCRIPTIONS = {
     "accepted_per_step": "Share of steps by the number of drafted tokens they kept",
     "per_request": "Histogram of acceptance length over the prompts",
     "categories": "Acceptance length of each draft by category, with 95% intervals",
-    "tokens_per_second": "Tokens per second of each arm, with 95% intervals",
-    "speedup": "Speedup over no speculation, with 95% intervals",
+    **{key: f"{name} of each arm, with 95% intervals" for key, name in MEASURES.items()},
     "latency": "Latencies of each arm at the median, p90 and p99",
 }
 
@@ -29,8 +29,9 @@ def report_plots(report: Report) -> Iterator[Plot]:
     drafted = [arm for arm in report.arms if measured(arm["acceptance_length"])]
     stepped = [arm for arm in drafted if acceptance.has_steps(arm)]
     spread = [arm for arm in drafted if acceptance.has_requests(arm)]
-    timed = [arm for arm in report.arms if measured(arm["tokens_per_second"])]
-    fast = [arm for arm in report.arms if measured(arm["speedup"]) and arm["provenance"]["method"]]
+    pace = speed_of(report.arms[0])
+    timed = [arm for arm in report.arms if measured(arm[pace.rate])]
+    fast = [a for a in report.arms if measured(a[pace.speedup]) and a["provenance"]["method"]]
     waiting = [arm for arm in report.arms if arm.get("latency")]
     shown = {
         "acceptance_length": (acceptance.acceptance_length, drafted),
@@ -39,8 +40,8 @@ def report_plots(report: Report) -> Iterator[Plot]:
         "accepted_per_step": (acceptance.accepted_per_step, stepped),
         "per_request": (acceptance.per_request, spread),
         "categories": (acceptance.by_category, [arm for arm in drafted if arm.get("categories")]),
-        "tokens_per_second": (speed.tokens_per_second, timed),
-        "speedup": (speed.speedup, fast),
+        pace.rate: (speed.rates, timed),
+        pace.speedup: (speed.speedups, fast),
         "latency": (speed.latency, waiting if speed.latency_kinds(waiting) else []),
     }
     for stem, (draw, arms) in shown.items():
@@ -58,7 +59,7 @@ def _of_load(report: Report) -> Iterator[Plot]:
     names = {arm["name"]: arm for arm in [*report.arms, *everyone]}
     colours = colours_of(list(names.values()))
     yield (
-        "load_tokens_per_second",
+        f"load_{THROUGHPUT.rate}",
         "Tokens per second of all requests together, against the load",
         partial(speed.load_speed, load, colours),
     )

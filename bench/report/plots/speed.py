@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.records.speeds import THROUGHPUT, speed_of
 from bench.report.plots.style import (
     INK,
     MARKERS,
@@ -30,18 +31,20 @@ LATENCIES = {
 }
 
 
-def tokens_per_second(arms: Arms, colours: Mapping[str, str]) -> Figure:
-    """Bars of decoding speed."""
-    figure, axes = bars(arms, colours, "tokens_per_second", "{:,.1f}")
-    axes.set_title("Decoding speed: tokens per second")
+def rates(arms: Arms, colours: Mapping[str, str]) -> Figure:
+    """Bars of tokens per second, of the kind that the verdicts are about."""
+    speed = speed_of(arms[0])
+    figure, axes = bars(arms, colours, speed.rate, "{:,.1f}")
+    axes.set_title(f"{speed.label}: tokens per second")
     return figure
 
 
-def speedup(arms: Arms, colours: Mapping[str, str]) -> Figure:
-    """Bars of speedup, with a line at 1: no speculation."""
-    figure, axes = bars(arms, colours, "speedup", "{:.2f}×")
+def speedups(arms: Arms, colours: Mapping[str, str]) -> Figure:
+    """Bars of their speedup, with a line at 1: no speculation."""
+    speed = speed_of(arms[0])
+    figure, axes = bars(arms, colours, speed.speedup, "{:.2f}×")
     axes.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
-    axes.set_title("Speedup over no speculation")
+    axes.set_title(f"{speed.speedup_label} over no speculation")
     axes.set_xlabel("dashed: no speculation")
     return figure
 
@@ -107,9 +110,9 @@ def load_speed(load: Sequence[Json], colours: Mapping[str, str]) -> Figure:
     figure, axes = axes_of()
     for name, label, marker in _load_arms(load):
         points = [
-            (x, arm["tokens_per_second"]["value"])
+            (x, arm[THROUGHPUT.rate]["value"])
             for x, arm in _along(load, name)
-            if measured(arm.get("tokens_per_second"))
+            if measured(arm.get(THROUGHPUT.rate))
         ]
         _curve(axes, points, colours[name], marker, label)
     axes.set_title("Tokens per second, all requests together")

@@ -16,6 +16,7 @@ import pytest
 
 from bench.prompts.rows import Prompt
 from bench.prompts.trained_on import write_roots
+from bench.records.speeds import DECODE
 from bench.report.files import read_report
 from tests.command import run_command
 from tests.tiny.models import write_draft
@@ -62,7 +63,9 @@ def test_a_comparison(
     names = ["none", "ngram", "base"] if concurrency == 1 else ["none", "base"]
     assert [arm["name"] for arm in report.arms] == names
     base = report.arm("base")
-    assert base["speedup"]["low"] <= base["speedup"]["value"] <= base["speedup"]["high"]
+    assert (
+        base[DECODE.speedup]["low"] <= base[DECODE.speedup]["value"] <= base[DECODE.speedup]["high"]
+    )
     (warning,) = base["warnings"]
     assert "Base draft was trained on 2 of the 5 prompts measured" in warning
     assert warning in run.stderr
@@ -77,8 +80,8 @@ def test_a_comparison(
     measured = json.loads((out / "measurements.json").read_text())
     units = PROMPTS if concurrency == 1 else 2  # blocks of four prompts
     for arm in measured["arms"].values():
-        assert [len(row) for row in arm["decode_seconds"]] == [units, units]
-        assert [sum(row) for row in arm["decode_tokens"]] == [PROMPTS * (TOKENS - 1)] * 2
+        assert [len(row) for row in arm["seconds"]] == [units, units]
+        assert [sum(row) for row in arm["tokens"]] == [PROMPTS * (TOKENS - 1)] * 2
     assert len(set(measured["prompts"])) == PROMPTS
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bench.records.arms import Arm
 from bench.records.run import ArmRun
+from bench.records.speeds import DECODE
 from bench.report.build import build_report
 from bench.report.console import render_table
 from bench.report.csv import csv_rows
@@ -31,15 +32,15 @@ from serving.metrics import SpecCounters
 from tests.bench.synthetic import ARMS, PROMPTS, K, arm_run, report, settings
 from tests.opened import no_draft_at
 
-FIGURES = ("acceptance_length", "acceptance_rate", "tokens_per_second", "speedup")
+FIGURES = ("acceptance_length", "acceptance_rate", DECODE.rate, DECODE.speedup)
 PLOTS = (
     "acceptance_length",
     "per_position",
     "conditional",
     "accepted_per_step",
     "per_request",
-    "tokens_per_second",
-    "speedup",
+    DECODE.rate,
+    DECODE.speedup,
     "latency",
     "training",
 )
@@ -61,7 +62,7 @@ def is_figure(value: object) -> bool:
 
 def test_schema(written: tuple[Report, Path]) -> None:
     content = json.loads((written[1] / "report.json").read_text())
-    assert content["schema"] == "afaspec-report/2"
+    assert content["schema"] == "afaspec-report/3"
     assert [arm["name"] for arm in content["arms"]] == list(ARMS)
     for arm in content["arms"]:
         drafted = arm["name"] != "none"
@@ -83,14 +84,14 @@ def test_schema(written: tuple[Report, Path]) -> None:
 def test_figures_follow_from_the_data(written: tuple[Report, Path]) -> None:
     """Time is one step per draft here, so speedup must equal acceptance length."""
     made, _ = written
-    assert made.arm("none")["speedup"]["value"] == 1.0
+    assert made.arm("none")[DECODE.speedup]["value"] == 1.0
     for name in ("ngram", "base", "afa-lora"):
         arm = made.arm(name)
         measured = sum(arm["per_position"][i]["value"] for i in range(K))
         assert arm["acceptance_length"]["value"] == pytest.approx(1 + measured)
         assert arm["acceptance_rate"]["value"] == pytest.approx(measured / K)
-        speed = arm["speedup"]["value"] * made.arm("none")["tokens_per_second"]["value"]
-        assert arm["tokens_per_second"]["value"] == pytest.approx(speed)
+        speed = arm[DECODE.speedup]["value"] * made.arm("none")[DECODE.rate]["value"]
+        assert arm[DECODE.rate]["value"] == pytest.approx(speed)
     gain = made.arm("afa-lora")["acceptance_length_gain_over_base"]
     lengths = [made.arm(name)["acceptance_length"]["value"] for name in ("afa-lora", "base")]
     assert gain["value"] == pytest.approx(lengths[0] - lengths[1])
@@ -102,7 +103,7 @@ def test_reading_back(written: tuple[Report, Path], tmp_path: Path) -> None:
     again = read_report(folder / "report.json")
     assert again.as_json() == made.as_json()
     (tmp_path / "other.json").write_text('{"schema": "other/2"}')
-    with pytest.raises(UserError, match="expected 'afaspec-report/2'"):
+    with pytest.raises(UserError, match="expected 'afaspec-report/3'"):
         read_report(tmp_path / "other.json")
 
 

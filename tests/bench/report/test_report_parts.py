@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
+from bench.records.speeds import DECODE
 from bench.report.build import build_report
 from bench.report.console import render_table
 from bench.report.csv import FIGURES, write_csv
@@ -32,6 +34,7 @@ from tests.bench.synthetic import (
     TOKENS,
     K,
     arm_run,
+    as_before,
     report,
     report_of_everything,
     settings,
@@ -73,8 +76,12 @@ class Category(Strict):
     prompts: int
     acceptance_length: Figure | None
     acceptance_rate: Figure | None
-    tokens_per_second: Figure | None
-    speedup: Figure | None
+    decode_tokens_per_second: Figure | None
+    decode_speedup: Figure | None
+    throughput_tokens_per_second: Figure | None
+    throughput_speedup: Figure | None
+    request_tokens_per_second: Figure | None
+    request_speedup: Figure | None
 
 
 class AcceptedLengths(Strict):
@@ -111,8 +118,13 @@ class ArmObject(Strict):
     accepted_lengths: AcceptedLengths | None
     offline_acceptance_length: Figure | None
     general: General | None
-    tokens_per_second: Figure
-    speedup: Figure | None
+    speed: str
+    decode_tokens_per_second: Figure
+    decode_speedup: Figure | None
+    throughput_tokens_per_second: None
+    throughput_speedup: None
+    request_tokens_per_second: None
+    request_speedup: None
     prefill_ms: Figure | None
     latency: Latency | None
     categories: dict[str, Category] | None
@@ -169,13 +181,13 @@ def test_a_category_is_a_report_of_its_prompts(everything: Report) -> None:
             seconds = sum(run.seconds[r][i] for r in range(ROUNDS) for i in rows)
             assert found["prompts"] == len(rows)
             assert found["acceptance_length"]["value"] == pytest.approx(length)
-            speed = found["tokens_per_second"]["value"]
+            speed = found[DECODE.rate]["value"]
             assert speed == pytest.approx(ROUNDS * len(rows) * TOKENS / seconds)
-            figure = found["speedup"]
+            figure = found[DECODE.speedup]
             assert figure["low"] < figure["value"] < figure["high"]
             plain = everything.arm("none")["categories"][kind]
             assert plain["acceptance_length"] is None
-            assert figure["value"] == pytest.approx(speed / plain["tokens_per_second"]["value"])
+            assert figure["value"] == pytest.approx(speed / plain[DECODE.rate]["value"])
 
 
 def test_prompts_without_a_category_are_others_and_one_prompt_has_no_interval() -> None:
@@ -205,9 +217,9 @@ def test_requests_that_ran_together_have_no_latency_and_no_speed_by_category() -
     )  # fmt: skip
     base = made.arm("base")
     assert base["latency"] is None
-    assert base["categories"]["code"]["speedup"] is None
+    assert base["categories"]["code"][DECODE.speedup] is None
     assert base["categories"]["code"]["acceptance_length"]["value"] > 1
-    assert base["speedup"]["value"] > 1
+    assert base[DECODE.speedup]["value"] > 1
 
 
 def test_histograms_add_up(everything: Report) -> None:
@@ -236,11 +248,11 @@ def test_latencies_of_requests_that_ran_alone(everything: Report) -> None:
 def test_comparisons_find_what_was_planted(everything: Report) -> None:
     found = {(c["arm"], c["against"], c["metric"]): c for c in everything.comparisons}
     assert set(found) == {
-        ("ngram", "none", "speedup"),
-        ("base", "none", "speedup"),
-        ("afa-lora", "none", "speedup"),
+        ("ngram", "none", DECODE.speedup),
+        ("base", "none", DECODE.speedup),
+        ("afa-lora", "none", DECODE.speedup),
         ("afa-lora", "base", "acceptance_length"),
-        ("afa-lora", "base", "tokens_per_second"),
+        ("afa-lora", "base", DECODE.rate),
     }
     assert all(c["verdict"] == "higher" for c in found.values())
     gain = everything.arm("afa-lora")["acceptance_length_gain_over_base"]
@@ -272,37 +284,46 @@ def test_the_csv_equals_the_json(everything: Report, tmp_path: Path) -> None:
     base = everything.arm("base")
     third = base["per_position"][2]
     assert values["base", "", "", "", "per_position_3"] == ends(third)
-    by_kind = base["categories"]["math"]["speedup"]
-    assert values["base", "", "", "math", "speedup"] == ends(by_kind)
+    by_kind = base["categories"]["math"][DECODE.speedup]
+    assert values["base", "", "", "math", DECODE.speedup] == ends(by_kind)
     assert values["base", "", "", "", "tpot_p90_ms"][0] == base["latency"]["tpot_ms"]["p90"]
     steps = base["accepted_lengths"]["per_step"]
     assert [values["base", "", "", "", f"steps_accepting_{n}"][0] for n in range(K + 1)] == steps
-    loaded = everything.load[-1]["arms"][2]["tokens_per_second"]
-    assert values["base", "", f"concurrency={LOADS[-1]}", "", "tokens_per_second"] == ends(loaded)
+    loaded = everything.load[-1]["arms"][2][DECODE.rate]
+    assert values["base", "", f"concurrency={LOADS[-1]}", "", DECODE.rate] == ends(loaded)
     longer = ("afa-lora", "base", "", "", "acceptance_length_difference")
     assert values[longer][1] > 0
 
 
 def test_reports_of_schema_1_read_and_render(tmp_path: Path) -> None:
     """A report as this package wrote it before: without the new keys, and with no measurements."""
-    content = report().as_json()
-    content["schema"] = "afaspec-report/1"
-    for key in ("comparisons", "load"):
-        del content[key]
-    for arm in content["arms"]:
-        for key in ("categories", "accepted_lengths", "latency", "distribution"):
-            del arm[key]
-        del arm["lossless"]["not_comparable"]
+    content = as_before(report(), "afaspec-report/1")
     (tmp_path / "report.json").write_text(json.dumps(content))
     old = read_run(tmp_path).report
     assert old.comparisons == []
     assert old.load is None
     assert old.arm("base")["categories"] is None
     assert old.measurements == {}
-    assert old.as_json()["schema"] == "afaspec-report/2"
-    assert old.arm("base")["speedup"] == report().arm("base")["speedup"]
+    assert old.as_json()["schema"] == "afaspec-report/3"
+    assert old.arm("base")[DECODE.speedup] == report().arm("base")[DECODE.speedup]
     assert "Speed and latency" in render_page(old)
     assert write_csv(old, tmp_path / "report.csv").stat().st_size > 1000
+
+
+def test_a_report_of_schema_2_says_what_it_said(everything: Report, tmp_path: Path) -> None:
+    everything = replace(everything, load=None)
+    content = as_before(everything, "afaspec-report/2")
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    measured = everything.measurements
+    arms = {
+        name: {{"tokens": "decode_tokens", "seconds": "decode_seconds"}.get(key, key): value
+               for key, value in arm.items()}
+        for name, arm in measured["arms"].items()
+    }  # fmt: skip
+    (tmp_path / "measurements.json").write_text(json.dumps({**measured, "arms": arms}))
+    old = read_run(tmp_path).report
+    assert old.as_json() == json.loads(json.dumps(everything.as_json()))
+    assert old.measurements == json.loads(json.dumps(measured))
 
 
 def test_every_section_is_on_the_page_and_none_twice(everything: Report) -> None:
@@ -351,8 +372,8 @@ def test_a_terminal_of_80_columns_loses_nothing(everything: Report) -> None:
         assert "…" not in text
         if width == 80:
             for arm in everything.arms:
-                for key in ("tokens_per_second", "acceptance_length"):
+                for key in (DECODE.rate, "acceptance_length"):
                     if figure := arm[key]:
-                        form = "{:,.1f}" if key == "tokens_per_second" else "{:.2f}"
+                        form = "{:,.1f}" if key == DECODE.rate else "{:.2f}"
                         ends = [form.format(figure[end]) for end in ("low", "high")]
                         assert "–".join(ends) in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 
 from bench.records.arms import Arm
 from bench.records.run import Answer, Block
+from bench.records.speeds import REQUEST, THROUGHPUT
 from bench.report.console import render_loads, warnings
 from bench.report.page import render_page
 from bench.report.schema import Report
 from bench.report.words import headline
+from bench.runs.saved import read_run
 from bench.server.arrivals import Load
 from bench.server.checks import warnings_of
 from bench.server.measure import LoadRun
@@ -22,6 +25,7 @@ from bench.server.report import build_server_report, first_differences
 from bench.stats.verdict import NO_DIFFERENCE
 from serving.metrics import ServerCounters, SpecCounters
 from serving.remote import RemoteServer
+from tests.bench.synthetic import as_before
 from tests.opened import no_draft_at
 
 TOKENS, PROMPTS = 11, 2
@@ -86,10 +90,10 @@ def pair(load: Load, **changes: Any) -> list[LoadRun]:
 def test_throughput_is_all_tokens_over_the_wall_time() -> None:
     report = report_of(pair(Load(concurrency=4)))
     none, base = report.arms
-    assert none["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.5)
-    assert base["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.0)
-    assert base["speedup"]["value"] == pytest.approx(1.5)
-    assert base["tokens_per_second_per_request"]["value"] == pytest.approx(10 / 0.5)
+    assert none[THROUGHPUT.rate]["value"] == pytest.approx(4 * TOKENS / 1.5)
+    assert base[THROUGHPUT.rate]["value"] == pytest.approx(4 * TOKENS / 1.0)
+    assert base[THROUGHPUT.speedup]["value"] == pytest.approx(1.5)
+    assert base[REQUEST.rate]["value"] == pytest.approx(10 / 0.5)
     assert base["requests_per_second"] == pytest.approx(4.0)
     assert base["client"]["cpu_ms_per_request"] == pytest.approx(1.0)
     assert base["acceptance_length"]["value"] == pytest.approx(2.5)
@@ -105,27 +109,40 @@ def test_at_a_fixed_rate_the_speedup_is_that_of_a_request() -> None:
     assert report.load is not None
     assert [step["request_rate"] for step in report.load] == [2.0, "inf"]
     paced, burst = (step["arms"][1] for step in report.load)
-    assert paced["speedup"]["value"] == pytest.approx(2.0)
-    assert burst["speedup"]["value"] == pytest.approx(1.5)
+    assert {arm["speed"] for arm in (paced, burst)} == {REQUEST.name}
+    assert [arm[REQUEST.speedup]["value"] for arm in (paced, burst)] == pytest.approx([2.0, 2.0])
+    assert [arm[THROUGHPUT.speedup]["value"] for arm in (paced, burst)] == pytest.approx([1.5, 1.5])
     for arm in (paced, burst):
-        assert arm["tokens_per_second"]["value"] == pytest.approx(4 * TOKENS / 1.0)
+        assert arm[THROUGHPUT.rate]["value"] == pytest.approx(4 * TOKENS / 1.0)
     page = render_page(report)
     for step, name in zip(report.load, ("2 requests/s", "all at once"), strict=True):
         (found,) = step["comparisons"]
-        assert (found["arm"], found["metric"]) == ("base", "speedup")
+        assert (found["arm"], found["metric"]) == ("base", REQUEST.speedup)
         assert f"{name}: {found['words']}" in html.unescape(page)
     first, _, speedup, _, _, tpot, _ = (list(c.cells) for c in render_loads(report).columns)
     arms = ["  No speculation", "  Base draft"]
     assert first == ["2 requests/s", *arms, "all at once", *arms]
-    assert speedup == ["", "1.00×", "2.00×", "", "1.00×", "1.50×"]
+    assert speedup == ["", "1.00×", "2.00×", "", "1.00×", "2.00×"]
     assert tpot == ["", "100.0\n(100.0)", "50.0\n(50.0)"] * 2
+
+
+@pytest.mark.parametrize("load", [Load(concurrency=2), Load(rate=2.0)], ids=str)
+def test_a_servers_report_of_schema_2_says_what_it_said(load: Load, tmp_path: Path) -> None:
+    report = report_of(pair(load), pair(load))
+    (tmp_path / "report.json").write_text(json.dumps(as_before(report, "afaspec-report/2")))
+    old = read_run(tmp_path).report
+    not_kept = REQUEST if load.concurrency else THROUGHPUT
+    for arm in report.arms:
+        arm[not_kept.speedup] = None
+    assert old.arms == json.loads(json.dumps(report.arms))
+    assert old.comparisons == report.comparisons
 
 
 def test_failed_requests_are_left_out_and_said() -> None:
     report = report_of(pair(Load(concurrency=4), failed=True))
     base = report.arms[1]
     assert (base["latency"]["requests"], base["latency"]["failed"]) == (8, 2)
-    assert base["tokens_per_second"]["value"] == pytest.approx(3 * TOKENS / 1.0)
+    assert base[THROUGHPUT.rate]["value"] == pytest.approx(3 * TOKENS / 1.0)
     assert base["acceptance_length"]["value"] == pytest.approx(2.5)
     (warning,) = [line for line in warnings(report) if "failed" in line]
     assert "2 of 8 requests failed; the first: HTTP 500: no" in warning
@@ -155,7 +172,11 @@ def test_one_block_says_nothing_of_others() -> None:
     for run in runs:
         run.rounds, run.counters = run.rounds[:1], run.counters[:1]
     base = report_of(runs).arms[1]
-    figures = [base["tokens_per_second"], base["speedup"], base["acceptance_length"]]
+    figures = [
+        base[THROUGHPUT.rate],
+        base[THROUGHPUT.speedup],
+        base["acceptance_length"],
+    ]
     figures += [base["acceptance_rate"], *base["per_position"], *base["conditional"]]
     for figure in figures:
         assert figure["value"] is not None
@@ -192,7 +213,7 @@ def test_without_counters_by_request_those_of_the_server_are_used() -> None:
     assert base["accepted_lengths"] == {"per_step": [0, 16, 16], "per_request": []}
     assert base["acceptance_length"]["low"] is None  # both rounds are of the same prompts
     assert base["categories"]["a"]["acceptance_length"] is None
-    assert base["categories"]["a"]["speedup"]["value"] == pytest.approx(1.5)
+    assert base["categories"]["a"][THROUGHPUT.speedup]["value"] == pytest.approx(1.5)
     assert not base["warnings"]
 
 

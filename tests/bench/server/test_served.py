@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.records.speeds import THROUGHPUT
 from bench.report.files import read_report
 from tests.command import run_command
 
@@ -65,8 +66,8 @@ def test_one_command_serves_and_measures(prompts: Path, tmp_path: Path) -> None:
         assert latency["ttft_ms"]["p50"] > 0
         for kind in ("ttft_ms", "tpot_ms", "itl_ms"):  # pieces read at once are 0 ms apart
             assert 0 <= latency[kind]["p50"] <= latency[kind]["p99"] <= latency["e2e_ms"]["p99"]
-        assert arm["speedup"]["value"] == pytest.approx(
-            arm["tokens_per_second"]["value"] / none["tokens_per_second"]["value"]
+        assert arm[THROUGHPUT.speedup]["value"] == pytest.approx(
+            arm[THROUGHPUT.rate]["value"] / none[THROUGHPUT.rate]["value"]
         )
         assert not [line for line in arm["warnings"] if "server" in line]
     # an answer that parts from the plain one is explained by what the plain server computes

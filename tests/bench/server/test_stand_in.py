@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.records.config import BenchConfig
+from bench.records.speeds import THROUGHPUT
 from bench.report.schema import Report
 from bench.server.config import ServerConfig
 from bench.server.run import run_server_bench
@@ -61,7 +62,7 @@ def test_latencies_and_counts_are_right(server: StandIn, prompts: Path) -> None:
     assert len(said) == (server.usage == "none")
     assert not [line for line in arm["warnings"] if "counts" in line or "other traffic" in line]
     assert arm["provenance"]["server_vllm"] == (None if server.html else "0.32.0")
-    assert arm["tokens_per_second"]["value"] > 0
+    assert arm[THROUGHPUT.rate]["value"] > 0
 
 
 def test_sampling_is_stated_whole(prompts: Path) -> None:

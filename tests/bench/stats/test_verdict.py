@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
+from bench.records.speeds import DECODE
 from bench.stats.intervals import Quotient
 from bench.stats.resample import Figure
 from bench.stats.verdict import (
     ACCEPTANCE,
     NO_DIFFERENCE,
-    SPEED,
-    SPEEDUP,
     Comparison,
     compare,
     correct,
@@ -79,7 +78,7 @@ def test_equal_drafts_are_rarely_called_different(prompts: int) -> None:
 def test_equal_speeds_are_rarely_called_different(machine: str, rounds: int) -> None:
     generator = np.random.default_rng(2)
     found = [
-        compare("a", "b", SPEED, *speeds(generator, machine, rounds=rounds), BLOCK)
+        compare("a", "b", DECODE.rate, *speeds(generator, machine, rounds=rounds), BLOCK)
         for _ in range(SIMULATIONS)
     ]
     assert np.mean([c.verdict != NO_DIFFERENCE for c in found]) <= AT_MOST
@@ -106,23 +105,26 @@ def test_equal_servers_are_rarely_called_different_under_load(rounds: int) -> No
     """The wall time that eight requests share is one measurement, not eight."""
     generator = np.random.default_rng(5)
     found = [
-        compare("a", "b", SPEED, *closed_loop(generator, rounds), PROMPTS)
+        compare("a", "b", DECODE.rate, *closed_loop(generator, rounds), PROMPTS)
         for _ in range(SIMULATIONS)
     ]
     assert np.mean([c.verdict != NO_DIFFERENCE for c in found]) <= AT_MOST
     as_prompts = [  # what it would be to take them for eight
-        compare("a", "b", SPEED, *closed_loop(generator, rounds)) for _ in range(SIMULATIONS)
+        compare("a", "b", DECODE.rate, *closed_loop(generator, rounds)) for _ in range(SIMULATIONS)
     ]
     assert np.mean([c.verdict != NO_DIFFERENCE for c in as_prompts]) > 2 * AT_MOST
     faster = [
-        compare("a", "b", SPEED, *closed_loop(generator, 6, gain=1.1), PROMPTS) for _ in range(100)
+        compare("a", "b", DECODE.rate, *closed_loop(generator, 6, gain=1.1), PROMPTS)
+        for _ in range(100)
     ]
     assert np.mean([c.verdict == "higher" for c in faster]) > 0.9
 
 
 def test_one_turn_under_load_gives_no_verdict() -> None:
     generator = np.random.default_rng(6)
-    found = [compare("a", "b", SPEED, *closed_loop(generator, 1, 2.0), PROMPTS) for _ in range(20)]
+    found = [
+        compare("a", "b", DECODE.rate, *closed_loop(generator, 1, 2.0), PROMPTS) for _ in range(20)
+    ]
     assert {c.verdict for c in found} == {NO_DIFFERENCE}
 
 
@@ -130,7 +132,9 @@ def test_differences_are_found_and_their_size_is_right() -> None:
     generator = np.random.default_rng(3)
     longer = [compare("a", "b", ACCEPTANCE, *acceptance(generator, gain=0.08)) for _ in range(50)]
     assert np.mean([c.verdict == "higher" for c in longer]) > 0.9
-    faster = [compare("a", "b", SPEED, *speeds(generator, "drift", 1.06), BLOCK) for _ in range(50)]
+    faster = [
+        compare("a", "b", DECODE.rate, *speeds(generator, "drift", 1.06), BLOCK) for _ in range(50)
+    ]
     assert np.mean([c.verdict == "higher" for c in faster]) > 0.9
     covered = [c.relative.low <= 0.06 <= c.relative.high for c in faster]
     assert np.mean(covered) >= 0.88
@@ -140,9 +144,9 @@ def test_what_slows_both_arms_cancels() -> None:
     generator = np.random.default_rng(4)
     first, second = speeds(generator, "steady")
     slow = generator.uniform(1, 2, first.under.shape)
-    calm = compare("a", "b", SPEED, first, second, BLOCK)
+    calm = compare("a", "b", DECODE.rate, first, second, BLOCK)
     both = compare(
-        "a", "b", SPEED,
+        "a", "b", DECODE.rate,
         Quotient(first.over, first.under * slow), Quotient(second.over, second.under * slow), BLOCK,
     )  # fmt: skip
     assert both.relative.high - both.relative.low < 1.5 * (calm.relative.high - calm.relative.low)
@@ -169,7 +173,7 @@ def test_the_same_counts_are_no_difference() -> None:
 
 
 def test_one_prompt_gives_no_interval() -> None:
-    found = compare("a", "b", SPEED, quotient([[5]], [[1]]), quotient([[4]], [[1]]))
+    found = compare("a", "b", DECODE.rate, quotient([[5]], [[1]]), quotient([[4]], [[1]]))
     assert found.verdict == NO_DIFFERENCE
     assert found.words.endswith("(too few prompts or blocks for an interval)")
     assert found.as_json()["relative"]["low"] is None
@@ -178,10 +182,10 @@ def test_one_prompt_gives_no_interval() -> None:
 def test_one_block_gives_no_verdict_on_speed() -> None:
     """Each arm ran once: what the machine did meanwhile may be all of the difference."""
     fast, slow = quotient([[9, 9, 9, 9]], [[1, 1, 1, 1]]), quotient([[5, 5, 4, 5]], [[1, 1, 1, 1]])
-    found = compare("a", "b", SPEED, fast, slow, per_block=4)
+    found = compare("a", "b", DECODE.rate, fast, slow, per_block=4)
     assert found.verdict == NO_DIFFERENCE
     assert np.isnan(found.relative.low)
-    assert compare("a", "b", SPEED, fast, slow, per_block=1).verdict == "higher"
+    assert compare("a", "b", DECODE.rate, fast, slow, per_block=1).verdict == "higher"
 
 
 def comparison(arm: str, against: str, metric: str, p_value: float, *ends: float) -> Comparison:
@@ -194,8 +198,8 @@ def test_words() -> None:
         comparison("afa-lora", "lora", ACCEPTANCE, 0.01, 0.15, 0.05, 0.24).words,
         comparison("base", "full", ACCEPTANCE, 0.01, -0.2, -0.3, -0.1).words,
         comparison("lora", "base", ACCEPTANCE, 0.3, 0.02, -0.01, 0.05).words,
-        comparison("lora", "none", SPEEDUP, 0.0, 0.42, 0.38, 0.47).words,
-        comparison("mine", "base", SPEED, 0.01, -0.061, -0.09, -0.032).words,
+        comparison("lora", "none", DECODE.speedup, 0.0, 0.42, 0.38, 0.47).words,
+        comparison("mine", "base", DECODE.rate, 0.01, -0.061, -0.09, -0.032).words,
     ]
     assert said == [
         "The AFA-LoRA draft accepts 0.15 tokens per step more than the LoRA draft (0.05 to 0.24)",
@@ -211,8 +215,8 @@ def test_words() -> None:
 def test_an_interval_near_nothing_tells_its_side() -> None:
     said = [
         comparison("afa-lora", "lora", ACCEPTANCE, 0.04, 0.15, 0.0012, 0.3).words,
-        comparison("lora", "none", SPEEDUP, 0.04, 0.1, 0.0043, 0.2).words,
-        comparison("mine", "base", SPEED, 0.04, 0.1, 0.00032, 0.2).words,
+        comparison("lora", "none", DECODE.speedup, 0.04, 0.1, 0.0043, 0.2).words,
+        comparison("mine", "base", DECODE.rate, 0.04, 0.1, 0.00032, 0.2).words,
     ]
     assert [words.rpartition("(")[2] for words in said] == [
         "0.001 to 0.300)", "1.004 to 1.200)", "0.03% to 20.00%)",
@@ -221,9 +225,9 @@ def test_an_interval_near_nothing_tells_its_side() -> None:
 
 def test_holm_asks_more_of_the_smaller_p_values() -> None:
     found = [
-        comparison("a", "b", SPEED, 0.04, 0.1, 0.01, 0.2),
-        comparison("a", "c", SPEED, 0.01, 0.1, 0.01, 0.2),
-        comparison("b", "c", SPEED, 0.03, 0.1, 0.01, 0.2),
+        comparison("a", "b", DECODE.rate, 0.04, 0.1, 0.01, 0.2),
+        comparison("a", "c", DECODE.rate, 0.01, 0.1, 0.01, 0.2),
+        comparison("b", "c", DECODE.rate, 0.03, 0.1, 0.01, 0.2),
         comparison("b", "c", ACCEPTANCE, 0.04, 0.1, 0.01, 0.2),
     ]
     corrected = correct(found)

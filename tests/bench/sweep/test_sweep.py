@@ -20,6 +20,7 @@ from afaspec.checkpoints.config import InitConfig
 from afaspec.config import load_config
 from bench.records.arms import Arm
 from bench.records.config import Condition
+from bench.records.speeds import DECODE, REQUEST
 from bench.stats.resample import Figure
 from bench.sweep.best_k import COSTS, PAYS, UNCLEAR, Best, Speedup, best_k, load_advice, schedule
 from bench.sweep.cells import write_cell
@@ -174,11 +175,15 @@ def test_the_result_of_a_sweep_whose_truth_is_known(tmp_path: Path) -> None:
         steps = sum(map(sum, result.series.drafts))  # type: ignore[union-attr]
         accepted = np.sum(result.series.accepted)  # type: ignore[union-attr]
         assert cell["acceptance_length"]["value"] == pytest.approx(1 + accepted / steps)
-        both = cell["tokens_per_second"]["value"] / cell["none_tokens_per_second"]["value"]
-        assert cell["speedup"]["value"] == pytest.approx(both)
-        assert cell["speedup"]["low"] < cell["speedup"]["value"] < cell["speedup"]["high"]
+        both = cell[REQUEST.rate]["value"] / cell["none_request_tokens_per_second"]["value"]
+        assert cell[REQUEST.speedup]["value"] == pytest.approx(both)
+        assert (
+            cell[REQUEST.speedup]["low"]
+            < cell[REQUEST.speedup]["value"]
+            < cell[REQUEST.speedup]["high"]
+        )
         if cell["concurrency"] == 1:
-            assert cell["total_tokens_per_second"] == cell["tokens_per_second"]
+            assert cell[DECODE.rate] == cell[REQUEST.rate]
             assert cell["running"] == 1
     page = write_sweep(sweep, tmp_path).read_text(encoding="utf-8")
     assert finding["advice"] in page
@@ -187,9 +192,11 @@ def test_the_result_of_a_sweep_whose_truth_is_known(tmp_path: Path) -> None:
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(results) + 1
-    assert float(rows[0]["speedup"]) == pytest.approx(sweep.cells[0]["speedup"]["value"])
-    assert rows[-1]["speedup"] == ""
-    assert json.loads((tmp_path / "sweep.json").read_text())["schema"] == "afaspec-sweep/1"
+    assert float(rows[0][REQUEST.speedup]) == pytest.approx(
+        sweep.cells[0][REQUEST.speedup]["value"]
+    )
+    assert rows[-1][REQUEST.speedup] == ""
+    assert json.loads((tmp_path / "sweep.json").read_text())["schema"] == "afaspec-sweep/2"
 
 
 def test_a_draft_that_never_proposed_has_a_speed_and_no_acceptance(tmp_path: Path) -> None:
@@ -200,7 +207,7 @@ def test_a_draft_that_never_proposed_has_a_speed_and_no_acceptance(tmp_path: Pat
     sweep = build_sweep([silent], {"rounds": 3, "prompts": 16, "dtype": "float32", "time": "now"})
     (cell,) = sweep.cells
     assert cell["acceptance_length"]["value"] is None
-    assert cell["speedup"]["value"] < 1
+    assert cell[REQUEST.speedup]["value"] < 1
     assert "–" in write_sweep(sweep, tmp_path).read_text(encoding="utf-8")
 
 
@@ -237,7 +244,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     sweep = json.loads((out / "sweep.json").read_text())
     assert len(sweep["cells"]) == 4
-    assert all(cell["speedup"]["value"] > 0 for cell in sweep["cells"])
+    assert all(cell[REQUEST.speedup]["value"] > 0 for cell in sweep["cells"])
     for path in out.glob("cells/*.json"):
         cell = json.loads(path.read_text())
         for name in ("none", "series"):
