@@ -6,8 +6,8 @@ import json
 import os
 import time
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
@@ -32,7 +32,9 @@ class RemoteServer:
 
     `model` is the name to ask for, `root` the folder or hub id behind it as the server says, `k`
     its speculative tokens per step (0 without speculation), `version` its vLLM's (None where it
-    does not say). `counted_as` are the names by which its counters may know the model.
+    does not say). `counted_as` are the names by which its counters may know the model; `pages` show
+    them (none: its own /metrics), unless nobody does and it is not `counted`: then `k` is not known
+    either, and 0. `headers` go with every request.
     """
 
     url: str
@@ -42,10 +44,17 @@ class RemoteServer:
     version: str | None
     k: int
     counted_as: tuple[str, ...] = ()
+    counted: bool = True
+    pages: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=lambda: api_headers(), repr=False)
 
     def counters(self) -> ServerCounters:
-        """vLLM's counters now. Raises `UserError` where /metrics does not show them."""
-        return _counters(self.url, self.counted_as)
+        """vLLM's counters now. Raises `UserError` where its pages do not show them."""
+        return _counters(self.url, self.counted_as, self.pages, self.headers)
+
+    def check(self) -> None:
+        """Raise `TransientError` while nobody answers."""
+        _models(self.url, self.headers)
 
     def settled_counters(self, requests: int) -> ServerCounters:
         """The counters once `requests` requests have ended by them, or after a few seconds.
@@ -59,7 +68,9 @@ class RemoteServer:
 
     def post(self, path: str, body: Mapping[str, Any], *, seconds: float = SECONDS) -> Any:
         """The answer to a request that is not streamed. Raises `UserError` with what was said."""
-        return _ask_json(self.url, path, {"model": self.model, **body}, seconds)
+        return _ask_json(
+            self.url, path, {"model": self.model, **body}, seconds, headers=self.headers
+        )
 
     def tokenize(self, **content: Any) -> list[int] | None:
         """Token ids of `prompt` or `messages`; None where the server offers no /tokenize."""
@@ -71,16 +82,26 @@ class RemoteServer:
         return ids if isinstance(ids, list) and all(isinstance(one, int) for one in ids) else None
 
 
-def connect(url: str, model: str | None = None, *, counted: bool = True) -> RemoteServer:
+def connect(
+    url: str,
+    model: str | None = None,
+    *,
+    counted: bool | None = True,
+    pages: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+) -> RemoteServer:
     """Ask the server at `url` what it serves.
 
     The address may have a prefix before /v1, and /v1 itself. Raises `UserError` when nobody answers
     there, when it does not serve `model` or it is not clear which of several is meant (None takes
     the one model, under its first name and without an adapter), or, where it is to be `counted`,
-    when its /metrics page lacks vLLM's counters.
+    when its /metrics page lacks vLLM's counters (None: then it is not). `pages` are the addresses
+    that show its counters instead, such as those of the engines behind a router. `headers` go with
+    every request (default: the environment's key).
     """
     url = _base(url)
-    entries = _models(url)
+    headers = api_headers() if headers is None else headers
+    entries = _models(url, headers)
     names = [entry["id"] for entry in entries]
     if model is not None and model not in names:
         raise UserError(
@@ -99,15 +120,37 @@ def connect(url: str, model: str | None = None, *, counted: bool = True) -> Remo
     base = next((one for one in entries if one["id"] == entry.get("parent")), entry)
     # vLLM counts an adapter's requests, and those by another name, under its model's first name.
     counted_as = tuple(one["id"] for one in entries if _root(one) == _root(base) or one is entry)
+    seen = _seen(url, counted_as, pages, headers, counted)
     return RemoteServer(
         url=url,
         model=entry["id"],
         root=_root(entry),
         max_model_len=entry.get("max_model_len") or base.get("max_model_len"),
-        version=_version(url),
-        k=len(_counters(url, counted_as).spec.accepted_per_position) if counted else 0,
+        version=_version(url, headers),
+        k=len(seen.spec.accepted_per_position) if seen else 0,
         counted_as=counted_as,
+        counted=seen is not None,
+        pages=tuple(pages),
+        headers=headers,
     )
+
+
+def _seen(
+    url: str,
+    names: tuple[str, ...],
+    pages: Sequence[str],
+    headers: Mapping[str, str],
+    counted: bool | None,
+) -> ServerCounters | None:
+    """The counters now; None where nobody counts, or is to."""
+    if counted is False:
+        return None
+    try:
+        return _counters(url, names, pages, headers)
+    except UserError:
+        if counted or pages:
+            raise
+        return None
 
 
 def _base(url: str) -> str:
@@ -130,8 +173,8 @@ def _base(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _models(url: str) -> list[dict[str, Any]]:
-    listed = _ask_json(url, "/v1/models")
+def _models(url: str, headers: Mapping[str, str]) -> list[dict[str, Any]]:
+    listed = _ask_json(url, "/v1/models", headers=headers)
     entries = listed.get("data") if isinstance(listed, dict) else None
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in entries
@@ -154,29 +197,41 @@ def api_headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _counters(url: str, names: tuple[str, ...]) -> ServerCounters:
-    found = server_counters(_ask(url, "/metrics"), names)
-    if found is None:
-        raise UserError(
-            f"its /metrics page has none of vLLM's counters for {' or '.join(names)}",
-            where=url,
-            hint="measure a vLLM server that runs without --disable-log-stats, by its own address",
-        )
-    return found
+def _counters(
+    url: str, names: tuple[str, ...], pages: Sequence[str], headers: Mapping[str, str]
+) -> ServerCounters:
+    """Those of all pages together, each of which must have some."""
+    texts = {page: _ask(page, "", headers=headers) for page in pages}
+    texts = texts or {url: _ask(url, "/metrics", headers=headers)}
+    for page, text in texts.items():
+        if server_counters(text, names) is None:
+            raise UserError(
+                f"its /metrics page has none of vLLM's counters for {' or '.join(names)}",
+                where=page,
+                hint="give the address of a vLLM engine that runs without --disable-log-stats",
+            )
+    together = server_counters("\n".join(texts.values()), names)
+    assert together is not None
+    return together
 
 
-def _version(url: str) -> str | None:
+def _version(url: str, headers: Mapping[str, str]) -> str | None:
     try:
-        found = _ask_json(url, "/version")
+        found = _ask_json(url, "/version", headers=headers)
     except UserError:
         return None
     return str(found["version"]) if isinstance(found, dict) and found.get("version") else None
 
 
 def _ask_json(
-    url: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
+    url: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    seconds: float = SECONDS,
+    *,
+    headers: Mapping[str, str],
 ) -> Any:
-    text = _ask(url, path, body, seconds)
+    text = _ask(url, path, body, seconds, headers=headers)
     try:
         return json.loads(text)
     except ValueError:
@@ -188,13 +243,18 @@ def _ask_json(
 
 
 def _ask(
-    url: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
+    url: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    seconds: float = SECONDS,
+    *,
+    headers: Mapping[str, str],
 ) -> str:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **api_headers()}
+    sent = {"Content-Type": "application/json", **headers}
     try:
-        request = urllib.request.Request(url + path, data, headers)
+        request = urllib.request.Request(url + path, data, sent)
         with direct.open(request, timeout=seconds) as answer:
             found: bytes = answer.read()
     except HTTPError as error:

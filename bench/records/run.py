@@ -22,8 +22,9 @@ class Answer:
     the pieces that carried tokens (with speculation, several tokens a piece). `token_ids`,
     `counters` and `prompt_tokens` are None where the server does not report them. `counted_by` says
     where `tokens` comes from: the server's `usage`, its token `ids`, or a `tokenizer` that read the
-    text again (end tokens are not in a text); None where nobody could count. A failed one has an
-    `error`.
+    text again (end tokens are not in a text); None where nobody could count. `answered` is when the
+    first piece of the answer came, behind any reasoning; `retried` counts attempts after the first.
+    A failed one has an `error`.
     """
 
     intended: float
@@ -36,6 +37,8 @@ class Answer:
     error: str | None = None
     prompt_tokens: int | None = None
     counted_by: Literal["usage", "ids", "tokenizer"] | None = "usage"
+    answered: float | None = None
+    retried: int = 0
 
     @property
     def ttft(self) -> float:

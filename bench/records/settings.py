@@ -82,6 +82,7 @@ def _iso_date(value: str | None) -> str | None:
     return value
 
 
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 TemplateKwargs = Annotated[
     dict[str, Any],
     BeforeValidator(_json_object),
@@ -210,6 +211,36 @@ class ClientSettings(MeasureSettings):
     reuse_prefixes: bool = Field(False, description="let prompts hit the prefix cache")
     omit_fields: Listed | None = Field(
         None, description="fields to leave out of requests, for strict servers: top_k,min_p"
+    )
+    metrics_url: list[str] = Field(
+        [],
+        description="NAME=URL of a page with an arm's vLLM counters (repeat it for several "
+        "engines), or NAME=none [default: the server's own /metrics, where it has them]",
+    )
+    key: list[str] = Field(
+        [],
+        description="NAME=VARIABLE: the environment variable with an arm's key [default: "
+        "VLLM_API_KEY, else OPENAI_API_KEY]",
+    )
+    header: list[str] = Field([], description="NAME: VALUE, sent with every request; repeatable")
+    request_body: JsonObject = Field(
+        {},
+        description="fields for every request beside or over ours, as JSON: "
+        '{"top_p": 0.9, "stop": ["\\n"]}',
+    )
+    request_seeds: bool = Field(False, description="a seed of its own for every request")
+    timeout: float = Field(3600.0, gt=0, description="seconds that a request may take")
+    retries: int = Field(
+        0, ge=0, description="times that a refused request is sent again (429, 5xx, no connection)"
+    )
+    ramp_up: float = Field(
+        0.0, ge=0, description="seconds over which a closed loop's requests begin, one by one"
+    )
+    patience: float = Field(
+        300.0, ge=0, description="seconds that a server which went away may take to come back"
+    )
+    slo: Listed | None = Field(
+        None, description="limits in ms for goodput, as ttft:500,tpot:50,e2e:10000"
     )
 
 

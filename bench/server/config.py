@@ -11,12 +11,21 @@ from bench.records.arms import Arm, require_distinct
 from bench.records.config import BenchConfig
 from bench.records.settings import ClientSettings, MeasureSettings
 from bench.server.arrivals import Load
+from bench.server.options import (
+    read_headers,
+    read_keys,
+    read_pages,
+    read_slo,
+    require_free_fields,
+)
 from drafts.errors import UserError
 from drafts.target.info import TargetInfo
+from serving.remote import api_headers
 from serving.sampling import NEUTRAL
 
 SETTINGS = (
     "max_tokens", "rounds", "temperature", "seed", "ignore_eos", "warmup", "reuse_prefixes",
+    "request_body", "request_seeds", "timeout", "retries", "ramp_up",
 )  # fmt: skip
 
 # What a request can do without. In place of max_completion_tokens it then has max_tokens.
@@ -56,9 +65,29 @@ class ServerConfig(ClientSettings):
             )
         return names
 
+    @property
+    def pages(self) -> dict[str, tuple[str, ...]]:
+        """The addresses of the pages with counters, by arm, where they are not a server's own."""
+        return read_pages(self.metrics_url)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What goodput asks of a request: milliseconds by latency."""
+        return read_slo(self.slo)
+
+    def headers_of(self, name: str) -> dict[str, str]:
+        """What goes with every request to an arm's server: its key, and headers for all."""
+        key = read_keys(self.key).get(name)
+        own = {"Authorization": f"Bearer {key}"} if key else api_headers()
+        return {**own, **read_headers(self.header)}
+
     @model_validator(mode="after")
-    def _omits_what_can_be(self) -> ServerConfig:
+    def _can_be_read(self) -> ServerConfig:
         assert self.omitted is not None
+        assert self.pages is not None
+        assert self.limits is not None
+        assert self.headers_of("") is not None
+        require_free_fields(self.request_body)
         return self
 
     @model_validator(mode="after")
@@ -99,8 +128,11 @@ class ServerConfig(ClientSettings):
             "sampling": {
                 name: "the server's own" if name in self.omitted else value
                 for name, value in {"temperature": self.temperature, **NEUTRAL}.items()
-            },
+            }
+            | {name: value for name, value in self.request_body.items() if name in NEUTRAL},
             "omitted_fields": list(self.omitted),
+            "headers": list(read_headers(self.header)),  # their values may be secrets
+            "slo_ms": self.limits,
         }
 
 

@@ -20,7 +20,12 @@ from bench.report.figures import acceptance_json, accepted_lengths, figure_json
 from bench.report.schema import Report
 from bench.server.checks import warnings_of
 from bench.server.measure import LoadRun, block_size
-from bench.stats.latency import client_figures, latency_figures
+from bench.stats.latency import (
+    arrival_figures,
+    client_figures,
+    goodput_figures,
+    latency_figures,
+)
 from bench.stats.resample import Resampler, Samples, ratio
 from serving.metrics import SpecCounters, sum_counters
 
@@ -62,7 +67,7 @@ def build_server_report(
             common={**common, "block": block_size(load, size, used)},
             provenance=provenance,
             prompts=prompts[:used],
-            k=max(1, max(run.server.k for run in runs)),
+            k=max(1, max(run.k for run in runs)),
             differences=differences if alone else None,
             noise=noise if alone else None,
             not_comparable=count_failed(runs) if alone else {},
@@ -75,7 +80,7 @@ def build_server_report(
             seed=seed,
         )
         for arm, run in zip(report.arms, runs, strict=True):
-            _complete(arm, run, seed)
+            _complete(arm, run, common.get("slo_ms") or {}, seed)
         _add_speeds(report.arms, runs, seed)
         steps.append((load, report))
     first = steps[0][1]
@@ -95,7 +100,7 @@ def as_arm_run(run: LoadRun, arm: Arm, speed: Speed) -> ArmRun:
     a failed request adds nothing.
     """
     work = WORK[speed](run)
-    result = ArmRun(arm, {"method": None if run.server.k == 0 else "not known"}, speed=speed)
+    result = ArmRun(arm, {"method": None if run.plain else "not known"}, speed=speed)
     result.tokens, result.seconds = work[0].tolist(), work[1].tolist()
     for blocks in run.rounds:
         answers = [answer for block in blocks for answer in block.answers]
@@ -145,7 +150,7 @@ def _add_speeds(arms: Sequence[Json], runs: Sequence[LoadRun], seed: int) -> Non
     A block's wall time is shared out over its requests, so that one of it says nothing of others;
     nor does anybody know what the machine did meanwhile, which a speedup depends on.
     """
-    plain = next((run for run in runs if run.server.k == 0), None)
+    plain = next((run for run in runs if run.plain), None)
     for speed, work in WORK.items():
         rates = {run.name: _rate(work(run), seed) for run in runs}
         for arm, run in zip(arms, runs, strict=True):
@@ -172,18 +177,22 @@ def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
     """A prompt's counters; None where the server does not report them by request."""
     if not counts_by_request(run):
         return None
-    nothing = SpecCounters(0, 0, 0, (0,) * run.server.k)
+    nothing = SpecCounters(0, 0, 0, (0,) * run.k)
     return sum_counters([answer.counters or nothing for answer in answers])
 
 
 def counts_by_request(run: LoadRun) -> bool:
     """Did every answer that did not fail bring its own counters?"""
-    return run.server.k > 0 and all(answer.counters is not None for answer in run.good)
+    return run.k > 0 and all(answer.counters is not None for answer in run.good)
 
 
-def _complete(arm: Json, run: LoadRun, seed: int) -> None:
+def _complete(arm: Json, run: LoadRun, limits: Mapping[str, float], seed: int) -> None:
     """Replace what is measured otherwise than in process, and add what only servers have."""
     arm["latency"] = latency_figures(run.answers)
+    arm["goodput"] = goodput_figures(run.blocks, limits) if limits else None
+    arm["arrivals"] = None if run.load.rate is None else arrival_figures(run.blocks, run.load.rate)
+    pieces = sum(len(answer.chunks) for answer in run.good)
+    arm["tokens_per_piece"] = sum(answer.tokens for answer in run.good) / max(1, pieces)
     arm["prefill_ms"] = None  # TTFT has the queue and the network in it
     arm["requests_per_second"] = len(run.good) / sum(block.wall_seconds for block in run.blocks)
     if any(answer.token_ids is None for answer in run.good):
@@ -192,11 +201,11 @@ def _complete(arm: Json, run: LoadRun, seed: int) -> None:
         arm["repeatable"] = None
     if run.server.k and not counts_by_request(run):
         _acceptance_by_block(arm, run, seed)
-    if run.server.k and arm["per_position"]:
+    if run.k and arm["per_position"]:
         for key in ("per_position", "conditional"):
-            arm[key] = arm[key][: run.server.k]
+            arm[key] = arm[key][: run.k]
         steps = arm["accepted_lengths"]["per_step"]
-        arm["accepted_lengths"]["per_step"] = steps[: run.server.k + 1]
+        arm["accepted_lengths"]["per_step"] = steps[: run.k + 1]
     arm["server_counters"] = _total(run)
     arm["client"] = client_figures(run.blocks)
     arm["warnings"] += warnings_of(run)
@@ -208,24 +217,26 @@ def _acceptance_by_block(arm: Json, run: LoadRun, seed: int) -> None:
     Rounds repeat a block's prompts: together they are one unit, and where a round is one block,
     there is no interval.
     """
-    nothing = SpecCounters(0, 0, 0, (0,) * run.server.k)
+    nothing = SpecCounters(0, 0, 0, (0,) * run.k)
     blocks = [
-        sum_counters([spent.spec for spent in repeats]) or nothing
+        sum_counters([spent.spec for spent in repeats if spent]) or nothing
         for repeats in zip(*run.counters, strict=True)
     ]
-    acceptance = Acceptance.from_counters(blocks, run.server.k)
+    acceptance = Acceptance.from_counters(blocks, run.k)
     arm |= acceptance_json(acceptance, Resampler(len(blocks), seed=seed))
     spread = accepted_lengths(acceptance)
     arm["accepted_lengths"] = {**spread, "per_request": []} if spread else None
 
 
-def _total(run: LoadRun) -> Json:
-    """What the server's counters grew by over all measured blocks."""
+def _total(run: LoadRun) -> Json | None:
+    """What the server's counters grew by over all measured blocks; None where nobody counts."""
+    if not run.server.counted:
+        return None
     spent = sum_counters([counters.spec for counters in run.spent])
     return {
         "requests": sum(counters.requests for counters in run.spent),
         "tokens": sum(counters.tokens for counters in run.spent),
-        **(asdict(spent) if spent and run.server.k else {}),
+        **(asdict(spent) if spent and run.k else {}),
     }
 
 
@@ -236,7 +247,7 @@ def first_differences(
 
     Only where both arms answered: half an answer is not another output.
     """
-    plain = next((run for run in runs if run.server.k == 0), None)
+    plain = next((run for run in runs if run.plain), None)
     if plain is None or len(runs) == 1:
         return None
     if any(answer.token_ids is None for run in runs for answer in _firsts(run) if not answer.error):
@@ -255,7 +266,7 @@ def first_differences(
 
 def count_failed(runs: Sequence[LoadRun]) -> dict[str, int]:
     """By arm, the prompts whose outputs cannot be compared: it or the plain arm did not answer."""
-    plain = next((run for run in runs if run.server.k == 0), runs[0])
+    plain = next((run for run in runs if run.plain), runs[0])
     return {
         run.name: sum(
             bool(none.error or answer.error)
@@ -288,7 +299,7 @@ def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) 
             "arms": {
                 run.name: {
                     "turns": [asdict(block) for block in run.blocks],
-                    "counters": [asdict(spent) for spent in run.spent],
+                    "counters": [spent and asdict(spent) for row in run.counters for spent in row],
                 }
                 for run in runs
             },

@@ -95,12 +95,12 @@ def _as_request(
     return Request(prompt.id, ids[: prompt.head_tokens], category=prompt.category)
 
 
-def make_job(request: Request, config: ServerConfig, model: str) -> Job:
+def make_job(request: Request, config: ServerConfig, model: str, seed: int = 0) -> Job:
     """The streamed request for a server that serves `model`, less the fields to be left out.
 
     Sampling is stated whole, or the server would fill it in from the target's own settings. Unless
     prefixes are to be reused, a salt of its own keeps the request from finding its prompt in the
-    server's prefix cache.
+    server's prefix cache. `seed` is its own, where requests are to have one.
     """
     omitted = config.omitted
     newer = request.messages and "max_completion_tokens" not in omitted
@@ -121,7 +121,10 @@ def make_job(request: Request, config: ServerConfig, model: str) -> Job:
         optional["return_token_ids"] = True
     if not config.reuse_prefixes:
         optional["cache_salt"] = uuid.uuid4().hex
+    if config.request_seeds:
+        optional["seed"] = seed
     body |= {name: value for name, value in optional.items() if name not in omitted}
+    body |= config.request_body
     return Job(CHAT if request.messages else COMPLETIONS, json.dumps(body).encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.lossless.greedy import Difference, Noise, explain, with_texts
@@ -20,9 +21,11 @@ from bench.report.provenance import (
 from bench.report.schema import Report, warn
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
-from bench.server.measure import LoadRun, measure_servers, round_size
+from bench.server.measure import LoadRun, decodes_plainly, measure_servers, round_size
+from bench.server.options import read_keys
 from bench.server.report import build_server_report, first_differences
 from bench.server.requests import Request, content_hash, load_requests, require_same_model
+from bench.server.turns import Turns, file_name, open_turns
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from serving.remote import RemoteServer, connect
@@ -39,8 +42,12 @@ def run_server_bench(
     drafts: Mapping[str, Arm] | None = None,
     note: Note = lambda text: None,
     threads: Mapping[str, int] | None = None,
+    keep: Path | None = None,
 ) -> Report:
     """Measure the servers at `urls` (by arm name) and return the report.
+
+    With `keep` every turn is written into that folder as it ends, and those that it has are not
+    measured again; `bench.server.turns.forget_turns` removes them when the report is written.
 
     `drafts` says, for those arms where the user told us, what their servers draft with. `note` is
     told what is known before the run and should be, which the report has as warnings. `threads` is
@@ -50,15 +57,61 @@ def run_server_bench(
     servers = connect_all(config, urls)
     requests = prepare(config, list(servers.values()), note)
     tell(note, known_before(config, servers, requests, drafts or {}))
-    results = measure_servers(config, servers, requests, progress)
-    plain = next((server for server in servers.values() if server.k == 0), None)
+    turns = kept_turns(keep, config, servers, requests, drafts or {}, note)
+    results = measure_servers(config, servers, requests, progress, turns=turns, note=note)
+    plain = next((s for name, s in servers.items() if decodes_plainly(name, s)), None)
     explained = explain_differences(config, results, requests, plain, progress)
     return finish(config, results, servers, requests, drafts or {}, explained, threads or {})
 
 
+def kept_turns(
+    folder: Path | None,
+    config: ServerConfig,
+    servers: Mapping[str, RemoteServer],
+    requests: Sequence[Request],
+    drafts: Mapping[str, Arm],
+    note: Note = lambda text: None,
+) -> Turns:
+    """The turns that a run of the same settings, prompts and servers has ended before."""
+    if folder is None:
+        return Turns()
+    arms = {
+        name: {
+            "model": server.root,
+            "vllm": server.version,
+            "k": server.k,
+            "draft": arm.draft.sha256 if isinstance(arm.draft, DraftInfo) else None,
+        }
+        for (name, server), arm in zip(
+            servers.items(), arms_of(servers, drafts).values(), strict=True
+        )
+    }
+    settings = {**config.settings(), "prompts_sha256": content_hash(requests), "arms": arms}
+    turns = open_turns(folder / file_name(list(servers)), settings)
+    if turns.ended:
+        note(f"{len(turns.ended)} turns were measured before, by {turns.path}")
+    return turns
+
+
 def connect_all(config: ServerConfig, urls: Mapping[str, str]) -> dict[str, RemoteServer]:
     """The servers by arm name, all of the same model as far as that shows."""
-    servers = {name: connect(url, config.model) for name, url in urls.items()}
+    pages = config.pages
+    for name in (*pages, *read_keys(config.key)):
+        if name not in urls:
+            raise UserError(
+                f"there is no server {name!r}: they are {', '.join(urls)}",
+                hint="name it as in --url NAME=URL",
+            )
+    servers = {
+        name: connect(
+            url,
+            config.model,
+            counted=False if pages.get(name) == () else None,
+            pages=pages.get(name, ()),
+            headers=config.headers_of(name),
+        )
+        for name, url in urls.items()
+    }
     require_same_model(servers, config.target)
     return servers
 
@@ -87,7 +140,7 @@ def prepare(
 def arms_of(servers: Mapping[str, RemoteServer], drafts: Mapping[str, Arm]) -> dict[str, Arm]:
     """The arms by name; what a server drafts with is unknown but where `drafts` says."""
     return {
-        name: drafts.get(name) or Arm(name, "unknown" if server.k else None)
+        name: drafts.get(name) or Arm(name, None if decodes_plainly(name, server) else "unknown")
         for name, server in servers.items()
     }
 
@@ -102,9 +155,25 @@ def known_before(
     longest = max((len(r.prompt) for r in requests if isinstance(r.prompt, list)), default=0)
     every = [*_roots(servers), *_left_out(config)]
     return {
-        name: [*foreseen(arm, config.target, longest, config.max_tokens), *every]
+        name: [
+            *foreseen(arm, config.target, longest, config.max_tokens),
+            *_uncounted(name, servers[name]),
+            *every,
+        ]
         for name, arm in arms_of(servers, drafts).items()
     }
+
+
+def _uncounted(name: str, server: RemoteServer) -> list[str]:
+    if server.counted:
+        return []
+    found = [
+        f"{name}: nobody counts its drafts and requests (no page with vLLM's counters), so "
+        "acceptance is not known but from answers that bring it, nor whether others used the server"
+    ]
+    if decodes_plainly(name, server):
+        found.append(f"{name}: that it decodes without speculation is only what its name says")
+    return found
 
 
 def _roots(servers: Mapping[str, RemoteServer]) -> list[str]:
@@ -146,7 +215,7 @@ def explain_differences(
     found = first_differences(alone, [request.id for request in requests])
     if found is None or not any(found.values()):
         return found, None
-    none = next(run for run in alone if run.server.k == 0)
+    none = next(run for run in alone if run.plain)
     answered = [
         (request, answer)
         for request, answer in zip(requests, none.answers[: none.prompts], strict=False)
@@ -227,7 +296,7 @@ def _common(
 
 def _arm_provenance(arm: Arm, common: dict[str, Any], server: RemoteServer) -> dict[str, Any]:
     own = {
-        "method": None if server.k == 0 else "not known",
+        "method": None if decodes_plainly(arm.name, server) else "not known",
         "k": server.k or None,
         "server": server.url,
         "model": server.model,

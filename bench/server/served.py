@@ -20,6 +20,7 @@ from bench.server.run import (
     connect_all,
     explain_differences,
     finish,
+    kept_turns,
     known_before,
     run_server_bench,
 )
@@ -50,6 +51,7 @@ def run_served_bench(
     log_folder: Path | None = None,
     name: str | None = None,
     note: Note = lambda text: None,
+    keep: Path | None = None,
 ) -> Report:
     """Serve the target with each arm's draft and measure the servers.
 
@@ -57,7 +59,8 @@ def run_served_bench(
     run at a time, for machines that hold no more, and meets the machine as it is at that time.
     `own_args` and a user's `extra_args` go to every vLLM, which has `ready_seconds` to start in and
     calls the target by `name` (default: as its folder).
-    `note` is told what is known before the run and should be. Raises `UserError` before anything
+    `note` is told what is known before the run and should be; turns are written into `keep` (see
+    `run_server_bench`). Raises `UserError` before anything
     starts if drafts, prompts or flags do not fit.
     """
     if config.target is None:
@@ -97,6 +100,7 @@ def run_served_bench(
                 drafts=drafts,
                 note=note,
                 threads=_threads(started),
+                keep=keep,
             )
     results: list[list[LoadRun]] = [[] for _ in config.loads]
     servers: dict[str, RemoteServer] = {}
@@ -109,9 +113,9 @@ def run_served_bench(
             threads |= _threads(started)
             servers |= found
             tell(note, known_before(config, found, requests, drafts))
-            for runs, more in zip(
-                results, measure_servers(config, found, requests, progress), strict=True
-            ):
+            turns = kept_turns(keep, config, found, requests, drafts, note)
+            measured = measure_servers(config, found, requests, progress, turns=turns, note=note)
+            for runs, more in zip(results, measured, strict=True):
                 runs += more
             if arm.draft is None:
                 explained = explain_differences(

@@ -17,6 +17,7 @@ from serving.metrics import SpecCounters, counters_from_histogram
 
 # Of a chat delta: the fields that hold what the model wrote. A role is none of them.
 WRITTEN = ("reasoning_content", "reasoning", "content", "refusal", "tool_calls", "function_call")
+REASONING = WRITTEN[:2]
 TYPED = ("text", "thinking", "arguments", "name")  # where nested parts keep their text
 BROKEN = ("abort", "error")  # finish reasons of answers that are none
 SHOWN = 300  # characters of a strange answer that an error shows
@@ -31,6 +32,7 @@ class RawAnswer:
     kind: str = ""  # of the body: its content type
     reads: list[tuple[float, bytes]] = field(default_factory=list)
     error: str | None = None
+    retried: int = 0
 
 
 @dataclass
@@ -45,6 +47,7 @@ class _Found:
     counters: SpecCounters | None = None
     ended: bool = False
     finished: float | None = None  # when the piece with the finish reason came
+    answered: float | None = None  # when the first piece of the answer came, behind the reasoning
     error: str | None = None
 
 
@@ -79,6 +82,8 @@ def read_answer(raw: RawAnswer, start: float) -> Answer:
         error=found.error,
         prompt_tokens=found.prompt_tokens,
         counted_by="usage" if found.tokens else "ids" if found.ids else None,
+        answered=found.answered,
+        retried=raw.retried,
     )
 
 
@@ -131,8 +136,12 @@ def _take(found: _Found, moment: float, name: str, content: str) -> None:
         return
     choice = choices[0]
     delta = choice.get("delta")
-    written = [choice.get("text"), *((delta or {}).get(key) for key in WRITTEN)]
-    texts = [text for part in written for text in _texts(part)]
+    parts = {key: list(_texts((delta or {}).get(key))) for key in WRITTEN}
+    plain = list(_texts(choice.get("text")))
+    texts = [*plain, *(text for found_texts in parts.values() for text in found_texts)]
+    answers = any(any(found_texts) for key, found_texts in parts.items() if key not in REASONING)
+    if found.answered is None and (any(plain) or answers):
+        found.answered = moment
     ids = choice.get("token_ids")
     if ids is not None:
         found.ids = [*(found.ids or []), *ids]

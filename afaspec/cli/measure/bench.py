@@ -70,6 +70,7 @@ def bench(config: BenchCommand) -> None:
     """
     from afaspec.capture.adapted_target import open_target
     from bench.report.files import write_report
+    from bench.server.turns import forget_turns
 
     require_writable(config.out)  # now, not when all is measured
     source = prompt_source(config.prompts, config.suite, config.size)
@@ -91,6 +92,7 @@ def bench(config: BenchCommand) -> None:
         assert target is not None
         report = measure_engines(config, target, source)
     page = write_report(report, config.out)
+    forget_turns(config.out)
     Console().print(render_table(report))
     if config.of_servers:
         Console().print(render_loads(report))
@@ -149,4 +151,4 @@ def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str
     )
     name = served_name(config.target, config.target_adapter) if config.target else None
     with progress(refresh_per_second=1) as bars:  # drawing them delays the streams
-        return measure(config, settings, arms, stage_bars(bars), config.out / "logs", name)
+        return measure(config, settings, arms, stage_bars(bars), config.out, name)

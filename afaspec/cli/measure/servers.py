@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 OF_SERVERS = (
     "request_rate", "requests", "model", "reuse_prefixes", "omit_fields", "server_args",
+    "metrics_url", "key", "header", "request_body", "request_seeds", "retries", "ramp_up", "slo",
 )  # fmt: skip
+OF_URLS = ("metrics_url", "key")
 
 
 class ServerFlags(ClientSettings, BenchSettings):
@@ -29,7 +31,7 @@ class ServerFlags(ClientSettings, BenchSettings):
     GROUP: ClassVar[str] = ClientSettings.GROUP
 
     url: list[str] = Field(
-        [], description="NAME=URL of a running vLLM server, an arm each; repeatable"
+        [], description="NAME=URL of a running server of the OpenAI API, an arm each; repeatable"
     )
     serve: Literal["together", "in-turn"] | None = Field(
         None, description="start a server for each arm and measure those"
@@ -58,6 +60,11 @@ def require_one_way(flags: ServerFlags) -> None:
             f"--{given[0].replace('_', '-')} is for servers only",
             hint="give --url NAME=URL or --serve together",
         )
+    if flags.serve and (given := [name for name in OF_URLS if getattr(flags, name)]):
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for servers that run already",
+            hint="leave it out: a server that --serve starts shows its own counters",
+        )
 
 
 def measure(
@@ -65,7 +72,7 @@ def measure(
     config: ServerConfig,
     arms: tuple[Arm, ...],
     progress: Progress,
-    log_folder: Path,
+    out: Path,
     name: str | None,
 ) -> Report:
     """The report of the servers at --url, or of those that --serve starts and that call the target
@@ -76,7 +83,7 @@ def measure(
 
     if flags.serve is None:
         addresses, drafts = served_arms(flags.url, arms)
-        return run_server_bench(config, addresses, progress, drafts=drafts, note=note)
+        return run_server_bench(config, addresses, progress, drafts=drafts, note=note, keep=out)
     return run_served_bench(
         config,
         arms,
@@ -88,9 +95,10 @@ def measure(
         own_args=["--dtype", flags.dtype, *(["--enforce-eager"] if flags.enforce_eager else [])],
         extra_args=vllm_flags(flags),
         ready_seconds=flags.ready_seconds,
-        log_folder=log_folder,
+        log_folder=out / "logs",
         name=name,
         note=note,
+        keep=out,
     )
 
 

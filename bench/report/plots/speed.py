@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LATENCIES = {
     "ttft_ms": "Time to first token (TTFT)",
+    "ttfa_ms": "Time to the first token of the answer, behind reasoning (TTFA)",
     "tpot_ms": "Time per output token (TPOT)",
     "itl_ms": "Time between pieces (ITL)",
     "e2e_ms": "Whole request, end to end",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,8 +18,15 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 class Stream:
     """One connection's answer."""
 
-    def __init__(self, writer: asyncio.StreamWriter, server: SseServer, path: str = ""):
+    def __init__(
+        self,
+        writer: asyncio.StreamWriter,
+        server: SseServer,
+        path: str = "",
+        headers: dict[str, str] | None = None,
+    ):
         self.writer, self.server, self.path = writer, server, path
+        self.headers = headers or {}
         self.begun = False
 
     async def raw(self, data: bytes) -> None:
@@ -54,8 +62,15 @@ class SseServer:
     `page` answers what is only looked at (GET); without it that is always empty.
     """
 
-    def __init__(self, answer: Answer, page: Page | None = None):
+    def __init__(
+        self,
+        answer: Answer,
+        page: Page | None = None,
+        port: int = 0,
+        context: ssl.SSLContext | None = None,
+    ):
         self.answer, self.page = answer, page
+        self.port, self.context = port, context
         self.running = self.most = 0
         self.release = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -63,9 +78,10 @@ class SseServer:
 
     def __enter__(self) -> SseServer:
         self._thread.start()
-        start = asyncio.start_server(self._connection, "127.0.0.1", 0)
+        start = asyncio.start_server(self._connection, "127.0.0.1", self.port, ssl=self.context)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        scheme = "https" if self.context else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,13 +100,11 @@ class SseServer:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                length = 0
-                for line in head.decode().split("\r\n"):
-                    if line.lower().startswith("content-length:"):
-                        length = int(line.partition(":")[2])
-                body = await reader.readexactly(length)
+                pairs = (line.partition(":") for line in head.decode().split("\r\n")[1:])
+                headers = {name.lower(): value.strip() for name, _, value in pairs}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
                 method, path, _ = head.decode().split(" ", 2)
-                stream = Stream(writer, self, path)
+                stream = Stream(writer, self, path, headers)
                 if method == "GET":
                     await (self.page(stream) if self.page else stream.whole(""))
                     continue

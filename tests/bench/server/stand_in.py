@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,11 +31,16 @@ class StandIn:
     html: tuple[str, ...] = ()
     prefix: str = ""
     tokenizes: bool = True
+    counted: bool = True
+    refuses: int = 0  # requests, before it takes any
+    reasons: bool = False  # the first piece is reasoning
+    accepts: list[int] | None = None  # the histogram that each answer brings
+    headers: list[dict[str, str]] = field(default_factory=list)
     pages: dict[str, str] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
 
-    def serve(self) -> SseServer:
-        return SseServer(self.answer, self.page)
+    def serve(self, port: int = 0, context: ssl.SSLContext | None = None) -> SseServer:
+        return SseServer(self.answer, self.page, port, context)
 
     async def page(self, stream: Stream) -> None:
         path = stream.path.removeprefix(self.prefix)
@@ -51,7 +57,7 @@ class StandIn:
             ]}))  # fmt: skip
         elif path == "/version":
             await stream.whole('{"version": "0.32.0"}')
-        elif path == "/metrics":
+        elif path == "/metrics" and self.counted:
             ended = len(self.asked)
             await stream.whole(
                 f'vllm:request_success_total{{model_name="mine"}} {ended}.0\n'
@@ -73,14 +79,23 @@ class StandIn:
             error = {"error": {"message": f"unknown fields: {odd}"}}
             await stream.whole(json.dumps(error), status=400)
             return
+        if self.refuses > 0:
+            self.refuses -= 1
+            await stream.whole('{"error": "too much to do"}', status=429)
+            return
+        self.headers.append(stream.headers)
         chat = "messages" in body
         if chat:
             await self.piece(stream, chat, 0, {"role": "assistant", "content": ""})
         for place, text in enumerate(PIECES):
             await asyncio.sleep(FIRST if place == 0 else NEXT)
-            delta = {self.writes_to: text} if chat else {"text": text}
+            key = "reasoning_content" if self.reasons and place == 0 else self.writes_to
+            delta = {key: text} if chat else {"text": text}
             await self.piece(stream, chat, 2 * (place + 1), delta)
-        last = {"usage": usage(TOKENS)} if self.usage == "last" else {}
+        last: dict[str, Any] = {"usage": usage(TOKENS)} if self.usage == "last" else {}
+        if self.accepts:
+            spent = {"acceptance_histogram": self.accepts, "num_draft_tokens": 9}
+            last["metrics"] = {"speculative_decoding": spent}
         await self.piece(stream, chat, TOKENS, {}, "length", **last)
         if self.usage == "own":
             await stream.event(choices=[], usage=usage(TOKENS))

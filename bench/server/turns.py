@@ -1,0 +1,118 @@
+"""The turns of a run as they end: a line each, from which an interrupted run goes on.
+
+The first line says what is measured. A line is on the disk before the next turn begins; one that a
+kill cut is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from bench.records.run import Block
+from drafts.errors import UserError
+from serving.metrics import ServerCounters
+
+SCHEMA = "afaspec-turns/1"
+
+Key = tuple[str, int, str, int]  # load, round, arm, first request
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an arm gave in a block, and what its server's counters grew by (None: nobody counts)."""
+
+    block: Block
+    counters: ServerCounters | None
+
+
+@dataclass
+class Turns:
+    """The turns that have ended, by place. Without a `path` they are kept nowhere."""
+
+    path: Path | None = None
+    ended: dict[Key, Turn] = field(default_factory=dict)
+
+    def add(self, key: Key, turn: Turn) -> None:
+        """Keep a turn, on the disk when this returns."""
+        self.ended[key] = turn
+        if self.path is not None:
+            _append(self.path, {"key": key, **asdict(turn)})
+
+
+def file_name(arms: Sequence[str]) -> str:
+    """The file of the turns of these arms, which are measured together."""
+    marks = "-".join(re.sub(r"[^\w.-]", "_", name) for name in arms)
+    return f"turns-{marks[:100]}.jsonl"
+
+
+def forget_turns(folder: Path) -> None:
+    """Remove all such files: the report has what they have."""
+    for path in folder.glob("turns-*.jsonl"):
+        path.unlink()
+
+
+def open_turns(path: Path, settings: Mapping[str, Any]) -> Turns:
+    """The turns at `path` of a run with these settings; an empty file where none has ended.
+
+    Raises `UserError` where the file is of a run with other settings, or no such file.
+    """
+    described = json.loads(json.dumps(settings))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, {"schema": SCHEMA, "settings": described})
+        return Turns(path)
+    lines = path.read_bytes().split(b"\n")
+    whole, cut = lines[:-1], lines[-1]
+    if not whole:  # killed while it wrote the first line
+        path.unlink()
+        return open_turns(path, settings)
+    first = _read(path, 1, whole[0])
+    if first.get("schema") != SCHEMA:
+        raise UserError(
+            f"has schema {first.get('schema')!r}, expected {SCHEMA!r}",
+            where=path,
+            hint="give another --out",
+        )
+    before = first["settings"]
+    if differing := [name for name in described if described[name] != before.get(name)]:
+        raise UserError(
+            "an interrupted run lies here that was begun with other settings: "
+            + "; ".join(f"{name} was {before.get(name)}" for name in differing),
+            where=path,
+            hint="give another --out, or remove the file to measure anew",
+        )
+    if cut:
+        os.truncate(path, path.stat().st_size - len(cut))
+    turn = TypeAdapter(Turn)
+    ended = {}
+    for number, line in enumerate(whole[1:], start=2):
+        content = _read(path, number, line)
+        load, round_index, arm, start = content.pop("key")
+        ended[load, round_index, arm, start] = turn.validate_python(content)
+    return Turns(path, ended)
+
+
+def _append(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("ab") as file:
+        file.write(json.dumps(content).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        raise UserError(
+            f"line {number} is no turn of a run: {line[:80]!r}",
+            where=path,
+            hint="remove the file to measure anew",
+        ) from None
