@@ -16,7 +16,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ OTHERS = [
     f"class {word.title()}{what} {{\n public:\n  " for word in WORDS for what in ("A", "B", "C")
 ]
 CLIENTS = 3
+AT_ONCE = 4  # what the server takes
 # The first is the server's, the others are the loop's: a busy vLLM with all leaves none for others.
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -151,10 +154,12 @@ def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forgetful(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A draft of the same build that has lost the tokens which only the other prompts' answers
     have."""
-    usual, other = (
-        {token for prompt in prompts for token in complete(url, prompt)["token_ids"]}
-        for prompts in (PROMPTS, OTHERS)
-    )
+    with ThreadPoolExecutor(AT_ONCE) as clients:
+        usual, other = (
+            {token for answer in clients.map(partial(complete, url), prompts)
+             for token in answer["token_ids"]}
+            for prompts in (PROMPTS, OTHERS)
+        )  # fmt: skip
     folder = tmp_path_factory.mktemp("drafts") / "forgetful"
     shutil.copytree(open_draft("embedded-draft").folder, folder)
     tensors = load_file(folder / "model.safetensors")
