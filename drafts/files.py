@@ -172,6 +172,17 @@ def read_json(path: Path) -> Any:
         raise UserError("is not UTF-8 text", where=path, hint="fetch the file again") from None
 
 
+def shown_path(text: str) -> str:
+    """A path, or NAME=PATH, as a reader likes it: from here or from ~; other text as it is."""
+    before, equals, path = text.rpartition("=")
+    if not path.startswith("/"):
+        return text
+    for folder, start in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if Path(path).is_relative_to(folder) and Path(path) != folder:
+            return f"{before}{equals}{start}{Path(path).relative_to(folder)}"
+    return text
+
+
 def weight_files(folder: Path) -> list[Path]:
     """A model folder's safetensors files, by name: those of its index, else all. [] for none.
 

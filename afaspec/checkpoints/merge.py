@@ -22,6 +22,7 @@ from afaspec.adapters.afa import read_record
 from afaspec.adapters.annealing import refuse_non_linear
 from afaspec.capture.adapted_target import open_target
 from afaspec.pairs.names import open_draft
+from afaspec.train.record import training_summary
 from afaspec.versions import versions
 from bench.prompts.trained_on import read_roots, write_roots
 from drafts.checkpoint.info import DraftInfo
@@ -102,6 +103,7 @@ def merge(trained: Path, base: DraftInfo, out: Path, target: TargetInfo | None =
                 "adapter_sha256": {
                     p.name: hash_file(p) for p in sorted(result.glob("*.safetensors"))
                 },
+                "training": training_summary(run) if run else None,
                 "annealing": asdict(record),
                 "parity": asdict(parity),
                 "versions": versions(),

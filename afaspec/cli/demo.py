@@ -28,7 +28,7 @@ def demo(config: DemoConfig) -> None:
     from afaspec.cli.console import console, note, progress
     from afaspec.demo.run import run_demo
     from bench.report.console import render_table, stage_bars
-    from bench.report.words import headline
+    from bench.report.words import sentences
     from serving.runtime import require_vllm
 
     if config.tune is None:
@@ -37,5 +37,5 @@ def demo(config: DemoConfig) -> None:
     with progress() as bars:
         finished = run_demo(config, stage_bars(bars), note)
     Console().print(render_table(finished.report))
-    console.print(headline(finished.report.arms), highlight=False)
+    console.print(sentences(finished.report.arms), highlight=False)
     console.print(f"Report: {finished.page}", highlight=False, soft_wrap=True)

@@ -31,6 +31,35 @@ FREE = {
 }
 
 
+# Of a run's settings, what a draft that is made of it says of its training.
+TOLD = (
+    *("arm", "rank", "alpha", "init", "steps", "learning_rate", "draft_steps", "loss"),
+    *("batch_size", "seed"),
+)
+
+
+def training_summary(run: Path) -> dict[str, Any] | None:
+    """How a finished run trained and on what, in short; None where its folder does not say."""
+    if not all((run / name).is_file() for name in (CONFIG, MANIFEST)):
+        return None
+    settings, manifest = read_json(run / CONFIG), read_json(run / MANIFEST)
+    store = {k: v for k, v in manifest["store"].items() if k not in ("path", "target")}
+    mixed = [
+        {"store": Path(one["store"]).name, "share": one["share"],
+         "train_sequences": one["train_sequences"]}
+        for one in manifest.get("mix") or []
+    ]  # fmt: skip
+    found = {name: settings[name] for name in TOLD if settings.get(name) is not None}
+    if settings.get("arm") == "full":
+        found = {k: v for k, v in found.items() if k not in ("rank", "alpha", "init")}
+    return {
+        **found,
+        "best_step": manifest.get("best_step"),
+        "data": {"store": Path(manifest["store"]["path"]).name, **store},
+        **({"mix": mixed} if mixed else {}),
+    }
+
+
 @dataclass(frozen=True)
 class Watched:
     """How good the draft was on a store beside the run's own, and how good the result is there."""

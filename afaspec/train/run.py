@@ -56,6 +56,7 @@ from drafts.nn.interface import Draft
 from drafts.target.info import TargetInfo
 
 Note = Callable[[str], object]
+DATA = ("prompts", "self_prompts", "split", "eval_fraction", "limit")  # of a store's settings
 
 
 def train(
@@ -315,7 +316,13 @@ def write_manifest(
             "made_by": "afaspec train",
             "arm": config.arm,
             "draft_sha256": base.sha256,
-            "store": {"path": str(store.folder), "target": dict(store.manifest.target)},
+            "store": {
+                "path": str(store.folder),
+                "target": dict(store.manifest.target),
+                "train_sequences": len(parts[0].train),
+                "held_out_sequences": len(parts[0].held_out),
+                **{name: store.manifest.settings.get(name) for name in DATA},
+            },
             "mix": [
                 {
                     "store": str(part.store.folder),

@@ -21,6 +21,7 @@ from bench.records.progress import Note, Progress
 from bench.records.run import ArmRun
 from bench.report.build import build_report
 from bench.report.cautions import foreseen, past_positions, tell
+from bench.report.example import example
 from bench.report.provenance import arm_provenance, common_provenance, settings_of
 from bench.report.schema import Report, warn
 from drafts.checkpoint.info import DraftInfo
@@ -96,6 +97,9 @@ def run_bench(
         past={run.arm.name: past_positions(run.arm, run.lengths) for run in runs},
         warnings=known,
         seed=config.seed,
+    )
+    report.example = example(
+        names[0], runs[0].inputs[0], runs[0].outputs[0][0], config.target.folder
     )
     warn(report, trained_on_warnings(config.arms, [prompt.root for prompt in encoded]))
     return report

@@ -42,7 +42,7 @@ def render_table(report: Report) -> Table:
         table.add_column(title, justify="right" if i else "left", overflow="fold")
     for row in table_rows(report.arms):
         cells = (row[i] for i in shown)
-        table.add_row(*(cell_text(c, "bold green" if c.best else "bold") for c in cells))
+        table.add_row(*(cell_text(c, "bold" if c.best else "") for c in cells))
     return table
 
 

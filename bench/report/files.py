@@ -33,6 +33,7 @@ def read_report(path: Path) -> Report:
         content["training"],
         content.get("comparisons", []),
         content.get("load"),
+        content.get("example"),
     )
 
 

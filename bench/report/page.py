@@ -16,6 +16,7 @@ from bench.report.words import (
     MARKS,
     NOTHING,
     TableCell,
+    also,
     category_rows,
     figure_cell,
     headline,
@@ -49,6 +50,8 @@ def render_page(report: Report) -> str:
     return render(
         "report.html",
         headline=headline(report.arms),
+        also=also(report.arms),
+        example=report.example,
         settings=settings_line(report.provenance),
         verdicts=_verdicts(report),
         warnings=warnings(report),
@@ -167,21 +170,21 @@ def _load(report: Report) -> PageTable | None:
 
 
 def _differences(arms: Sequence[Json]) -> list[list[str]]:
-    """Where an arm's output leaves the one without speculation, and how close a call it was."""
-    return [
-        [
-            arm["label"],
-            str(found["prompt"]),
-            str(found["position"]),
-            token_shown(found, "none"),
-            token_shown(found, "arm"),
-            _gap(found),
-            {True: "yes", False: "no", None: "not examined"}[found["near_tie"]],
-        ]
-        for arm in arms
-        if arm["lossless"]
-        for found in arm["lossless"]["differences"]
-    ]
+    """Where outputs leave the one without speculation, and how close a call it was; what several
+    arms said alike is one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for arm in arms:
+        for found in (arm["lossless"] or {}).get("differences", []):
+            row = (
+                str(found["prompt"]),
+                str(found["position"]),
+                token_shown(found, "none"),
+                token_shown(found, "arm"),
+                _gap(found),
+                {True: "yes", False: "no", None: "not examined"}[found["near_tie"]],
+            )
+            rows.setdefault(row, []).append(arm["label"])
+    return [[", ".join(labels), *row] for row, labels in rows.items()]
 
 
 def _noise_words(noise: Json | None) -> str:

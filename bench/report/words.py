@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.records.speeds import speed_of
 from bench.report.schema import unexplained
+from drafts.files import shown_path
 
 Json = Mapping[str, Any]
 
@@ -103,7 +104,7 @@ def figure_cell(
 
 
 def headline(arms: Sequence[Json]) -> str:
-    """One sentence: the longest draft, what it gains, and whether the output stayed the same."""
+    """What matters first: the fastest draft, what it gains, and with which interval."""
     drafted, speed = [arm for arm in arms if _value(arm["acceptance_length"])], speed_of(arms[0])
     if not drafted:
         rate = _value(arms[0][speed.rate])
@@ -111,25 +112,33 @@ def headline(arms: Sequence[Json]) -> str:
     top = max(
         drafted, key=lambda arm: _value(arm[speed.speedup]) or _value(arm["acceptance_length"])
     )
-    text = f"{top['label']} {_yields(top)}"
     base = next((arm for arm in drafted if arm["name"] == "base" and arm is not top), None)
-    if base:
-        text += f", the base draft {_length(base):.2f}"
-    if top[speed.speedup]:
-        found = figure_cell(top[speed.speedup], "{:.2f}")
-        gain = speed.times.format(arm="it", against="no speculation", times=found.text)
-        text += f"; {gain[0].lower()}{gain[1:]}"
-        beside = [found.detail.replace("–", " to ")] if found.detail else []
-        if base and base[speed.speedup]:
-            beside.append(f"the base draft {_value(base[speed.speedup]):.2f}")
-        text += f" ({'; '.join(beside)})" if beside else ""
-    said = (
-        f"{text}.",
-        _lossless_sentence(drafted),
-        _distribution_sentence(drafted),
-        _general_sentence(drafted),
-    )
-    return " ".join(sentence for sentence in said if sentence)
+    if not top[speed.speedup]:
+        beside = f", the base draft {_length(base):.2f}" if base else ""
+        return f"{top['label']} {_yields(top, interval=True)}{beside}."
+    times = figure_cell(top[speed.speedup], "{:.2f}")
+    gain = speed.times.format(arm=top["label"], against="no speculation", times=times.text)
+    text = f"{gain}{_between(times)}; it {_yields(top)}."
+    if base and base[speed.speedup]:
+        its = _value(base[speed.speedup])
+        text += f" The base draft: {its:.2f} times, {_length(base):.2f} tokens."
+    return text
+
+
+def also(arms: Sequence[Json]) -> str:
+    """What else to know: whether the output is the target's, and what general prompts lost."""
+    drafted = [arm for arm in arms if _value(arm["acceptance_length"])]
+    said = (_lossless_sentence, _distribution_sentence, _general_sentence)
+    return " ".join(sentence for words in said if drafted and (sentence := words(drafted)))
+
+
+def sentences(arms: Sequence[Json]) -> str:
+    """All of it, for a console."""
+    return " ".join(part for part in (headline(arms), also(arms)) if part)
+
+
+def _between(cell: TableCell) -> str:
+    return f" ({cell.detail.replace('–', ' to ')})" if cell.detail else ""
 
 
 def _length(arm: Json) -> float:
@@ -137,13 +146,16 @@ def _length(arm: Json) -> float:
     return _value(arm.get("tokens_per_step")) or _value(arm["acceptance_length"])
 
 
-def _yields(arm: Json) -> str:
+def _yields(arm: Json, *, interval: bool = False) -> str:
     """Both figures where they are not the same to the eye."""
     length, accepted = (
         f"{value:.2f}" for value in (_length(arm), _value(arm["acceptance_length"]))
     )
     text = f"yields {length} tokens per target step"
-    return text if length == accepted else f"{text} (acceptance length {accepted})"
+    if interval:
+        figure = arm.get("tokens_per_step") or arm["acceptance_length"]
+        text += _between(figure_cell(figure, "{:.2f}"))
+    return text if length == accepted else f"{text}, acceptance length {accepted}"
 
 
 def settings_line(provenance: Json) -> str:
@@ -263,7 +275,7 @@ def token_shown(found: Json, of: str) -> str:
 
 def setting_words(value: Any) -> str:
     """A setting's value as a reader writes it."""
-    if value is None or value == []:
+    if value is None or value in ([], {}):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -272,7 +284,7 @@ def setting_words(value: Any) -> str:
         return ", ".join(f"{key.replace('_', ' ')} {setting_words(part)}" for key, part in parts)
     if isinstance(value, list):
         return ", ".join(setting_words(part) for part in value)
-    return value if isinstance(value, str) else json.dumps(value)
+    return shown_path(value) if isinstance(value, str) else json.dumps(value)
 
 
 def is_plain(arm: Json) -> bool:

@@ -12,6 +12,7 @@ from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
 from bench.records.progress import Note, Progress
 from bench.report.cautions import foreseen, tell
+from bench.report.example import example
 from bench.report.provenance import (
     arm_provenance,
     circumstances,
@@ -269,8 +270,26 @@ def finish(
         noise=explained[1],
         seed=config.seed,
     )
+    report.example = example_of(config, results[0], requests)
     warn(report, trained_on_warnings(list(arms.values()), [request.root for request in requests]))
     return report
+
+
+def example_of(
+    config: ServerConfig, runs: Sequence[LoadRun], requests: Sequence[Request]
+) -> dict[str, Any] | None:
+    """The first prompt that was answered, with that answer; without speculation where there is."""
+    run = next((run for run in runs if run.plain), runs[0])
+    answered = zip(requests, run.answers, strict=False)
+    request, answer = next(((r, a) for r, a in answered if a.error is None), (None, None))
+    if request is None or answer is None:
+        return None
+    turns = request.messages or []
+    prompt = request.prompt or "".join(
+        f"{turn['role']}: {turn.get('content') or ''}\n" for turn in turns
+    )
+    target = config.target.folder if config.target else None
+    return example(request.id, prompt, answer.text, target)
 
 
 def _common(

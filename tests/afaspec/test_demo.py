@@ -68,6 +68,11 @@ def test_demo_leaves_the_report_that_later_work_relies_on(
     for arm_name in ("lora", "afa-lora"):
         record = json.loads((out / f"{arm_name}-merged" / "afaspec.json").read_text())
         assert record["parity"]["float32"] <= 1e-5
+        told = record["training"]
+        assert (told["arm"], told["steps"]) == (arm_name, config.steps)
+        assert told["data"]["train_sequences"] > 0
+        assert arms[arm_name]["provenance"]["draft"]["training"] == told
+    assert set(report["example"]) == {"id", "prompt", "answer"}
     # equal data, order and steps: only method and learning rate differ
     runs = [json.loads((out / arm / "config.json").read_text()) for arm in ("lora", "afa-lora")]
     differing = {key for key in runs[0] if runs[0][key] != runs[1][key]}

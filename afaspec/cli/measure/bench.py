@@ -17,7 +17,7 @@ from bench.prompts.suites import prompt_source
 from bench.records.settings import BenchSettings, ClientSettings, Listed, PromptSource
 from bench.report.console import render_loads, render_table, stage_bars, warnings
 from bench.report.schema import Report
-from bench.report.words import headline
+from bench.report.words import sentences
 from bench.runs.saved import SavedRun
 from drafts.errors import UserError
 from drafts.files import require_writable
@@ -98,7 +98,7 @@ def bench(config: BenchCommand) -> None:
         Console().print(render_loads(report))
     for warning in warnings(report):
         note(f"Warning: {warning}.")
-    console.print(headline(report.arms), highlight=False)
+    console.print(sentences(report.arms), highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     if baseline is not None:
         new = SavedRun(config.out.name, page.with_name("report.json"), report)

@@ -12,7 +12,7 @@ from afaspec.cli.console import console, note
 from afaspec.cli.flags import configured
 from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
 from bench.report.console import render_table
-from bench.report.words import headline
+from bench.report.words import sentences
 from bench.runs.gate import EXIT_CODE
 from bench.runs.saved import SavedRun, read_run, read_runs
 from drafts.errors import UserError
@@ -121,7 +121,7 @@ def _keep(run: SavedRun, keep: str) -> list[str]:
 
 def _show(run: SavedRun) -> None:
     Console().print(render_table(run.report))
-    console.print(headline(run.report.arms), highlight=False)
+    console.print(sentences(run.report.arms), highlight=False)
 
 
 def _render(run: SavedRun, out: Path | None) -> None:

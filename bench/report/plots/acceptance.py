@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def acceptance_length(arms: Arms, colours: Mapping[str, str]) -> Figure:
     """Bars of tokens per step; the offline figure, where there is one, as a hollow diamond."""
     figure, axes = bars(arms, colours, "acceptance_length", "{:.2f}")
-    axes.set_title("Acceptance length: tokens per target step")
+    axes.set_title("Acceptance length, tokens a step")
     offline = [
         (row, arm["offline_acceptance_length"]["value"])
         for row, arm in enumerate(arms)

@@ -16,6 +16,7 @@ from bench.report.plots.style import (
     bars,
     legend_below,
     measured,
+    short,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def latency(arms: Arms, colours: Mapping[str, str]) -> Figure:
                 axes.scatter(value, row, s=size, marker=marker, color=colours[arm["name"]],
                              linewidths=2, zorder=3)  # fmt: skip
         axes.set_title(f"{LATENCIES[kind]}, ms", fontsize=11.5, pad=6)
-        axes.set_yticks(range(len(arms)), [arm["label"] for arm in arms], fontsize=10)
+        axes.set_yticks(range(len(arms)), [short(arm["label"], 20) for arm in arms], fontsize=10)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.grid(axis="x")

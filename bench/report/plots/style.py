@@ -32,6 +32,7 @@ SPARE_COLOURS = ("#56b4e9", "#d55e00", "#cc79a7", "#b8a800", "#7b5ea7", "#5c7a29
 MARKERS = "osD^vPX*"
 INK, FAINT = "#1f2328", "#c9ced6"  # the SVG's INK becomes the page's text colour
 WIDTH, HEIGHT = 5.6, 3.3  # inches: small, so that text stays readable when a phone shrinks it
+LEGEND_WIDTH = 80  # characters that stand in a row of a legend
 STYLE: dict[str, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
@@ -120,7 +121,7 @@ def bars(arms: Arms, colours: Mapping[str, str], key: str, form: str) -> tuple[F
         axes.text(
             value + high + 0.025 * widest, row, form.format(value), va="center", weight="bold"
         )
-    axes.set_yticks(list(rows), [arm["label"] for arm in arms])
+    axes.set_yticks(list(rows), [short(arm["label"], 20) for arm in arms])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.17 * widest)
     axes.grid(axis="x")
@@ -150,7 +151,7 @@ def dots(rows: Sequence[str], series: Sequence[Series]) -> tuple[Figure, Axes]:
                 values, [row for row, _ in found], xerr=errors, fmt=one.marker, markersize=6.5,
                 color=one.colour, elinewidth=1.6, label=one.label,
             )  # fmt: skip
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), [short(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="both")
     axes.spines["bottom"].set_visible(False)
@@ -160,10 +161,20 @@ def dots(rows: Sequence[str], series: Sequence[Series]) -> tuple[Figure, Axes]:
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
     """One legend under the figure, from the labels of `axes`."""
-    handles, labels = axes.get_legend_handles_labels()
+    handles, found = axes.get_legend_handles_labels()
+    labels = [short(label) for label in found]
+    widest = max(map(len, labels), default=1)
+    fitting = max(1, LEGEND_WIDTH // (widest + 6))  # its line and the gaps take some characters
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), columns), fontsize=10
-    )
+        handles, labels, loc="outside lower center", ncols=min(len(labels), columns, fitting),
+        fontsize=10,
+    )  # fmt: skip
+
+
+def short(label: str, longest: int = 28) -> str:
+    """A name that fits beside or below a plot: the middle of a long one is left out."""
+    half = longest // 2
+    return label if len(label) <= longest else f"{label[:half]}…{label[1 - half :]}"
 
 
 def write_pngs(plots: Iterable[Plot], folder: Path) -> None:

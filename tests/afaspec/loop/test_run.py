@@ -26,6 +26,7 @@ from bench.report.schema import Report
 from drafts.errors import UserError
 from drafts.files import write_json
 from serving.traffic.shards import Traffic
+from tests.browser import browser, find_browser, require_shown_well
 
 EVERY = 5.0
 
@@ -309,7 +310,11 @@ def test_the_page_tells_the_history(config: LoopConfig, clock: Clock) -> None:
     loop.go("watch", "live", {"outcome": "kept"})
     (row,) = cycles_of(loop.history)
     assert row[2:6] == ["acceptance fell <twice>", "1.40 to 1.60", "1.50 to 1.80, 99.0% kept", "2"]
-    page = write_report(config.out).read_text()
+    written = write_report(config.out)
+    if find_browser():
+        with browser() as address:
+            require_shown_well(address, written)
+    page = written.read_text()
     assert "acceptance fell &lt;twice&gt;" in page
     assert page.count("<svg") == 2
     assert (config.out / "acceptance.png").stat().st_size > 10_000

@@ -77,6 +77,9 @@ def test_a_comparison(
     assert base["provenance"]["method"] == "eagle3"
     assert base["provenance"]["draft"]["sha256"] != base["provenance"]["target"]["sha256"]
     assert base["provenance"]["concurrency"] == concurrency
+    assert base["provenance"]["command"].startswith("afaspec bench ")
+    assert report.example
+    assert report.example["answer"]
     measured = json.loads((out / "measurements.json").read_text())
     units = PROMPTS if concurrency == 1 else 2  # blocks of four prompts
     for arm in measured["arms"].values():

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.records.arms import Arm
 from bench.report.cautions import foreseen, past_positions
 from bench.report.console import warnings
-from bench.report.words import headline, table_rows
+from bench.report.words import also, table_rows
 from tests.bench.synthetic import report, report_of_everything
 from tests.opened import no_draft_at, no_target_at
 
@@ -62,5 +62,5 @@ def test_a_distribution_that_cannot_be_told_is_not_called_the_same() -> None:
     for arm in made.arms:
         if arm["distribution"]:
             arm["distribution"]["passed"] = None
-    assert "cannot be told" in headline(made.arms)
+    assert "cannot be told" in also(made.arms)
     assert table_rows(made.arms)[-1][-1].text == "not known"

@@ -159,6 +159,7 @@ class ReportObject(Strict):
     load: list[LoadStep] | None
     numerical_noise: dict[str, Any] | None
     training: dict[str, Any]
+    example: dict[str, str] | None
     provenance: dict[str, Any]
 
 

@@ -16,7 +16,7 @@ from bench.records.speeds import REQUEST, THROUGHPUT
 from bench.report.console import render_loads, warnings
 from bench.report.page import render_page
 from bench.report.schema import Report
-from bench.report.words import headline
+from bench.report.words import also
 from bench.runs.saved import read_run
 from bench.server.arrivals import Load
 from bench.server.checks import warnings_of
@@ -163,7 +163,7 @@ def test_failed_answers_are_not_other_outputs() -> None:
     assert found == {"base": []}
     report = report_of(runs, differences=found)
     assert report.arms[1]["lossless"] is None  # nothing is left to compare
-    assert "same" not in headline(report.arms)
+    assert "same" not in also(report.arms)
 
 
 def test_one_block_says_nothing_of_others() -> None:
