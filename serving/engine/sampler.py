@@ -44,3 +44,42 @@ def spread(
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     values = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
     return values.repeat_interleave(counts, output_size=num_tokens)
+
+
+def repair_cpu_generators() -> bool:
+    """Let requests with seeds of their own be prefilled in pieces, in this process; whether so.
+
+    vLLM throws away the token that is sampled behind all but the last piece, and winds the
+    request's generator back, which those of a CPU cannot (seen in vLLM 0.32.0: "CPU Generator does
+    not use offset" ends the engine). Ours are not wound back: what is drawn later is drawn from
+    further on, which is as random.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return False
+    import torch
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    class Unwound(torch.Generator):
+        def get_offset(self) -> int:
+            return 0
+
+        def set_offset(self, offset: int) -> None:
+            pass
+
+    given = GPUModelRunner._update_states
+
+    def update_states(self: Any, *arguments: Any, **named: Any) -> Any:
+        found = given(self, *arguments, **named)
+        batch = self.input_batch
+        for place, generator in list(batch.generators.items()):
+            if type(generator) is torch.Generator:
+                ours = Unwound(device=generator.device)
+                ours.set_state(generator.get_state())
+                batch.generators[place] = ours
+                self.requests[batch.req_ids[place]].generator = ours
+        return found
+
+    GPUModelRunner._update_states = update_states
+    return True

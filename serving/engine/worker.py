@@ -66,7 +66,7 @@ def load(settings: dict[str, Any]) -> Any:
 
     gc.enable()
 
-    from serving.engine.sampler import repair_cpu_sampler
+    from serving.engine.sampler import repair_cpu_generators, repair_cpu_sampler
 
     speculative = settings["speculative_config"]
     options: dict[str, Any] = dict(settings["options"])
@@ -95,6 +95,7 @@ def load(settings: dict[str, Any]) -> Any:
         disable_log_stats=False,  # request times and counters come from the statistics
         **options,
     )
+    repair_cpu_generators()
     if speculative is not None:
         repair_cpu_sampler()
     return llm

@@ -89,6 +89,21 @@ def test_speculation_changes_no_token(engines: dict[str, EngineProcess]) -> None
     assert outputs["eagle3"] == outputs["none"]
 
 
+def test_prompts_are_read_in_pieces_by_requests_with_seeds(
+    looping_target: Path, tiny_draft: Path
+) -> None:
+    """Together they are more than vLLM reads at once, so that the last one waits half read."""
+    settings = EngineSettings(
+        read_target(looping_target), drafter(tiny_draft), k=K, temperature=1.0, max_model_len=256,
+        enforce_eager=True, batch=32,
+    )  # fmt: skip
+    long = [[(7 * i + j) % 300 for j in range(200)] for i in range(32)]
+    with EngineProcess(settings) as engine:
+        first, again = (engine.generate(long, TOKENS, ignore_eos=True) for _ in range(2))
+    assert [len(request.output_ids) for request in first.requests] == [TOKENS] * 32
+    assert [r.output_ids for r in again.requests] == [r.output_ids for r in first.requests]
+
+
 @pytest.mark.parametrize("name", ["ngram", "eagle3"])
 def test_counters_per_request_add_up_to_vllms_own(
     engines: dict[str, EngineProcess], name: str
