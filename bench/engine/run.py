@@ -180,7 +180,7 @@ def compare_outputs(
     if none is None or config.temperature > 0:
         return None, None
     prompts = dict(zip(names, none.inputs, strict=True))
-    plain = dict(zip(names, none.outputs[0], strict=True))
+    plain = {name: list(ids) for name, ids in zip(names, none.outputs[0], strict=True)}
     differences = {
         run.arm.name: [
             found

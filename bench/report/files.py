@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from bench.records.plain import write_streamed
 from bench.report.older import as_today
 from bench.report.schema import OLDER_SCHEMAS, SCHEMA, Report
 from drafts.errors import UserError
@@ -44,8 +44,12 @@ def write_report(report: Report, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if report.measurements:
-        with atomic_file(folder / "measurements.json") as temporary:  # too long for an indent
-            temporary.write_text(json.dumps(report.measurements) + "\n", encoding="utf-8")
+        with (
+            atomic_file(folder / "measurements.json") as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
+            write_streamed(report.measurements, file)  # may be larger than what is in memory
+            file.write("\n")
     page = render_report(report, folder)
     write_json(folder / "report.json", report.as_json())
     return page

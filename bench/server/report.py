@@ -89,6 +89,8 @@ def build_server_report(
             {**load.as_json(), "arms": report.arms, "comparisons": report.comparisons}
             for load, report in steps
         ]
+    for measured in first.measurements["arms"].values():
+        del measured["outputs"]  # the turns have them
     first.measurements = {**_measurements(results, prompts), **first.measurements}
     return first
 
@@ -99,14 +101,14 @@ def as_arm_run(run: LoadRun, arm: Arm, speed: Speed) -> ArmRun:
     `speed` says which its tokens and seconds are of. A prompt that was asked several times adds up;
     a failed request adds nothing.
     """
-    work = WORK[speed](run)
+    work, k = WORK[speed](run), run.k if counts_by_request(run) else 0
     result = ArmRun(arm, {"method": None if run.plain else "not known"}, speed=speed)
     result.tokens, result.seconds = work[0].tolist(), work[1].tolist()
     for blocks in run.rounds:
         answers = [answer for block in blocks for answer in block.answers]
         rows = [answers[prompt :: run.prompts] for prompt in range(run.prompts)]
         result.outputs.append([row[0].token_ids or [] for row in rows])
-        result.counters.append([_counters(run, row) for row in rows])
+        result.counters.append([_counters(row, k) for row in rows])
         result.kept.append([sum(max(a.tokens - 1, 0) for a in row if not a.error) for row in rows])
         result.prefill_seconds.append(
             [float(np.mean([a.ttft for a in row if a.error is None] or [0.0])) for row in rows]
@@ -173,11 +175,11 @@ def _rate(work: tuple[Table, Table], seed: int) -> Samples:
 WORK = {THROUGHPUT: _throughput, REQUEST: _decoding}
 
 
-def _counters(run: LoadRun, answers: Sequence[Any]) -> SpecCounters | None:
-    """A prompt's counters; None where the server does not report them by request."""
-    if not counts_by_request(run):
+def _counters(answers: Sequence[Answer], k: int) -> SpecCounters | None:
+    """A prompt's counters; None where answers bring none (`k` is 0)."""
+    if not k:
         return None
-    nothing = SpecCounters(0, 0, 0, (0,) * run.k)
+    nothing = SpecCounters(0, 0, 0, (0,) * k)
     return sum_counters([answer.counters or nothing for answer in answers])
 
 
@@ -298,8 +300,8 @@ def _measurements(results: Sequence[Sequence[LoadRun]], prompts: Sequence[str]) 
             **runs[0].load.as_json(),
             "arms": {
                 run.name: {
-                    "turns": [asdict(block) for block in run.blocks],
-                    "counters": [spent and asdict(spent) for row in run.counters for spent in row],
+                    "turns": run.blocks,
+                    "counters": [spent for row in run.counters for spent in row],
                 }
                 for run in runs
             },

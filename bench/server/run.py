@@ -226,7 +226,7 @@ def explain_differences(
     tokens = {name: prompt for name, prompt in ids.items() if isinstance(prompt, list)}
     if len(tokens) < len(ids):  # text or chat: its token ids are the server's secret
         return found, None
-    outputs = {request.id: answer.token_ids or [] for request, answer in answered}
+    outputs = {request.id: list(answer.token_ids or []) for request, answer in answered}
     differences, noise = explain(
         ServerEngine(plain),
         tokens,

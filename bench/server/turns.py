@@ -10,12 +10,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from bench.records.plain import plain
 from bench.records.run import Block
 from drafts.errors import UserError
 from serving.metrics import ServerCounters
@@ -44,7 +45,7 @@ class Turns:
         """Keep a turn, on the disk when this returns."""
         self.ended[key] = turn
         if self.path is not None:
-            _append(self.path, {"key": key, **asdict(turn)})
+            _append(self.path, {"key": key, **vars(turn)})
 
 
 def file_name(arms: Sequence[str]) -> str:
@@ -102,7 +103,7 @@ def open_turns(path: Path, settings: Mapping[str, Any]) -> Turns:
 
 def _append(path: Path, content: Mapping[str, Any]) -> None:
     with path.open("ab") as file:
-        file.write(json.dumps(content).encode() + b"\n")
+        file.write(json.dumps(content, default=plain).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
