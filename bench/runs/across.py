@@ -5,13 +5,14 @@ makes one slow or hard to draft does so in both runs. Otherwise all there is are
 intervals, taken as independent, which is wider.
 
 Neither sees what a whole run has in common, such as a busy or warmer machine. It changes tokens
-per second; it cancels in the speedup, whose two arms took turns in the same run.
+per second; it cancels in the speedup, whose two arms took turns in the same run. What one process
+of an engine has over another cancels in nothing: several runs of the old kind show how much it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -40,10 +41,41 @@ class Estimate:
     influence: Floats
 
 
-def compare_arm(old: Report, new: Report, name: str, metric: str) -> tuple[Comparison, bool] | None:
+@dataclass(frozen=True)
+class Repeats:
+    """A figure in `runs` runs of the same thing: their mean, and the variance from run to run."""
+
+    mean: float
+    variance: float
+    runs: int
+
+    def with_run(self, accounts: Callable[[float, float], Accounts]) -> Callable[..., Accounts]:
+        """`accounts` of u x another run - v x the mean, and one of what differs from run to run."""
+
+        def both(weight: float, other: float) -> Accounts:
+            within = accounts(weight, other)
+            factor = weight**2 + other**2 / self.runs
+            return within and [*within, [Source(factor * self.variance, self.runs - 1)]]
+
+        return both
+
+
+def repeats_of(reports: Sequence[Report], name: str, metric: str) -> Repeats | None:
+    """An arm's figure in several runs; None where fewer than two have it."""
+    found = [figure for report in reports if (figure := _figure(report, name, metric))]
+    if len(found) < 2:
+        return None
+    values = np.array([figure["value"] for figure in found])
+    return Repeats(float(values.mean()), float(values.var(ddof=1)), len(values))
+
+
+def compare_arm(
+    old: Report, new: Report, name: str, metric: str, repeats: Repeats | None = None
+) -> tuple[Comparison, bool] | None:
     """The arm in `new` beside the same in `old`, and whether prompts were paired.
 
-    None where either run has no such figure, or its verdicts are about another speed.
+    With `repeats` of `old`, of which it is one, beside their mean, and no nearer than they are to
+    each other. None where either run has no such figure, or its verdicts are about another speed.
     """
     found, before = (_figure(report, name, metric) for report in (new, old))
     if found is None or before is None:
@@ -56,7 +88,7 @@ def compare_arm(old: Report, new: Report, name: str, metric: str) -> tuple[Compa
             if units == len(new.measurements["prompts"]):  # else a unit is a whole block
                 unit = np.array(new.measurements.get("conversations") or unit)
                 per_block = int(new.provenance.get("block", 1))
-            return _compare_paired(name, metric, first, second, unit, per_block), True
+            return _compare_paired(name, metric, first, second, unit, per_block, repeats), True
     here = source_of(found, int(new.provenance["prompts"]))
     there = source_of(before, int(old.provenance["prompts"]))
 
@@ -66,8 +98,10 @@ def compare_arm(old: Report, new: Report, name: str, metric: str) -> tuple[Compa
         pairs = ((weight, here), (other, there))
         return [[Source(factor**2 * one.variance, one.freedom) for factor, one in pairs]]
 
-    values = float(found["value"]), float(before["value"])
-    return contrast(name, name, metric, *values, accounts), False
+    value, other = float(found["value"]), float(before["value"])
+    if repeats:
+        return contrast(name, name, metric, value, repeats.mean, repeats.with_run(accounts)), False
+    return contrast(name, name, metric, value, other, accounts), False
 
 
 def paired(old: Report, new: Report) -> bool:
@@ -114,7 +148,13 @@ def source_of(figure: Json, prompts: int) -> Source | None:
 
 
 def _compare_paired(
-    name: str, metric: str, first: Estimate, second: Estimate, unit: np.ndarray, per_block: int
+    name: str,
+    metric: str,
+    first: Estimate,
+    second: Estimate,
+    unit: np.ndarray,
+    per_block: int,
+    repeats: Repeats | None,
 ) -> Comparison:
     """As `bench.stats.verdict.compare` does within a run, cell by cell."""
     tables = [first.influence, second.influence]
@@ -124,6 +164,9 @@ def _compare_paired(
     def accounts(weight: float, other: float) -> Accounts:
         return paired_accounts(weight * tables[0] - other * tables[1], metric, unit, per_block)
 
+    if repeats:
+        value, mean = first.value, repeats.mean
+        return contrast(name, name, metric, value, mean, repeats.with_run(accounts))
     same = math.isclose(first.value, second.value, rel_tol=ROUNDING)
     other = first.value if same else second.value  # rounding is no difference, however certain
     return contrast(name, name, metric, first.value, other, accounts)

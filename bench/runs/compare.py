@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.records.speeds import MEASURES, RATES, speed_of
-from bench.runs.across import compare_arm
+from bench.runs.across import compare_arm, repeats_of
 from bench.runs.saved import SavedRun
 from bench.stats.verdict import ACCEPTANCE, NO_DIFFERENCE, Comparison, correct
 
@@ -129,19 +129,27 @@ def compare_runs(runs: Sequence[SavedRun]) -> ReportComparison:
     return ReportComparison(runs, changes, missing, differing_settings(runs))
 
 
-def changes_between(old: SavedRun, new: SavedRun) -> list[Change]:
-    """What changed from `old` to `new`, Holm-corrected over the arms, in the order of `old`."""
+def changes_between(old: SavedRun, new: SavedRun, again: Sequence[SavedRun] = ()) -> list[Change]:
+    """What changed from `old` to `new`, Holm-corrected over the arms, in the order of `old`.
+
+    With runs that measured the same `again`, what differs from run to run is counted in.
+    """
     found = []
+    reports = [run.report for run in (old, *again)]
     for arm in old.report.arms:
-        speed = speed_of(arm)
+        name, speed = arm["name"], speed_of(arm)
         for metric in (ACCEPTANCE, speed.rate, speed.speedup):
-            compared = compare_arm(old.report, new.report, arm["name"], metric)
+            repeats = repeats_of(reports, name, metric)
+            compared = compare_arm(old.report, new.report, name, metric, repeats)
             if compared is not None:
-                other = new.report.arm(arm["name"])
-                found.append((arm, (arm[metric], other[metric]), *compared))
+                before = arm[metric]
+                if repeats:
+                    before = {"value": repeats.mean, "low": None, "high": None}
+                found.append((arm, (before, new.report.arm(name)[metric]), *compared))
     corrected = correct([comparison for _, _, comparison, _ in found])
+    against = f"the {len(reports)} baselines" if again else old.name
     return [
-        Change(arm["name"], arm["label"], old.name, new.name, values, comparison, paired)
+        Change(arm["name"], arm["label"], against, new.name, values, comparison, paired)
         for (arm, values, _, paired), comparison in zip(found, corrected, strict=True)
     ]
 

@@ -8,7 +8,7 @@ same. Runs of other settings are refused rather than compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,17 +45,22 @@ class Gate:
         return not self.failures
 
 
-def check(baseline: SavedRun, new: SavedRun, tolerance: float = 0.0) -> Gate:
+def check(
+    baseline: SavedRun, new: SavedRun, tolerance: float = 0.0, again: Sequence[SavedRun] = ()
+) -> Gate:
     """Hold `new` against `baseline`, at every load that they were measured at.
 
     `tolerance` is the relative loss that is let pass: a lower figure fails only where its whole
-    interval lies beyond. Raises `UserError` where the two runs cannot be compared.
+    interval lies beyond. With the baseline measured `again` in other runs, figures are held against
+    their mean, and differences are no more than chance where those runs differ as much. Raises
+    `UserError` where the runs cannot be compared.
     """
-    require_comparable(baseline, settings_to_match(new.report.provenance))
+    for run in (baseline, *again):
+        require_comparable(run, settings_to_match(new.report.provenance))
     found = Gate([], [])
-    for (load, before), (_, now) in zip(_loads(baseline), _loads(new), strict=True):
+    for (load, now), *before in zip(_loads(new), *map(_loads, (baseline, *again)), strict=True):
         at = f"{load}: " if load else ""
-        one = _check(before, now, tolerance)
+        one = _check([run for _, run in before], now, tolerance)
         found.checked.extend(at + said for said in one.checked)
         found.failures.extend(at + said for said in one.failures)
     return found
@@ -77,8 +82,9 @@ def _loads(run: SavedRun) -> list[tuple[str, SavedRun]]:
     ]
 
 
-def _check(baseline: SavedRun, new: SavedRun, tolerance: float) -> Gate:
-    """One load of both."""
+def _check(baselines: Sequence[SavedRun], new: SavedRun, tolerance: float) -> Gate:
+    """One load of all."""
+    baseline, *again = baselines
     machines = [run.report.provenance.get("machine") for run in (baseline, new)]
     same_machine = machines[0] is not None and machines[0] == machines[1]
     speed = speed_of(baseline.report.arms[0])
@@ -90,7 +96,7 @@ def _check(baseline: SavedRun, new: SavedRun, tolerance: float) -> Gate:
         if arm["name"] not in names
     ]
     checked = []
-    changes = [c for c in changes_between(baseline, new) if c.comparison.metric in gated]
+    changes = [c for c in changes_between(baseline, new, again) if c.comparison.metric in gated]
     has_speedup = any(change.comparison.metric in SPEEDUPS for change in changes)
     for change in changes:
         found = change.comparison

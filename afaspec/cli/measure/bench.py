@@ -10,7 +10,7 @@ from rich.console import Console
 
 from afaspec.cli.console import console, note, progress, working
 from afaspec.cli.flags import configured
-from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
+from afaspec.cli.measure.gate import GateSettings, hold, read_baselines
 from afaspec.cli.measure.models import ModelNames
 from afaspec.cli.measure.servers import ServerFlags, measure, require_one_way
 from bench.prompts.suites import prompt_source
@@ -82,9 +82,9 @@ def bench(config: BenchCommand) -> None:
     elif not config.url:
         hint = "give the target's folder, a hub id, `smollm2` or `embedded`"
         raise UserError("TARGET is missing", hint=hint)
-    baseline = read_baseline(config.gate, gated_settings(config))
-    if baseline is not None and config.chat_date is None and target is not None:
-        date = baseline.report.provenance.get("chat_date")
+    baselines = read_baselines(config.gate, gated_settings(config))
+    if baselines and config.chat_date is None and target is not None:
+        date = baselines[0].report.provenance.get("chat_date")
         config = config.model_copy(update={"chat_date": date})
     if config.of_servers:
         report = measure_servers(config, target, source)
@@ -100,9 +100,9 @@ def bench(config: BenchCommand) -> None:
         note(f"Warning: {warning}.")
     console.print(sentences(report.arms), highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
-    if baseline is not None:
+    if baselines:
         new = SavedRun(config.out.name, page.with_name("report.json"), report)
-        hold(baseline, new, config.gate_tolerance)
+        hold(baselines, new, config.gate_tolerance)
 
 
 def gated_settings(config: BenchCommand) -> dict[str, Any]:

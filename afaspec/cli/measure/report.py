@@ -10,7 +10,7 @@ from rich.console import Console
 
 from afaspec.cli.console import console, note
 from afaspec.cli.flags import configured
-from afaspec.cli.measure.gate import GateSettings, hold, read_baseline
+from afaspec.cli.measure.gate import GateSettings, hold, read_baselines
 from bench.report.console import render_table
 from bench.report.words import sentences
 from bench.runs.gate import EXIT_CODE
@@ -79,7 +79,7 @@ def report(config: ReportConfig) -> None:
       afaspec report runs/demo --keep general=0.97
     """
     out = config.out
-    if config.gate is not None and len(config.runs) > 1:
+    if config.gate and len(config.runs) > 1:
         raise UserError(
             "--gate holds one run against the baseline", hint="give one report.json with --gate"
         )
@@ -87,20 +87,20 @@ def report(config: ReportConfig) -> None:
         raise UserError(
             "--keep is about the drafts of one run", hint="give one report.json with --keep"
         )
-    baseline = read_baseline(config.gate)
+    baselines = read_baselines(config.gate)
     saved = read_runs(config.runs)
     if len(saved) == 1:
         _show(saved[0])
         failures = _keep(saved[0], config.keep) if config.keep else []
-        if baseline is None or out is not None:
+        if not baselines or out is not None:
             _render(saved[0], out)
         for words in failures:
             note(f"{words}.")
     else:
         _compare(saved, out)
         failures = []
-    if baseline is not None:
-        hold(baseline, saved[0], config.gate_tolerance)
+    if baselines:
+        hold(baselines, saved[0], config.gate_tolerance)
     if failures:
         raise typer.Exit(EXIT_CODE)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.records.speeds import DECODE
@@ -217,6 +218,37 @@ def test_gate_passes_the_same_and_fails_the_worse(baseline: SavedRun) -> None:
     assert f"fell by {100 * loss:.1f}%" in failed.failures[0]
     assert check(baseline, worse, tolerance=0.5).passed
     assert check(worse, baseline).passed  # better is not worse
+
+
+def process(name: str, factor: float) -> SavedRun:
+    """The baseline's arms in another process, where the base draft's engine is `factor` slower."""
+    found = run(name)
+    measured, arm = found.report.measurements["arms"]["base"], found.report.arm("base")
+    measured["seconds"] = [[factor * s for s in row] for row in measured["seconds"]]
+    for key in (DECODE.rate, DECODE.speedup):
+        arm[key] = {end: value / factor for end, value in arm[key].items()}
+    return found
+
+
+def test_what_differs_between_processes_is_learned_from_several_baselines() -> None:
+    """Engines of the same draft that are 4% apart: one baseline calls that a regression."""
+    generator = np.random.default_rng(0)
+    alone, together = [], []
+    for _ in range(12):
+        first, *again = [process(f"run {i}", generator.normal(1.0, 0.04)) for i in range(5)]
+        new = process("new", generator.normal(1.0, 0.04))
+        alone.append(check(first, new).passed)
+        together.append(check(first, new, again=again).passed)
+    assert sum(alone) < 9
+    assert sum(together) >= 11  # of equal drafts 2.5% may be called slower
+    assert not check(first, process("new", 1.8), again=again).passed
+    worse = check(first, run("worse", chances=WORSE), again=again)
+    assert any("acceptance length fell by" in words for words in worse.failures)
+
+
+def test_all_baselines_must_be_of_the_same_settings(baseline: SavedRun) -> None:
+    with pytest.raises(UserError, match="k is 3, there it is 5"):
+        check(baseline, run("new"), again=[run("other", set_otherwise={"k": 5})])
 
 
 def length_of(saved: SavedRun) -> float:
