@@ -110,14 +110,14 @@ def measure_servers(
         progress("measuring", next(ended), total)
 
     results, order = [], random.Random(config.seed)
-    for load, size in zip(config.loads, sizes, strict=True):
+    for place, (load, size) in enumerate(zip(config.loads, sizes, strict=True)):
         prompts = min(len(requests), size)
         runs = [LoadRun(name, server, load, prompts) for name, server in servers.items()]
         per_block = block_size(load, size, prompts)
         starts = range(0, size, per_block)
         places = list(product(range(config.rounds), starts))
         for one in runs:
-            if any((load.words, r, one.name, start) not in turns.ended for r, start in places):
+            if any((place, r, one.name, start) not in turns.ended for r, start in places):
                 _warm_up(config, one, requests, note)
         for round_index in range(config.rounds):
             for one in runs:
@@ -126,7 +126,7 @@ def measure_servers(
             for start in starts:
                 asked = range(start, min(start + per_block, size))
                 for one in order.sample(runs, len(runs)):
-                    key = (load.words, round_index, one.name, start)
+                    key = (place, round_index, one.name, start)
                     if key in turns.ended:
                         for _ in asked:
                             on_done()

@@ -59,10 +59,14 @@ def run_server_bench(
     requests = prepare(config, list(servers.values()), note)
     tell(note, known_before(config, servers, requests, drafts or {}))
     turns = kept_turns(keep, config, servers, requests, drafts or {}, note)
+    before = len(turns.ended)
     results = measure_servers(config, servers, requests, progress, turns=turns, note=note)
     plain = next((s for name, s in servers.items() if decodes_plainly(name, s)), None)
     explained = explain_differences(config, results, requests, plain, progress)
-    return finish(config, results, servers, requests, drafts or {}, explained, threads or {})
+    report = finish(config, results, servers, requests, drafts or {}, explained, threads or {})
+    if before:
+        report.provenance["turns_of_an_interrupted_run"] = before
+    return report
 
 
 def kept_turns(

@@ -23,7 +23,7 @@ from serving.metrics import ServerCounters
 
 SCHEMA = "afaspec-turns/1"
 
-Key = tuple[str, int, str, int]  # load, round, arm, first request
+Key = tuple[int, int, str, int]  # places of load and round, arm, first request
 
 
 @dataclass(frozen=True)

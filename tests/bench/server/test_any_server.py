@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_with_the_turns_that_ended(prompts: Path, tmp_path:
         begun.send_signal(signal.SIGKILL)
         begun.wait()
         with file.open("ab") as torn:
-            torn.write(b'{"key": ["concurrency 1", 5, "on')
+            torn.write(b'{"key": [0, 5, "on')
         ended = len(file.read_text().splitlines()) - 2
         changed = subprocess.run([*command, "--temperature", "0.5"], capture_output=True, text=True)
         assert changed.returncode == 2
@@ -260,6 +260,7 @@ def test_a_killed_run_goes_on_with_the_turns_that_ended(prompts: Path, tmp_path:
     assert asked == 2 + 3 * (2 * 6 - ended)  # warm-ups, and three prompts a turn
     report = json.loads((out / "report.json").read_text())
     assert [arm["latency"]["requests"] for arm in report["arms"]] == [18, 18]
+    assert report["provenance"]["turns_of_an_interrupted_run"] == ended
     assert not list(out.glob("turns-*"))
 
 
@@ -319,3 +320,12 @@ def wait_for(found: Any, seconds: float = 120.0) -> Any:
         assert time.monotonic() < end, "not in time"
         time.sleep(0.02)
     return value
+
+
+def test_loads_that_are_alike_are_each_measured(prompts: Path) -> None:
+    server = StandIn()
+    report = bench(server, prompts, loads=(Load(concurrency=1), Load(concurrency=1)), rounds=1)
+    assert len(server.asked) == 2 * (1 + 3)  # a warm-up and three prompts each
+    assert report.load
+    times = [step["arms"][0]["latency"]["e2e_ms"]["mean"] for step in report.load]
+    assert times[0] != times[1]
