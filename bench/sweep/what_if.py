@@ -7,6 +7,7 @@ Every answer carries how far the model is off on what was measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.records.acceptance import Floats
+from bench.stats.resample import CONFIDENCE
 from bench.sweep.best_k import speedup
 from bench.sweep.cells import CellResult, mean_occupancy
 from bench.sweep.settings import check_axis
@@ -34,6 +36,8 @@ from bench.sweep.steps import (
     with_length,
 )
 from drafts.errors import UserError
+
+LEFT_OUT_AT_LEAST = 3  # foretold settings, to say how far the model may be off
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,9 @@ class Prediction:
     """One answer. Times are milliseconds of a step; `measured` is the speedup of the same setting.
 
     `break_even` is the acceptance length at which speculation costs nothing and gains nothing.
-    `beyond` says that a step reads more tokens, or drafts more, than any that was measured.
+    `beyond` says that a step reads more tokens, or drafts more, than any that was measured. `low`
+    and `high` are a 95% interval of the speedup as far as the cost of a step goes: by the errors
+    with which the model foretells settings from others; None where it could foretell too few.
     """
 
     arm: str
@@ -88,6 +94,8 @@ class Prediction:
     speedup: float
     break_even: float
     beyond: bool
+    low: float | None = None
+    high: float | None = None
     measured: float | None = None
 
     @property
@@ -260,6 +268,8 @@ def _predict(
     setting = setting_of(cell, load, k, drafted_per_step(cell) * k / cell.k)
     none = step_cost(model, Setting(load), question)
     cost = step_cost(model, setting, question)
+    gain = sum(tokens) * none.seconds / (sum(steps) * cost.seconds)
+    factor = _reach(model)
     return Prediction(
         arm=cell.arm,
         label=cell.label,
@@ -269,10 +279,23 @@ def _predict(
         none_ms=1000 * none.seconds,
         target_ms=1000 * cost.target,
         draft_ms=1000 * cost.draft,
-        speedup=sum(tokens) * none.seconds / (sum(steps) * cost.seconds),
+        speedup=gain,
         break_even=cost.seconds / none.seconds,
         beyond=bool(setting.tokens > 1.001 * most or k > limit),
+        low=gain / factor if factor else None,
+        high=gain * factor if factor else None,
     )
+
+
+def _reach(model: StepTime) -> float | None:
+    """By which factor a speedup of two predicted steps may be off, 95%; None where nobody knows."""
+    errors = model.left_out[np.isfinite(model.left_out)]
+    if len(errors) < LEFT_OUT_AT_LEAST:
+        return None
+    from scipy.special import stdtrit  # quantiles of Student's t
+
+    spread = math.sqrt(2 * float(np.mean(np.log1p(errors) ** 2)))  # of both steps
+    return math.exp(float(stdtrit(len(errors), (1 + CONFIDENCE) / 2)) * spread)
 
 
 def _asked(cells: Sequence[CellResult], question: Question, k: int) -> tuple[Floats, list[int]]:

@@ -59,6 +59,8 @@ def render(found: WhatIf) -> Table:
     best = {id(p) for p in found.best()}
     for p in found.predictions:
         speedup = f"{p.speedup:.2f}×" + ("*" if p.beyond else "")
+        if p.low is not None and p.high is not None:
+            speedup += f"\n{p.low:.2f}–{p.high:.2f}"
         seen = [] if not measured else ["" if p.measured is None else f"{p.measured:.2f}×"]
         row = [p.label, str(p.concurrency), str(p.k), f"{p.acceptance_length:.2f}"]
         row += [f"{ms:.2f}" for ms in (p.target_ms, p.draft_ms, p.none_ms)]
@@ -78,6 +80,8 @@ def fit_words(found: WhatIf) -> list[str]:
         median, largest = fit["left_out_median"], fit["left_out_largest"]
         line += f" {fit['left_out']} of them predicted from the others: {median:.1%} off in the "
         line += f"median, {largest:.1%} at most."
+        if found.predictions and found.predictions[0].low is not None:
+            line += " Ranges below the speedups are 95% intervals of what that makes of them."
     else:
         line += " Too few to predict any of them from the others: measure more cells to test it."
     lines = [line]

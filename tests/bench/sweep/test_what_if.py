@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.sweep.cells import mean_occupancy, occupancy
+from bench.sweep.cells import CellResult, mean_occupancy, occupancy
 from bench.sweep.step_time import fit
 from bench.sweep.steps import points, source
 from bench.sweep.what_if import Question, answer, check
@@ -26,6 +26,33 @@ def test_settings_that_were_not_fitted_are_predicted() -> None:
     better = [make_cell(k, load, arm="better", chances=BETTER) for k in (3, 2) for load in (1, 4)]
     errors += [check(model, cell, better[0]).error for cell in better[1:]]
     assert np.abs(errors).max() < 0.05, errors
+
+
+def test_the_interval_holds_what_would_have_been_measured() -> None:
+    """Of settings that were not fitted, many times; with noise that each cell has as a whole."""
+    held, of = 0, 0
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+
+        def cell(k: int, load: int, generator: np.random.Generator = generator) -> CellResult:
+            slow = Truth(fixed=7e-3 * generator.normal(1, 0.03), noise=0.0)
+            return make_cell(k, load, slow, seed=int(generator.integers(1000)))
+
+        cells = [cell(k, load) for k in (1, 3, 5) for load in (1, 4)]
+        asked = answer(cells, Question(ks=(2, 4), concurrencies=(1, 4)))
+        for found in asked.predictions:
+            assert found.low is not None
+            assert found.high is not None
+            assert found.low < found.speedup < found.high
+            truth = answer(
+                [make_cell(k, load, Truth(noise=0.0)) for k in (1, 3, 5) for load in (1, 4)],
+                Question(ks=(found.k,), concurrencies=(found.concurrency,)),
+            ).predictions[0]
+            held += found.low < truth.speedup < found.high
+            of += 1
+    assert held / of > 0.85  # 95%, less what acceptance itself scatters between the draws
+    few = answer([make_cell(k, 1) for k in (1, 3)], Question())
+    assert {p.low for p in few.predictions} == {None}
 
 
 def test_the_answer_for_a_measured_setting_is_what_was_measured() -> None:
