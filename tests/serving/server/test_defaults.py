@@ -77,7 +77,7 @@ def test_served_outputs_are_the_engines_whatever_the_targets_settings(
         server = connect(re.findall(r"http://127\.0\.0\.1:\d+", command.out)[0])
         requests = prepare(config, [server])
         ((run,),) = measure_servers(config, {"mine": server}, requests)
-        served = [answer.token_ids for answer in run.answers]
+        served = [list(answer.token_ids or []) for answer in run.answers]
         body = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
         silent = [
             server.post("/v1/completions", {"prompt": r.prompt, "return_token_ids": True, **body})[
