@@ -36,16 +36,24 @@ class Turn:
 
 @dataclass
 class Turns:
-    """The turns that have ended, by place. Without a `path` they are kept nowhere."""
+    """The turns that have ended, by place. Without a `path` they are kept nowhere.
+
+    The file begins, with the run's `settings`, when the first of them has ended.
+    """
 
     path: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     ended: dict[Key, Turn] = field(default_factory=dict)
 
     def add(self, key: Key, turn: Turn) -> None:
         """Keep a turn, on the disk when this returns."""
         self.ended[key] = turn
-        if self.path is not None:
-            _append(self.path, {"key": key, **vars(turn)})
+        if self.path is None:
+            return
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _append(self.path, {"schema": SCHEMA, "settings": self.settings})
+        _append(self.path, {"key": key, **vars(turn)})
 
 
 def file_name(arms: Sequence[str]) -> str:
@@ -61,20 +69,16 @@ def forget_turns(folder: Path) -> None:
 
 
 def open_turns(path: Path, settings: Mapping[str, Any]) -> Turns:
-    """The turns at `path` of a run with these settings; an empty file where none has ended.
+    """The turns at `path` of a run with these settings; none where none has ended.
 
     Raises `UserError` where the file is of a run with other settings, or no such file.
     """
     described = json.loads(json.dumps(settings))
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _append(path, {"schema": SCHEMA, "settings": described})
-        return Turns(path)
-    lines = path.read_bytes().split(b"\n")
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     whole, cut = lines[:-1], lines[-1]
-    if not whole:  # killed while it wrote the first line
-        path.unlink()
-        return open_turns(path, settings)
+    if len(whole) < 2:  # killed before a turn was whole: nothing is lost
+        path.unlink(missing_ok=True)
+        return Turns(path, described)
     first = _read(path, 1, whole[0])
     if first.get("schema") != SCHEMA:
         raise UserError(
@@ -98,7 +102,7 @@ def open_turns(path: Path, settings: Mapping[str, Any]) -> Turns:
         content = _read(path, number, line)
         load, round_index, arm, start = content.pop("key")
         ended[load, round_index, arm, start] = turn.validate_python(content)
-    return Turns(path, ended)
+    return Turns(path, described, ended)
 
 
 def _append(path: Path, content: Mapping[str, Any]) -> None:

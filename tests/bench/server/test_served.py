@@ -108,12 +108,16 @@ def not_vllm() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_without_counters_is_refused(not_vllm: str, prompts: Path) -> None:
-    code, error = run_command("bench", "--url", f"x={not_vllm}", "--prompts", prompts)
+def test_a_server_that_answers_no_request_is_one_error(
+    not_vllm: str, prompts: Path, tmp_path: Path
+) -> None:
+    asked = ("bench", "--prompts", prompts, "--out", tmp_path, "--url")
+    code, error = run_command(*asked, f"x={not_vllm}")
     assert code == 2
-    assert "/metrics answered 404" in error
-    assert "proxy" in error
-    code, error = run_command("bench", "--url", not_vllm, "--prompts", prompts, "--model", "mine")
+    assert "nobody counts its drafts and requests" in " ".join(error.split())
+    assert "every request to 'x' failed; the first: HTTP 501" in " ".join(error.split())
+    assert not list(tmp_path.glob("turns-*"))  # no turn has ended: there is nothing to go on with
+    code, error = run_command(*asked, not_vllm, "--model", "mine")
     assert "serves no model 'mine'; it has other" in " ".join(error.split())
 
 
