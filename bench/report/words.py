@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.records.speeds import speed_of
 from bench.report.schema import unexplained
+from bench.stats.verdict import PHRASES
 from drafts.files import shown_path
 
 Json = Mapping[str, Any]
@@ -117,7 +118,10 @@ def headline(arms: Sequence[Json]) -> str:
         beside = f", the base draft {_length(base):.2f}" if base else ""
         return f"{top['label']} {_yields(top, interval=True)}{beside}."
     times = figure_cell(top[speed.speedup], "{:.2f}")
-    gain = speed.times.format(arm=top["label"], against="no speculation", times=times.text)
+    phrase = PHRASES.get(top["name"], top["label"])
+    gain = speed.times.format(arm=phrase, against=PHRASES["none"], times=times.text)
+    if top["name"] in PHRASES:
+        gain = gain[0].upper() + gain[1:]
     text = f"{gain}{_between(times)}; it {_yields(top)}."
     if base and base[speed.speedup]:
         its = _value(base[speed.speedup])

@@ -148,7 +148,7 @@ def test_page_is_self_contained(written: tuple[Report, Path]) -> None:
 def test_page_says_the_main_things_first(written: tuple[Report, Path]) -> None:
     text = render_page(written[0])
     order = [
-        "AFA-LoRA decodes",
+        "The AFA-LoRA draft decodes",
         "near-tie",
         "<table",
         "<svg",
@@ -161,7 +161,7 @@ def test_page_says_the_main_things_first(written: tuple[Report, Path]) -> None:
 def test_words_and_table(written: tuple[Report, Path]) -> None:
     arms = written[0].arms
     assert "1 differs from the one without speculation, at a measured near-tie" in also(arms)
-    assert headline(arms).startswith("AFA-LoRA decodes 2.")
+    assert headline(arms).startswith("The AFA-LoRA draft decodes 2.")
     rows = table_rows(arms)
     assert [row[0].text for row in rows] == [
         "No speculation",
