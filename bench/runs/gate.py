@@ -24,7 +24,7 @@ FAILED_SHARE = 0.01  # of the requests; more that fail than in the baseline are 
 # What must be the same for two runs to be comparable, by dotted name in the provenance.
 SETTINGS = (
     "target.sha256", "prompts_sha256", "k", "temperature", "max_tokens", "ignore_eos",
-    "concurrency", "loads", "dtype", "mode",
+    "concurrency", "loads", "dtype", "mode", "request_body",
 )  # fmt: skip
 # Why the prompts may differ: of no matter where they do not.
 CAUSES = ("chat_template_sha256", "chat_template_kwargs", "chat_date")
@@ -121,6 +121,7 @@ def _check(baselines: Sequence[SavedRun], new: SavedRun, tolerance: float) -> Ga
 def settings_to_match(provenance: Json) -> dict[str, Any]:
     """The values of `SETTINGS` and `CAUSES` in a provenance; None for those it has not."""
     found = {**flat(provenance), **{name: provenance.get(name) for name in CAUSES}}
+    found["request_body"] = provenance.get("request_body") or None  # whole; older runs have none
     return {name: found.get(name) for name in (*SETTINGS, *CAUSES)}
 
 

@@ -246,6 +246,13 @@ def test_what_differs_between_processes_is_learned_from_several_baselines() -> N
     assert any("acceptance length fell by" in words for words in worse.failures)
 
 
+def test_requests_that_say_something_else_are_not_compared(baseline: SavedRun) -> None:
+    assert check(baseline, run("same", set_otherwise={"request_body": {}})).passed
+    other = run("other", set_otherwise={"request_body": {"top_p": 0.5}})
+    with pytest.raises(UserError, match="request_body is {'top_p': 0.5}, there it is None"):
+        check(baseline, other)
+
+
 def test_all_baselines_must_be_of_the_same_settings(baseline: SavedRun) -> None:
     with pytest.raises(UserError, match="k is 3, there it is 5"):
         check(baseline, run("new"), again=[run("other", set_otherwise={"k": 5})])
