@@ -249,7 +249,7 @@ def test_what_differs_between_processes_is_learned_from_several_baselines() -> N
 def test_requests_that_say_something_else_are_not_compared(baseline: SavedRun) -> None:
     assert check(baseline, run("same", set_otherwise={"request_body": {}})).passed
     other = run("other", set_otherwise={"request_body": {"top_p": 0.5}})
-    with pytest.raises(UserError, match="request_body is .*top_p.*, there it is None"):
+    with pytest.raises(UserError, match=r"request_body is .*top_p.*, there it is None"):
         check(baseline, other)
 
 
