@@ -60,7 +60,7 @@ def browser() -> Iterator[str]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [program, "--headless", "--remote-debugging-port=0", f"--user-data-dir={profile}",
-             "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+             "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
              *(["--no-sandbox"] if os.getuid() == 0 else [])],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
