@@ -9,29 +9,37 @@ turn by turn within a block, and each (conversation, turn) then counts as a prom
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from bench.prompts.conversation import Batches, Turns, schedule
+from bench.prompts.conversation import Batches, schedule
+from bench.prompts.conversation import Turns as Conversations
+from bench.records.arms import Arm
 from bench.records.config import BenchConfig
 from bench.records.progress import Progress
 from bench.records.run import ArmRun
+from bench.records.turns import Turns
+from serving.engine.engine import Generation
 from serving.engine.shared import Engine
 
 
 def measure(
     config: BenchConfig,
+    arms: Sequence[Arm],
     engines: Mapping[str, Engine],
     prompts: list[list[int]],
     progress: Progress = lambda stage, done, total: None,
-    turns: Turns | None = None,
+    turns: Conversations | None = None,
+    ended: Turns[Generation] | None = None,
 ) -> list[ArmRun]:
     """Warm every engine up, as many requests at once as are measured, then run all rounds with the
     arms interleaved.
 
     `prompts` are the first turns; what an arm gave is in the order of
-    `bench.prompts.conversation.units`.
+    `bench.prompts.conversation.units`. What `ended` has was measured before, and the rest is added
+    to it.
     """
-    runs = [ArmRun(arm, engines[arm.name].description) for arm in config.arms]
+    ended = ended or Turns[Generation]()
+    runs = [ArmRun(arm, engines[arm.name].description) for arm in arms]
     for done, run in enumerate(runs):
         progress("warming up", done, len(runs))
         count = max(config.warmup, config.concurrency) if config.warmup else 0
@@ -44,16 +52,19 @@ def measure(
     total, done = config.rounds * requests * len(runs), 0
     order = random.Random(config.seed)
     for round_index in range(config.rounds):
-        for batches in blocks:
+        for block, batches in enumerate(blocks):
             for run in order.sample(runs, len(runs)):
                 progress("measuring", done, total)
-                _run_block(config, run, round_index, engines[run.arm.name], batches, prompts, turns)
+                engine, place = engines[run.arm.name], (round_index, block)
+                _run_block(config, run, place, engine, batches, prompts, turns, ended)
                 done += sum(map(len, batches))
     progress("measuring", total, total)
+    for run in runs:
+        run.engine = {**run.engine, "threads": engines[run.arm.name].threads()}
     return runs
 
 
-def plan_blocks(config: BenchConfig, prompts: int, turns: Turns | None) -> list[Batches]:
+def plan_blocks(config: BenchConfig, prompts: int, turns: Conversations | None) -> list[Batches]:
     """The blocks in which the arms take turns, as batches of conversation numbers."""
     size = max(config.block, config.concurrency)
     return schedule(turns.later if turns else [0] * prompts, size)
@@ -62,15 +73,20 @@ def plan_blocks(config: BenchConfig, prompts: int, turns: Turns | None) -> list[
 def _run_block(
     config: BenchConfig,
     run: ArmRun,
-    round_index: int,
+    place: tuple[int, int],
     engine: Engine,
     batches: Batches,
     prompts: list[list[int]],
-    turns: Turns | None,
+    turns: Conversations | None,
+    ended: Turns[Generation],
 ) -> None:
-    """All turns of a block of conversations in one arm, a turn of all of them at a time."""
+    """All turns of a block of conversations in one arm, a turn of all of them at a time.
+
+    `place` is that of the round and of the block in it.
+    """
+    round_index = place[0]
     answers: dict[int, list[list[int]]] = {i: [] for i in batches[0]}
-    for batch in batches:
+    for number, batch in enumerate(batches):
         inputs = []
         for i in batch:
             ids = prompts[i]
@@ -78,7 +94,11 @@ def _run_block(
                 ids, cut = turns.prompt(i, answers[i])
                 run.cut += cut
             inputs.append(ids)
-        generation = engine.generate(inputs, config.max_tokens, ignore_eos=config.ignore_eos)
+        key = (run.arm.name, *place, number)
+        if key not in ended.ended:
+            new = engine.generate(inputs, config.max_tokens, ignore_eos=config.ignore_eos)
+            ended.add(key, new)
+        generation = ended.ended[key]
         run.add(round_index, generation, config.concurrency)
         if round_index == 0:
             run.inputs += inputs

@@ -84,74 +84,86 @@ class DistributionTest:
         return {**asdict(self), "words": self.words}
 
 
-def compare_samples(
-    config: BenchConfig,
-    engines: Mapping[str, Engine],
-    prompts: Sequence[list[int]],
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[str, DistributionTest]:
-    """The tests of a run's drafted arms; none without samples, temperature or a `none` arm."""
-    none = next((arm.name for arm in config.arms if arm.draft is None), None)
-    positions = min(config.k + 1, config.max_tokens - 1)
-    if none is None or config.temperature == 0 or config.samples == 0 or positions < 1:
-        return {}
-    return compare_distributions(
-        engines[none],
-        {arm.name: engines[arm.name] for arm in config.arms if arm.draft is not None},
-        prompts,
-        samples=config.samples,
-        positions=positions,
-        seed=config.seed,
-        progress=lambda done, total: progress("testing the distribution", done, total),
-    )
+@dataclass(frozen=True)
+class Sampling:
+    """The requests of a test: each of `requests` is continued by `positions` + 1 tokens.
 
-
-def compare_distributions(
-    none: Engine,
-    drafted: Mapping[str, Engine],
-    prompts: Sequence[list[int]],
-    *,
-    samples: int,
-    positions: int,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, DistributionTest]:
-    """Test every drafted engine, `samples` requests each; results by the engines' names.
-
-    All engines need the same target, a temperature > 0 and room for `positions` + 1 tokens after
-    each prompt; `none` has no draft and `sampling_logprobs`. `positions` beyond k + 1 tell nothing
-    new. `prompts` are token ids, of which a few are taken evenly.
+    `positions` beyond k + 1 tell nothing new.
     """
+
+    requests: list[list[int]]
+    prompts: int
+    positions: int
+    seed: int = 0
+
+
+def plan_sampling(
+    prompts: Sequence[list[int]], samples: int, positions: int, seed: int = 0
+) -> Sampling:
+    """`samples` requests that go through a few of the prompts (token ids), evenly taken."""
     chosen = [prompts[i] for i in _evenly(len(prompts), PROMPTS)]
     requests = [chosen[i % len(chosen)] for i in range(samples)]
-    engines: dict[str | None, Engine] = {None: none}
-    engines.update(drafted)
-    total, done = len(requests) * len(engines), 0
-    outputs: dict[str | None, list[list[int]]] = {name: [] for name in engines}
-    for start in range(0, samples, CALL):
-        batch = requests[start : start + CALL]
-        for number, (name, engine) in enumerate(engines.items()):
-            progress(done, total)
-            seeds = [_seed(seed, number, start + i) for i in range(len(batch))]
-            generation = engine.generate(batch, positions + 1, ignore_eos=True, seeds=seeds)
-            outputs[name] += [request.output_ids for request in generation.requests]
-            done += len(batch)
-    drawn = {
-        name: [
-            ((*prompt, *output[:at]), output[at])
-            for prompt, output in zip(requests, of_engine, strict=True)
-            for at in range(1, len(output))
-        ]
-        for name, of_engine in outputs.items()
-    }
-    prefixes = {prefix for pairs in drawn.values() for prefix, _ in pairs}
-    chances = _chances(none, sorted(prefixes), done, progress)
-    control = gather(drawn.pop(None), chances)
-    control_p = chance(chi_squares(control))
+    return Sampling(requests, len(chosen), positions, seed)
+
+
+def sampling_of(config: BenchConfig, prompts: Sequence[list[int]]) -> Sampling | None:
+    """How the drafted arms of a run are tested; None without samples, temperature or a `none`."""
+    plain = any(arm.draft is None for arm in config.arms)
+    positions = min(config.most_k + 1, config.max_tokens - 1)
+    if not plain or config.temperature == 0 or config.samples == 0 or positions < 1:
+        return None
+    return plan_sampling(prompts, config.samples, positions, config.seed)
+
+
+def draw(
+    engine: Engine,
+    plan: Sampling,
+    number: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[int]]:
+    """What an engine, at a temperature > 0 and with seeds by its `number`, writes for each."""
+    outputs: list[list[int]] = []
+    for start in range(0, len(plan.requests), CALL):
+        progress(start, len(plan.requests))
+        batch = plan.requests[start : start + CALL]
+        seeds = [_seed(plan.seed, number, start + i) for i in range(len(batch))]
+        generation = engine.generate(batch, plan.positions + 1, ignore_eos=True, seeds=seeds)
+        outputs += [request.output_ids for request in generation.requests]
+    progress(len(plan.requests), len(plan.requests))
+    return outputs
+
+
+def judge_samples(
+    none: Engine,
+    control: list[list[int]],
+    drawn: Mapping[str, list[list[int]]],
+    plan: Sampling,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, DistributionTest]:
+    """Test what drafted engines drew, by their names.
+
+    `none`, which has no draft and `sampling_logprobs`, says by what chances they should have;
+    `control` is what it drew itself. All have the same target and temperature.
+    """
+    pairs = {name: _after_prefixes(plan, outputs) for name, outputs in drawn.items()}
+    of_none = _after_prefixes(plan, control)
+    prefixes = {prefix for found in (of_none, *pairs.values()) for prefix, _ in found}
+    chances = _chances(none, sorted(prefixes), progress)
+    control_p = chance(chi_squares(gather(of_none, chances)))
     return {
-        name: judge(gather(drawn[name], chances), control_p, samples, len(chosen), positions)
-        for name in drafted
+        name: judge(
+            gather(found, chances), control_p, len(plan.requests), plan.prompts, plan.positions
+        )
+        for name, found in pairs.items()
     }
+
+
+def _after_prefixes(plan: Sampling, outputs: list[list[int]]) -> list[tuple[Prefix, int]]:
+    return [
+        ((*prompt, *output[:at]), output[at])
+        for prompt, output in zip(plan.requests, outputs, strict=True)
+        for at in range(1, len(output))
+    ]
 
 
 def gather(pairs: Iterable[tuple[Prefix, int]], chances: Mapping[Prefix, Row]) -> Draws:
@@ -200,19 +212,18 @@ def judge(
 def _chances(
     engine: Engine,
     prefixes: Sequence[Prefix],
-    done: int,
     progress: Callable[[int, int], None],
 ) -> dict[Prefix, Row]:
     """The most probable next tokens after each prefix, best first, with probabilities."""
     rows: dict[Prefix, Row] = {}
     for start in range(0, len(prefixes), CALL):
-        progress(done + start, done + len(prefixes))
+        progress(start, len(prefixes))
         batch = prefixes[start : start + CALL]
         generation = engine.generate([list(p) for p in batch], 1, ignore_eos=True, logprobs=TOP)
         for prefix, request in zip(batch, generation.requests, strict=True):
             assert request.logprobs is not None
             rows[prefix] = [(token, float(np.exp(v))) for token, v in request.logprobs[0][:TOP]]
-    progress(done + len(prefixes), done + len(prefixes))
+    progress(len(prefixes), len(prefixes))
     return rows
 
 

@@ -86,4 +86,4 @@ def later_turns(config: BenchConfig, prompts: Sequence[EncodedPrompt]) -> Turns 
 
 def new_tokens(config: BenchConfig) -> int:
     """Positions that an answer may take, those of the last drafts included."""
-    return config.max_tokens + config.k + 1
+    return config.max_tokens + config.most_k + 1

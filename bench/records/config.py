@@ -25,6 +25,11 @@ class BenchConfig(BenchSettings):
     arms: tuple[InstanceOf[Arm], ...]
     concurrency: int = Field(1, ge=1)
 
+    @property
+    def most_k(self) -> int:
+        """The most tokens that an arm drafts in a step."""
+        return max((arm.k(self.k) for arm in self.arms), default=self.k)
+
 
 @dataclass(frozen=True)
 class Condition:

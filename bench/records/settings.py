@@ -256,6 +256,7 @@ class VllmSettings(Settings):
     )
     enforce_eager: bool = Field(False, description="do not compile: starts sooner, runs slower")
     cache_gib: float = Field(1.0, gt=0, description="KV cache per engine, in GiB")
+    tensor_parallel: int = Field(1, ge=1, description="devices over which the target is spread")
 
 
 class BenchSettings(VllmSettings, DraftSettings, MeasureSettings):
@@ -264,3 +265,8 @@ class BenchSettings(VllmSettings, DraftSettings, MeasureSettings):
     GROUP: ClassVar[str] = "Measuring"
 
     block: int = Field(4, ge=1, description="prompts that an arm runs at least before the next")
+    engines: Literal["together", "in-turn"] = Field(
+        "together",
+        description="all loaded at once, so that they take turns, or one after another where "
+        "memory holds no two",
+    )

@@ -38,7 +38,7 @@ def build_report(
     common: Json,
     provenance: Mapping[str, Json],
     prompts: Sequence[str],
-    k: int,
+    ks: Mapping[str, int],
     differences: Mapping[str, list[Difference]] | None,
     noise: Noise | None,
     offline: Mapping[str, Acceptance] = {},
@@ -56,17 +56,17 @@ def build_report(
 
     Every measured figure is `{"value", "low", "high"}`, or None where the arm has no such measure
     (acceptance without a draft, speedup without a `none` arm, a speed that only servers have).
-    `categories` name each prompt's kind, in the order of `prompts`; `distribution` holds results of
-    the distribution test by arm; `not_comparable` counts the prompts by arm that were not those of
-    the arm without speculation. `conversations` numbers the conversation that each of `prompts` is
-    a turn of; `past` says by arm what went past the draft's positions, `warnings` what was known of
-    it before the run.
+    `ks` are the speculative tokens per step by arm. `categories` name each prompt's kind, in the
+    order of `prompts`; `distribution` holds results of the distribution test by arm;
+    `not_comparable` counts the prompts by arm that were not those of the arm without speculation.
+    `conversations` numbers the conversation that each of `prompts` is a turn of; `past` says by arm
+    what went past the draft's positions, `warnings` what was known of it before the run.
     """
     counts = Resampler(len(prompts), seed=seed)
-    accepted = {run.arm.name: run.acceptance(k) for run in runs}
+    accepted = {run.arm.name: run.acceptance(ks[run.arm.name]) for run in runs}
     speeds, plain = speed_samples(runs, seed)
     timed = len(runs[0].seconds[0])
-    by_category = categories_json(runs, categories, k, seed)
+    by_category = categories_json(runs, categories, ks, seed)
     arms = []
     for run in runs:
         name = run.arm.name

@@ -12,6 +12,11 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.target.info import TargetInfo
 from serving.sampling import defaults_words
 
+IN_TURN = (
+    "The arms ran one after another: what changed on the machine meanwhile is in their differences "
+    "of speed, and in no interval"
+)
+
 
 @dataclass(frozen=True)
 class PastPositions:
@@ -38,6 +43,11 @@ class PastPositions:
         return {**asdict(self), "words": self.words}
 
 
+# What vLLM chooses by itself, and may choose otherwise for a draft than without one.
+ENGINE = (
+    "model_runner", "async_scheduling", "attention_backend", "compilation_mode", "dtype", "threads",
+)  # fmt: skip
+
 # vLLM's V1 runner proposes nothing there, its V2 runner goes on drafting.
 THERE = "There vLLM drafts nothing, which acceptance does not count and speed does, or drafts badly"
 
@@ -56,6 +66,23 @@ def foreseen(arm: Arm, target: TargetInfo | None, longest: int, max_tokens: int)
             f"{defaults[0].upper()}{defaults[1:]}. A vLLM server applies that to requests that do "
             "not say otherwise; here all do, and sampling is neutral but for the temperature"
         )
+    return found
+
+
+def unequal(engines: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """In what the engines of the arms, by label, differ beside their drafts: a sentence each."""
+    found = []
+    for name in ENGINE:
+        by_value: dict[str, list[str]] = {}
+        for label, engine in engines.items():
+            if engine.get(name) is not None:
+                by_value.setdefault(str(engine[name]), []).append(label)
+        if len(by_value) > 1:
+            parts = "; ".join(f"{value}: {', '.join(arms)}" for value, arms in by_value.items())
+            found.append(
+                f"The engines are not alike in their {name.replace('_', ' ')} ({parts}), which "
+                "may change speed by itself"
+            )
     return found
 
 

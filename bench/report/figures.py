@@ -153,7 +153,10 @@ def lossless_json(
 
 
 def categories_json(
-    runs: Sequence[ArmRun], categories: Sequence[str | None] | None, k: int, seed: int
+    runs: Sequence[ArmRun],
+    categories: Sequence[str | None] | None,
+    ks: Mapping[str, int],
+    seed: int,
 ) -> dict[str, Json | None]:
     """By arm name: every category's figures over its own prompts; None without categories.
 
@@ -170,7 +173,8 @@ def categories_json(
         speeds, plain = speed_samples(runs, seed, rows) if timed else ({}, None)
         counts = Resampler(len(rows), seed=seed)
         for run in runs:
-            acceptance, speed = run.acceptance(k), speeds.get(run.arm.name)
+            name = run.arm.name
+            acceptance, speed = run.acceptance(ks[name]), speeds.get(name)
             measured: dict[str, Samples | None] = {
                 "acceptance_length": None,
                 "acceptance_rate": None,
@@ -180,7 +184,7 @@ def categories_json(
             if acceptance is not None:
                 drafted = resample_acceptance(_select(acceptance, rows), counts)
                 measured |= {"acceptance_length": drafted.length, "acceptance_rate": drafted.rate}
-            result[run.arm.name][category] = {
+            result[name][category] = {
                 "prompts": len(rows),
                 **dict.fromkeys(SPEED_FIGURES),
             } | {

@@ -76,8 +76,13 @@ def arm_provenance(arm: Arm, common: dict[str, Any], engine: dict[str, Any]) -> 
             "layer_ids": list(info.layer_ids) if info.layer_ids else None,
             "training": _training(info),
         }
-    speculative = {} if arm.draft else {"k": None, "drafting": None}
-    return {**common, **engine, "draft": draft, **speculative}
+    if arm.draft is None:
+        speculative: dict[str, Any] = {"k": None, "drafting": None}
+    else:
+        speculative = {"k": arm.k(common["k"])}
+        if arm.fields:
+            speculative["speculative_config"] = dict(arm.fields)
+    return {**common, **speculative, **engine, "draft": draft}
 
 
 def _training(info: DraftInfo) -> Any:

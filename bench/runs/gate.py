@@ -27,6 +27,7 @@ SETTINGS = (
     "concurrency", "loads", "dtype", "mode", "request_body",
 )  # fmt: skip
 # Why the prompts may differ: of no matter where they do not.
+OF_AN_ARM = ("k", "speculative_config")
 CAUSES = ("chat_template_sha256", "chat_template_kwargs", "chat_date")
 
 Json = Mapping[str, Any]
@@ -57,6 +58,7 @@ def check(
     """
     for run in (baseline, *again):
         require_comparable(run, settings_to_match(new.report.provenance))
+        _require_same_drafting(run, new)
     found = Gate([], [])
     for (load, now), *before in zip(_loads(new), *map(_loads, (baseline, *again)), strict=True):
         at = f"{load}: " if load else ""
@@ -64,6 +66,21 @@ def check(
         found.checked.extend(at + said for said in one.checked)
         found.failures.extend(at + said for said in one.failures)
     return found
+
+
+def _require_same_drafting(baseline: SavedRun, new: SavedRun) -> None:
+    """Raise `UserError` where an arm drafts otherwise than the baseline's of its name."""
+    now = {arm["name"]: arm["provenance"] for arm in new.report.arms}
+    for arm in baseline.report.arms:
+        for name in OF_AN_ARM:
+            old, this = arm["provenance"].get(name), now.get(arm["name"], {}).get(name)
+            if arm["name"] in now and old != this:
+                raise UserError(
+                    f"was measured with other settings of {arm['label']}: {name} is {this}, there "
+                    f"it is {old}",
+                    where=baseline.path,
+                    hint="measure with the baseline's settings, or make a new baseline",
+                )
 
 
 def _loads(run: SavedRun) -> list[tuple[str, SavedRun]]:

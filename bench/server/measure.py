@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 from bench.records.progress import Note, Progress
 from bench.records.run import Answer, Block
+from bench.records.turns import Turns
 from bench.server.arrivals import Load, poisson_arrivals
 from bench.server.client import Job, Way, lost_connection, run_closed, run_open
 from bench.server.config import ServerConfig
 from bench.server.requests import Request, make_job, refused_fields
 from bench.server.tokens import with_counts
-from bench.server.turns import Turn, Turns
 from drafts.errors import UserError
 from serving.metrics import ServerCounters
 from serving.remote import RemoteServer, TransientError
@@ -30,6 +30,14 @@ PLAIN = "none"  # the arm without speculation, where no counters show it
 # Requests of a block at concurrency 1, where short blocks cost nothing. With more at once a block
 # ends with fewer and fewer of them, so there it is the whole round.
 BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an arm gave in a block, and what its server's counters grew by (None: nobody counts)."""
+
+    block: Block
+    counters: ServerCounters | None
 
 
 @dataclass
@@ -91,7 +99,7 @@ def measure_servers(
     requests: Sequence[Request],
     progress: Progress = lambda stage, done, total: None,
     *,
-    turns: Turns | None = None,
+    turns: Turns[Turn] | None = None,
     note: Note = lambda text: None,
 ) -> list[list[LoadRun]]:
     """Per load, in the order of `config.loads`, what each arm gave.
@@ -101,7 +109,7 @@ def measure_servers(
     added to it. A block in which a server restarts is asked again. Raises `UserError` when every
     request of a block fails, or a server does not come back.
     """
-    turns = turns or Turns()
+    turns = turns or Turns[Turn]()
     sizes = [round_size(config, load, len(requests)) for load in config.loads]
     total, ended = sum(sizes) * config.rounds * len(servers), count(1)
     progress("measuring", 0, total)

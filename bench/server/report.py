@@ -67,7 +67,7 @@ def build_server_report(
             common={**common, "block": block_size(load, size, used)},
             provenance=provenance,
             prompts=prompts[:used],
-            k=max(1, max(run.k for run in runs)),
+            ks={run.name: max(1, run.k) for run in runs},
             differences=differences if alone else None,
             noise=noise if alone else None,
             not_comparable=count_failed(runs) if alone else {},
@@ -203,11 +203,6 @@ def _complete(arm: Json, run: LoadRun, limits: Mapping[str, float], seed: int) -
         arm["repeatable"] = None
     if run.server.k and not counts_by_request(run):
         _acceptance_by_block(arm, run, seed)
-    if run.k and arm["per_position"]:
-        for key in ("per_position", "conditional"):
-            arm[key] = arm[key][: run.k]
-        steps = arm["accepted_lengths"]["per_step"]
-        arm["accepted_lengths"]["per_step"] = steps[: run.k + 1]
     arm["server_counters"] = _total(run)
     arm["client"] = client_figures(run.blocks)
     arm["warnings"] += warnings_of(run)

@@ -11,6 +11,7 @@ from bench.prompts.load import template_record
 from bench.prompts.trained_on import trained_on_warnings
 from bench.records.arms import Arm
 from bench.records.progress import Note, Progress
+from bench.records.turns import Turns, file_name, open_turns
 from bench.report.cautions import foreseen, tell
 from bench.report.example import example
 from bench.report.provenance import (
@@ -22,11 +23,10 @@ from bench.report.provenance import (
 from bench.report.schema import Report, warn
 from bench.server.config import ServerConfig
 from bench.server.engine import ServerEngine
-from bench.server.measure import LoadRun, decodes_plainly, measure_servers, round_size
+from bench.server.measure import LoadRun, Turn, decodes_plainly, measure_servers, round_size
 from bench.server.options import read_keys
 from bench.server.report import build_server_report, first_differences
 from bench.server.requests import Request, content_hash, load_requests, require_same_model
-from bench.server.turns import Turns, file_name, open_turns
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from serving.remote import RemoteServer, connect
@@ -48,7 +48,7 @@ def run_server_bench(
     """Measure the servers at `urls` (by arm name) and return the report.
 
     With `keep` every turn is written into that folder as it ends, and those that it has are not
-    measured again; `bench.server.turns.forget_turns` removes them when the report is written.
+    measured again; `bench.records.turns.forget_turns` removes them when the report is written.
 
     `drafts` says, for those arms where the user told us, what their servers draft with. `note` is
     told what is known before the run and should be, which the report has as warnings. `threads` is
@@ -76,10 +76,10 @@ def kept_turns(
     requests: Sequence[Request],
     drafts: Mapping[str, Arm],
     note: Note = lambda text: None,
-) -> Turns:
+) -> Turns[Turn]:
     """The turns that a run of the same settings, prompts and servers has ended before."""
     if folder is None:
-        return Turns()
+        return Turns[Turn]()
     arms = {
         name: {
             "model": server.root,
@@ -92,7 +92,7 @@ def kept_turns(
         )
     }
     settings = {**config.settings(), "prompts_sha256": content_hash(requests), "arms": arms}
-    turns = open_turns(folder / file_name(list(servers)), settings)
+    turns = open_turns(folder / file_name(list(servers)), settings, Turn)
     if turns.ended:
         note(f"{len(turns.ended)} turns were measured before, by {turns.path}")
     return turns

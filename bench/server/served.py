@@ -10,8 +10,8 @@ from typing import Literal
 
 from bench.records.arms import Arm
 from bench.records.progress import Note, Progress
-from bench.report.cautions import tell
-from bench.report.schema import Report
+from bench.report.cautions import IN_TURN, tell
+from bench.report.schema import Report, warn
 from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun, measure_servers
 from bench.server.requests import load_requests
@@ -31,6 +31,7 @@ from serving.remote import RemoteServer
 from serving.runtime import PER_REQUEST, counts_requests, has_gpu
 from serving.server.flags import VllmFlags, read_flags
 from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
+from serving.speculation import require_drafter
 
 How = Literal["together", "in-turn"]
 GPU_SHARE = 0.9  # of a GPU's memory, for all servers together; vLLM's own default for one
@@ -67,13 +68,15 @@ def run_served_bench(
         raise UserError("--serve needs TARGET", hint="give the folder of the model to serve")
     flags = read_flags(extra_args)
     for arm in arms:
+        require_drafter(config.target, arm.drafter, arm.fields)
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
-    requests = load_requests(config, None, k, note)
+    most = max(arm.k(k) for arm in arms)
+    requests = load_requests(config, None, most, note)
     logs = log_folder or Path(tempfile.mkdtemp(prefix="afaspec-bench-"))
     share = len(arms) if how == "together" else 1
     longest = max(len(request.prompt or []) for request in requests)
-    positions = longest + config.max_tokens + k + 1
+    positions = longest + config.max_tokens + most + 1
     settings = {
         arm.name: ServerSettings(
             config.target,
@@ -85,6 +88,7 @@ def run_served_bench(
             cache_gib=cache_gib,
             log=logs / f"server-{arm.name}.log",
             draft_sample_method=draft_sample_method,
+            speculation=arm.fields,
             ready_seconds=ready_seconds,
             name=name,
         )
@@ -124,7 +128,10 @@ def run_served_bench(
     order = {arm.name: position for position, arm in enumerate(arms)}
     for runs in results:
         runs.sort(key=lambda run: order[run.name])
-    return finish(config, results, servers, requests, drafts, explained, threads)
+    report = finish(config, results, servers, requests, drafts, explained, threads)
+    if len(arms) > 1:
+        warn(report, {arm.name: IN_TURN for arm in arms})
+    return report
 
 
 def _urls(servers: Mapping[str, ServerProcess]) -> dict[str, str]:

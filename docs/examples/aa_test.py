@@ -159,7 +159,7 @@ def one_repeat(
             engine.temperature = at
         quiet: Progress = lambda stage, done, total: None  # noqa: E731
         once = config.model_copy(update={"arms": arms, "rounds": rounds, "seed": seed})
-        return {run.arm.name: run for run in measure(once, engines, prompts, quiet)}
+        return {run.arm.name: run for run in measure(once, once.arms, engines, prompts, quiet)}
 
     return {
         DECODE.rate: run(config.arms[:2], config.rounds, 0.0),

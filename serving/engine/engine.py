@@ -16,10 +16,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -32,7 +32,7 @@ from serving.runtime import (
     runtime_environment,
     usable_cores,
 )
-from serving.speculation import engine_options, speculative_config
+from serving.speculation import Drafter, engine_options, speculative_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,12 +46,13 @@ class EngineSettings:
 
     `sampling_logprobs`: log-probabilities are those by which tokens are drawn, temperature and all,
     instead of the model's own; at temperature > 0 this costs a softmax per step.
+    `speculation`: further fields of vLLM's `speculative_config`, which count more than ours.
     `states_of`: the layers whose states `hidden_states` is to give; such an engine drafts nothing.
     `tensor_parallel`: the devices over which the target is spread.
     """
 
     target: TargetInfo
-    draft: DraftInfo | Literal["ngram"] | None = None
+    draft: Drafter = None
     k: int = 3
     temperature: float = 0.0
     seed: int = 0
@@ -61,6 +62,7 @@ class EngineSettings:
     batch: int = 1
     cache_gib: float = 1.0
     draft_sample_method: str | None = None
+    speculation: Mapping[str, Any] = field(default_factory=dict, hash=False)
     sampling_logprobs: bool = False
     states_of: tuple[int, ...] | None = None
     tensor_parallel: int = 1
@@ -276,6 +278,10 @@ class EngineProcess:
         self.settings = replace(self.settings, draft=draft)
         return float(reply["seconds"])
 
+    def threads(self) -> int:
+        """How many threads run the model on CPUs, as of now: what it has run may change that."""
+        return int(self._ask(op="threads")["threads"])
+
     def engine_counters(self) -> SpecCounters:
         """vLLM's own counters since the start, as `/metrics` would report them."""
         reply = self._ask(op="counters")
@@ -361,6 +367,8 @@ def _child_environment(settings: EngineSettings) -> dict[str, str]:
         "OMP_NUM_THREADS": str(usable_cores()),  # in one process vLLM neither binds nor reserves
         "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
         "NUMBA_NUM_THREADS": "1",  # what vLLM's n-gram drafter uses; more only wait for each other
+        # The layer over OpenMP would set that number for the model too, from the first draft on.
+        "NUMBA_THREADING_LAYER": "workqueue",
         **bound,
         **os.environ,
         **runtime_environment(settings.cache_gib),
@@ -372,12 +380,15 @@ def _child_environment(settings: EngineSettings) -> dict[str, str]:
 def _as_json(settings: EngineSettings) -> dict[str, Any]:
     """What the child is told: the settings, with vLLM's own words for target and draft."""
     own = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    del own["draft"], own["k"], own["draft_sample_method"]
+    del own["draft"], own["k"], own["draft_sample_method"], own["speculation"]
     return {
         **own,
         "target": str(settings.target.folder),
         "speculative_config": speculative_config(
-            settings.draft, settings.k, draft_sample_method=settings.draft_sample_method
+            settings.draft,
+            settings.k,
+            draft_sample_method=settings.draft_sample_method,
+            fields=settings.speculation,
         ),
         "options": engine_options(settings.target, settings.draft),
     }

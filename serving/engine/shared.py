@@ -38,6 +38,10 @@ class DraftOf:
         self._put_in()
         return self.engine.score(prompt_token_ids, output_ids, top)
 
+    def threads(self) -> int:
+        """As `EngineProcess.threads`."""
+        return self.engine.threads()
+
     def wait_ready(self) -> None:
         """As `EngineProcess.wait_ready`."""
         self.engine.wait_ready()

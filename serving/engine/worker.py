@@ -124,8 +124,6 @@ def describe(llm: Any) -> dict[str, Any]:
     """What the engine settled on, for the provenance of its results."""
     from importlib.metadata import version
 
-    import torch
-
     config = llm.llm_engine.vllm_config
     speculative = config.speculative_config
     return {
@@ -135,9 +133,18 @@ def describe(llm: Any) -> dict[str, Any]:
         "rejection_sample_method": getattr(speculative, "rejection_sample_method", None),
         "draft_sample_method": getattr(speculative, "draft_sample_method", None),
         "compilation_mode": str(config.compilation_config.mode),
-        "threads": torch.get_num_threads(),
+        "model_runner": "V2" if getattr(config, "use_v2_model_runner", False) else "V1",
+        "async_scheduling": bool(config.scheduler_config.async_scheduling),
+        "attention_backend": attention_backends(config),
         "torch": version("torch"),
     }
+
+
+def attention_backends(config: Any) -> str | None:
+    """The backends of the attention layers; None where they live in other processes."""
+    layers = config.compilation_config.static_forward_context.values()
+    backends = [layer.get_attn_backend() for layer in layers if hasattr(layer, "get_attn_backend")]
+    return ", ".join(sorted({backend.get_name() for backend in backends})) or None
 
 
 def answer(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +155,10 @@ def answer(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[
         return score(llm, request)
     if request["op"] == "replace_draft":
         return replace_draft(llm, request)
+    if request["op"] == "threads":
+        import torch
+
+        return {"threads": torch.get_num_threads()}
     if request["op"] == "counters":
         from serving.metrics import counters_from_engine
 

@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import disk_errors
 from drafts.hub import folder_name
@@ -26,7 +25,7 @@ from drafts.target.info import TargetInfo
 from serving.metrics import SpecCounters, counters_from_prometheus
 from serving.runtime import compute_dtype, require_vllm, runtime_environment
 from serving.server.flags import API_KEY, NO_FLAGS, VllmFlags, require_key
-from serving.speculation import engine_options, speculative_config
+from serving.speculation import Drafter, engine_options, speculative_config
 
 GRACE_SECONDS = 10.0  # to end in, beyond what vLLM was told to let requests finish in
 READY_SECONDS = 1800.0
@@ -48,7 +47,7 @@ class ServerSettings:
     """
 
     target: TargetInfo
-    draft: DraftInfo | Literal["ngram"] | None
+    draft: Drafter
     k: int = 3
     host: str = "127.0.0.1"
     port: int = 8000
@@ -57,6 +56,7 @@ class ServerSettings:
     cache_gib: float = 1.0
     log: Path | None = None
     draft_sample_method: str | None = None
+    speculation: Mapping[str, Any] = field(default_factory=dict, hash=False)
     allow_no_key: bool = False
     ready_seconds: float = READY_SECONDS
     name: str | None = None
@@ -118,7 +118,9 @@ class ServerProcess:
             command.append(f"--served-model-name={s.name or folder_name(s.target.folder)}")
         if "dtype" not in s.flags.given and (dtype := compute_dtype("auto")) == "float32":
             command += ["--dtype", dtype]
-        speculative = speculative_config(s.draft, s.k, draft_sample_method=s.draft_sample_method)
+        speculative = speculative_config(
+            s.draft, s.k, draft_sample_method=s.draft_sample_method, fields=s.speculation
+        )
         if speculative is not None:
             command += ["--speculative-config", json.dumps(speculative)]
             command += [f"--{name.replace('_', '-')}" for name in engine_options(s.target, s.draft)]

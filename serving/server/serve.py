@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.request import getproxies
 
 from rich.console import Console
@@ -26,6 +26,7 @@ from serving.server.admin import Admin, AdminSettings
 from serving.server.flags import API_KEY, read_flags, require_key
 from serving.server.process import READY_SECONDS, ServerProcess, ServerSettings
 from serving.server.swappable import DRAIN_SECONDS, SwappableServer
+from serving.speculation import Drafter, require_drafter
 from serving.traffic.acceptance import MIDDLEWARE as BY_TAG
 from serving.traffic.middleware import MIDDLEWARE
 from serving.traffic.recorder import CollectSettings, check_settings
@@ -39,7 +40,7 @@ class Terminated(KeyboardInterrupt):
 
 def serve(
     target: TargetInfo,
-    draft: DraftInfo | Literal["ngram"] | None,
+    draft: Drafter,
     k: int = 3,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -66,6 +67,7 @@ def serve(
     """
     console = console or Console(stderr=True)
     require_key(host, allow_no_key=allow_no_key)
+    require_drafter(target, draft)
     if isinstance(draft, DraftInfo):
         console.print(table(require_compatible(target, draft)))
         for warning in draft.warnings:

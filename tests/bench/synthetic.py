@@ -96,7 +96,7 @@ def report(
         "common": common,
         "provenance": {r.arm.name: {**common, **r.engine, "draft": None} for r in runs},
         "prompts": [f"prompt {i}" for i in range(PROMPTS)],
-        "k": K,
+        "ks": {run.arm.name: K for run in runs},
         "differences": {"ngram": [], "base": [tie], "afa-lora": []},
         "noise": Noise(1000, 0.001, 0.02, 0.05, 0.04),
         "offline": {"base": base.acceptance(K)} if base else {},

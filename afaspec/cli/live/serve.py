@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import typer
 from pydantic import Field
@@ -11,7 +10,7 @@ from pydantic import Field
 from afaspec.cli.flags import configured
 from afaspec.cli.live.settings import Kept
 from afaspec.config import TargetAdapter
-from drafts.checkpoint.info import DraftInfo
+from serving.speculation import WITHOUT_FOLDER, Drafter
 
 
 class ServeConfig(Kept):
@@ -23,7 +22,7 @@ class ServeConfig(Kept):
     draft: str = Field(
         "none",
         description="the draft's folder or hub id, `smollm2-draft`, `embedded-draft`, `ngram`, "
-        "or `none`",
+        "`suffix`, `mtp` (the target's own layers), or `none`",
     )
     k: int = Field(3, ge=1, description="speculative tokens per step")
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -95,9 +94,9 @@ def serve(config: ServeConfig) -> None:
     raise typer.Exit(code)
 
 
-def _drafter(draft: str) -> DraftInfo | Literal["ngram"] | None:
+def _drafter(draft: str) -> Drafter:
     from afaspec.pairs.names import open_draft
 
     if draft == "none":
         return None
-    return "ngram" if draft == "ngram" else open_draft(draft)
+    return next((one for one in WITHOUT_FOLDER if one == draft), None) or open_draft(draft)

@@ -69,8 +69,8 @@ def bench(config: BenchCommand) -> None:
       afaspec bench models/target --suite builtin --draft new=runs/new --gate baseline/report.json
     """
     from afaspec.capture.adapted_target import open_target
+    from bench.records.turns import forget_turns
     from bench.report.files import write_report
-    from bench.server.turns import forget_turns
 
     require_writable(config.out)  # now, not when all is measured
     source = prompt_source(config.prompts, config.suite, config.size)
@@ -128,7 +128,9 @@ def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Re
         concurrency=whole(config.concurrency or "1"),
     )
     with progress() as bars:
-        return run_bench(settings, stage_bars(bars), log_folder=config.out / "logs", note=note)
+        return run_bench(
+            settings, stage_bars(bars), log_folder=config.out / "logs", keep=config.out, note=note
+        )
 
 
 def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str) -> Report:

@@ -92,7 +92,7 @@ def measure(
         progress,
         cache_gib=flags.cache_gib,
         draft_sample_method=flags.draft_sample_method,
-        own_args=["--dtype", flags.dtype, *(["--enforce-eager"] if flags.enforce_eager else [])],
+        own_args=own_flags(flags),
         extra_args=vllm_flags(flags),
         ready_seconds=flags.ready_seconds,
         log_folder=out / "logs",
@@ -100,6 +100,17 @@ def measure(
         note=note,
         keep=out,
     )
+
+
+def own_flags(flags: ServerFlags) -> list[str]:
+    """What our settings are called by vLLM's server."""
+    parallel = ["--tensor-parallel-size", str(flags.tensor_parallel)]
+    return [
+        "--dtype",
+        flags.dtype,
+        *(["--enforce-eager"] if flags.enforce_eager else []),
+        *(parallel if flags.tensor_parallel > 1 else []),
+    ]
 
 
 def vllm_flags(flags: ServerFlags) -> list[str]:

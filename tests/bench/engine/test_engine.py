@@ -186,7 +186,8 @@ def test_conversations_go_on_with_the_arms_own_answers(
         encoder,
     )
     turns = Turns(prompts, encoder, max_tokens=6)
-    runs = measure(config, engines, [prompt.input_ids for prompt in prompts], turns=turns)
+    inputs = [prompt.input_ids for prompt in prompts]
+    runs = measure(config, arms, engines, inputs, turns=turns)
     order = [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (2, 2)]
     for run in runs:
         assert run.cut == 0

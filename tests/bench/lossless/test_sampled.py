@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.lossless.sampled import ALPHA, DistributionTest, compare_distributions, gather, judge
+from bench.lossless.sampled import (
+    ALPHA,
+    DistributionTest,
+    draw,
+    gather,
+    judge,
+    judge_samples,
+    plan_sampling,
+)
 from bench.lossless.token_test import Draws, chance, chi_squares, power, smallest_found
 from drafts.target.info import read_target
 from serving.engine.engine import EngineProcess, EngineSettings
@@ -76,10 +84,9 @@ def engines(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def measured(engines: Engines) -> DistributionTest:
-    found = compare_distributions(
-        engines.none, {"draft": engines.drafted}, PROMPTS, samples=SAMPLES, positions=K + 1
-    )
-    return found["draft"]
+    plan = plan_sampling(PROMPTS, SAMPLES, K + 1)
+    control, drawn = draw(engines.none, plan, 0), draw(engines.drafted, plan, 1)
+    return judge_samples(engines.none, control, {"draft": drawn}, plan)["draft"]
 
 
 def test_a_broken_acceptance_rule_is_found(engines: Engines) -> None:

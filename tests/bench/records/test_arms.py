@@ -16,7 +16,7 @@ from drafts.target.info import read_target
 
 
 def test_order_and_labels(tiny_draft: Path) -> None:
-    arms = choose_arms([f"base={tiny_draft}", f"mine={tiny_draft}"], ngram=True)
+    arms = choose_arms([f"base={tiny_draft}", f"mine={tiny_draft}"], without_folder=["ngram"])
     assert [arm.name for arm in arms] == ["none", "ngram", "base", "mine"]
     assert [arm.label for arm in arms][2:] == ["Base draft", "mine"]
     assert [arm.name for arm in choose_arms([str(tiny_draft)], none=False)] == [tiny_draft.name]

@@ -190,7 +190,7 @@ def test_tokens_per_step_count_every_step_and_what_answers_kept() -> None:
     common = settings()
     made = build_report(
         runs, common=common, provenance={run.arm.name: {**common, **run.engine} for run in runs},
-        prompts=["a", "b"], k=K, differences=None, noise=None,
+        prompts=["a", "b"], ks={"ngram": K, "base": K}, differences=None, noise=None,
     )  # fmt: skip
     ngram, base = made.arms
     assert ngram["acceptance_length"]["value"] == pytest.approx(3.4)

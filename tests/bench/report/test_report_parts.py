@@ -214,8 +214,8 @@ def test_requests_that_ran_together_have_no_latency_and_no_speed_by_category() -
     common = {**settings(), "concurrency": 4}
     made = build_report(
         runs, common=common, provenance={r.arm.name: {**common, **r.engine} for r in runs},
-        prompts=[str(i) for i in range(PROMPTS)], k=K, differences=None, noise=None, offline={},
-        training={}, categories=CATEGORIES,
+        prompts=[str(i) for i in range(PROMPTS)], ks={"none": K, "base": K}, differences=None,
+        noise=None, offline={}, training={}, categories=CATEGORIES,
     )  # fmt: skip
     base = made.arm("base")
     assert base["latency"] is None

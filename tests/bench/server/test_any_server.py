@@ -17,13 +17,13 @@ import pytest
 
 from bench.records.run import Answer, Block
 from bench.records.speeds import THROUGHPUT
+from bench.records.turns import forget_turns
 from bench.report.schema import Report
 from bench.server.arrivals import Load
 from bench.server.checks import warnings_of
 from bench.server.config import ServerConfig
 from bench.server.measure import LoadRun
 from bench.server.run import run_server_bench
-from bench.server.turns import forget_turns
 from bench.stats.latency import arrival_figures, goodput_figures
 from drafts.errors import UserError
 from serving.metrics import ServerCounters, SpecCounters

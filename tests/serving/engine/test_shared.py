@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.engine.run import of_one_build
+from bench.records.arms import Arm
 from drafts.checkpoint.family import InitOptions
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -70,10 +71,12 @@ def test_only_drafts_of_one_build_share(
 ) -> None:
     running, new = read_draft(tiny_draft), read_draft(other)
     engine = EngineProcess.__new__(EngineProcess)  # one that is never asked
+    engine.settings = EngineSettings(target=read_target(tiny_target), draft=running)
     engines: dict[str, Engine] = {"base": DraftOf(engine, running)}
-    assert of_one_build(new, engines) is engine
-    assert of_one_build(None, engines) is None
-    assert of_one_build("ngram", engines) is None
+    assert of_one_build(Arm("new", new), engines) is engine
+    assert of_one_build(Arm("new", new, {"rejection_sample_method": "block"}), engines) is None
+    assert of_one_build(Arm("none"), engines) is None
+    assert of_one_build(Arm("ngram", "ngram"), engines) is None
     for changed, said in (
         ({"seed": 2}, ["drafts from another vocabulary (d2t)"]),
         ({"norm_before_residual": True}, ["norm_before_residual is True, not None"]),
@@ -81,6 +84,6 @@ def test_only_drafts_of_one_build_share(
     ):
         draft = read_draft(write_draft(tmp_path / str(changed), **changed))
         assert differences(running, draft) == said
-        assert of_one_build(draft, engines) is None
+        assert of_one_build(Arm("new", draft), engines) is None
     about = write_draft(tmp_path / "about", torch_dtype="float32", transformers_version="9")
     assert differences(running, read_draft(about)) == []

@@ -12,30 +12,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
 from bench.records.plain import plain
-from bench.records.run import Block
 from drafts.errors import UserError
-from serving.metrics import ServerCounters
 
 SCHEMA = "afaspec-turns/1"
 
-Key = tuple[int, int, str, int]  # places of load and round, arm, first request
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What an arm gave in a block, and what its server's counters grew by (None: nobody counts)."""
-
-    block: Block
-    counters: ServerCounters | None
+Key = tuple[int | str, ...]  # where in a run: places of load, round or block, and an arm's name
+Turn = TypeVar("Turn")  # what an arm gave then, a dataclass
 
 
 @dataclass
-class Turns:
+class Turns(Generic[Turn]):
     """The turns that have ended, by place. Without a `path` they are kept nowhere.
 
     The file begins, with the run's `settings`, when the first of them has ended.
@@ -68,8 +59,8 @@ def forget_turns(folder: Path) -> None:
         path.unlink()
 
 
-def open_turns(path: Path, settings: Mapping[str, Any]) -> Turns:
-    """The turns at `path` of a run with these settings; none where none has ended.
+def open_turns(path: Path, settings: Mapping[str, Any], kind: type[Turn]) -> Turns[Turn]:
+    """The turns, of that kind, at `path` of a run with these settings; none where none has ended.
 
     Raises `UserError` where the file is of a run with other settings, or no such file.
     """
@@ -96,12 +87,12 @@ def open_turns(path: Path, settings: Mapping[str, Any]) -> Turns:
         )
     if cut:
         os.truncate(path, path.stat().st_size - len(cut))
-    turn = TypeAdapter(Turn)
-    ended = {}
+    turn = TypeAdapter(kind)
+    ended: dict[Key, Turn] = {}
     for number, line in enumerate(whole[1:], start=2):
         content = _read(path, number, line)
-        load, round_index, arm, start = content.pop("key")
-        ended[load, round_index, arm, start] = turn.validate_python(content)
+        key = tuple(content.pop("key"))
+        ended[key] = turn.validate_python(content)
     return Turns(path, described, ended)
 
 
