@@ -36,7 +36,11 @@ def read_run(path: Path) -> SavedRun:
 
 
 def read_runs(paths: Sequence[Path]) -> list[SavedRun]:
-    """Several runs; those of one name are called by their paths."""
-    runs = [read_run(path) for path in paths]
+    """Several runs, as `named_apart`."""
+    return named_apart([read_run(path) for path in paths])
+
+
+def named_apart(runs: Sequence[SavedRun]) -> list[SavedRun]:
+    """Those of one name are called by their paths."""
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else replace(run, name=str(run.path)) for run in runs]

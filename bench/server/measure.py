@@ -187,6 +187,8 @@ def _jobs(
 
 
 def _warm_up(config: ServerConfig, one: LoadRun, requests: Sequence[Request], note: Note) -> None:
+    if not config.warmup:
+        return
     size = max(config.warmup, one.load.concurrency or 1)
     jobs = _jobs(config, one.server, requests, range(size))
     _taken(config, one, jobs, 0, lambda: None, note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import typer
 from pydantic import Field, field_validator
@@ -14,7 +15,7 @@ from afaspec.cli.measure.gate import GateSettings, hold, read_baselines
 from bench.report.console import render_table
 from bench.report.words import sentences
 from bench.runs.gate import EXIT_CODE
-from bench.runs.saved import SavedRun, read_run, read_runs
+from bench.runs.saved import SavedRun, read_run
 from drafts.errors import UserError
 
 OWN = "general"  # in the place of a run: the run's own figures of general prompts
@@ -26,7 +27,8 @@ class ReportConfig(GateSettings):
     GROUP = GateSettings.GROUP
 
     runs: list[Path] = Field(
-        description="report.json of a run, or its folder; the first is the reference"
+        description="report.json of a run, or its folder; or what vllm bench serve "
+        "(--save-detailed), guidellm or AIPerf wrote; the first is the reference"
     )
     out: Path | None = Field(None, description="folder for the page (one run: default its own)")
     keep: str | None = Field(
@@ -35,6 +37,11 @@ class ReportConfig(GateSettings):
         "RUN=0.98 gives exit code 3 if a draft keeps less than 98% of the base draft's acceptance "
         "length there, beyond its interval; RUN=0 only shows it; for RUN `general` means the run's "
         "own figures of general prompts, as a demo has them",
+    )
+
+    export: Literal["vllm-bench", "aiperf"] | None = Field(
+        None,
+        description="write a server run into --out as files of `vllm bench serve` or AIPerf",
     )
 
     @field_validator("keep")
@@ -77,7 +84,13 @@ def report(config: ReportConfig) -> None:
       afaspec report runs/bench --keep runs/bench-general=0.98
 
       afaspec report runs/demo --keep general=0.97
+
+      afaspec report last-year.json guidellm.json --out runs/compared
+
+      afaspec report runs/served --export vllm-bench --out runs/served/vllm-bench
     """
+    from bench.interchange.read import read_any_runs
+
     out = config.out
     if config.gate and len(config.runs) > 1:
         raise UserError(
@@ -88,7 +101,10 @@ def report(config: ReportConfig) -> None:
             "--keep is about the drafts of one run", hint="give one report.json with --keep"
         )
     baselines = read_baselines(config.gate)
-    saved = read_runs(config.runs)
+    saved = read_any_runs(config.runs)
+    if config.export is not None:
+        _export(saved, config.export, out)
+        return
     if len(saved) == 1:
         _show(saved[0])
         failures = _keep(saved[0], config.keep) if config.keep else []
@@ -103,6 +119,15 @@ def report(config: ReportConfig) -> None:
         hold(baselines, saved[0], config.gate_tolerance)
     if failures:
         raise typer.Exit(EXIT_CODE)
+
+
+def _export(runs: list[SavedRun], tool: Literal["vllm-bench", "aiperf"], out: Path | None) -> None:
+    from bench.interchange.write import export
+
+    if len(runs) > 1 or out is None:
+        raise UserError("--export writes one run into --out", hint="give one run, and --out FOLDER")
+    for path in export(runs[0], tool, out):
+        note(f"Written: {path}")
 
 
 def _keep(run: SavedRun, keep: str) -> list[str]:
