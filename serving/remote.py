@@ -94,14 +94,15 @@ def connect(
 
     The address may have a prefix before /v1, and /v1 itself. Raises `UserError` when nobody answers
     there, when it does not serve `model` or it is not clear which of several is meant (None takes
-    the one model, under its first name and without an adapter), or, where it is to be `counted`,
+    the one model, under its first name and without an adapter; one that lists none is taken at its
+    word for `model`), or, where it is to be `counted`,
     when its /metrics page lacks vLLM's counters (None: then it is not). `pages` are the addresses
     that show its counters instead, such as those of the engines behind a router. `headers` go with
     every request (default: the environment's key).
     """
     url = _base(url)
     headers = api_headers() if headers is None else headers
-    entries = _models(url, headers)
+    entries = _listed(url, headers, model)
     names = [entry["id"] for entry in entries]
     if model is not None and model not in names:
         raise UserError(
@@ -133,6 +134,19 @@ def connect(
         pages=tuple(pages),
         headers=headers,
     )
+
+
+def _listed(url: str, headers: Mapping[str, str], model: str | None) -> list[dict[str, Any]]:
+    """The models that the server lists; `model` where it lists none, or cannot."""
+    try:
+        entries = _models(url, headers)
+    except TransientError:
+        raise
+    except UserError:
+        if model is None:
+            raise
+        entries = []
+    return entries or ([{"id": model}] if model is not None else [])
 
 
 def _seen(

@@ -10,6 +10,8 @@ from bench.report.schema import OLDER_SCHEMAS, SCHEMA, Report
 from drafts.errors import UserError
 from drafts.files import atomic_file, read_json, write_json
 
+NEEDED = ("arms", "provenance", "numerical_noise", "training")
+
 
 def read_report(path: Path) -> Report:
     """A report from its JSON file; one of an older schema reads as one that measured less.
@@ -23,6 +25,10 @@ def read_report(path: Path) -> Report:
             f"has schema {schema!r}, expected {SCHEMA!r}",
             where=path,
             hint="give a report.json that `afaspec bench` wrote",
+        )
+    if missing := [name for name in NEEDED if name not in content]:
+        raise UserError(
+            f"has no {missing[0]}", where=path, hint="give the file whole, as it was written"
         )
     if schema != SCHEMA:
         content = as_today(content)
