@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench.lossless.sampled import (
     judge_samples,
     sampling_of,
 )
+from bench.prompts.conversation import Turns as Conversations
 from bench.prompts.conversation import unit_name, units
 from bench.prompts.encode import EncodedPrompt
 from bench.prompts.load import distinct, later_turns, load_prompts, new_tokens, template_record
@@ -89,24 +91,10 @@ def run_bench(
     if config.engines == "in-turn" and len(config.arms) > 1:
         known = {name: [*said, IN_TURN] for name, said in known.items()}
     tell(note, known)
-    differences: dict[str, list[Difference]] | None = None
-    noise: Noise | None = None
-    distribution: dict[str, DistributionTest] = {}
     kept = _kept_turns(keep, config, inputs, note)
     before = len(kept.ended)
-    plan = sampling_of(config, inputs)
-    runs: list[ArmRun] = []
-    drawn: dict[str, list[list[int]]] = {}
-    for group in _groups(config):
-        with ExitStack() as stack:
-            engines = _start(config, group, longest, logs, stack, progress)
-            runs += measure(config, group, engines, inputs, progress, turns, kept)
-            if plan is not None:
-                drawn |= _draw(config, group, engines, plan, progress)
-            if any(arm.draft is None for arm in group):  # the last, and the judge of the others
-                differences, noise = compare_outputs(config, engines, names, runs, progress)
-                distribution = _judge(config, engines, drawn, plan, progress)
-    runs.sort(key=lambda run: config.arms.index(run.arm))
+    found = _measure_groups(config, inputs, names, turns, longest, logs, kept, progress)
+    runs = found.runs
     differing = unequal({run.arm.label: run.engine for run in runs})
     tell(note, {"": differing})
     if turns:
@@ -122,10 +110,10 @@ def run_bench(
         provenance={run.arm.name: arm_provenance(run.arm, common, run.engine) for run in runs},
         prompts=names,
         ks={arm.name: arm.k(config.k) for arm in config.arms},
-        differences=differences,
-        distribution={name: found.as_json() for name, found in distribution.items()},
+        differences=found.differences,
+        distribution={name: one.as_json() for name, one in found.distribution.items()},
         not_comparable=count_not_comparable(runs),
-        noise=noise,
+        noise=found.noise,
         offline=offline or {},
         general=general or {},
         training=training or {},
@@ -142,6 +130,43 @@ def run_bench(
     )
     warn(report, trained_on_warnings(config.arms, [prompt.root for prompt in encoded]))
     return report
+
+
+@dataclass
+class Found:
+    """What the arms gave, and what their outputs say of each other."""
+
+    runs: list[ArmRun]
+    differences: dict[str, list[Difference]] | None = None
+    noise: Noise | None = None
+    distribution: dict[str, DistributionTest] = field(default_factory=dict)
+
+
+def _measure_groups(
+    config: BenchConfig,
+    inputs: list[list[int]],
+    names: Sequence[str],
+    turns: Conversations | None,
+    longest: int,
+    logs: Path,
+    kept: Turns[Generation],
+    progress: Progress,
+) -> Found:
+    """Start, measure and end the engines of each group; the arms in the order of the run."""
+    plan, found = sampling_of(config, inputs), Found([])
+    drawn: dict[str, list[list[int]]] = {}
+    for group in _groups(config):
+        with ExitStack() as stack:
+            engines = _start(config, group, longest, logs, stack, progress)
+            found.runs += measure(config, group, engines, inputs, progress, turns, kept)
+            if plan is not None:
+                drawn |= _draw(config, group, engines, plan, progress)
+            if any(arm.draft is None for arm in group):  # the last, and the judge of the others
+                compared = compare_outputs(config, engines, names, found.runs, progress)
+                found.differences, found.noise = compared
+                found.distribution = _judge(config, engines, drawn, plan, progress)
+    found.runs.sort(key=lambda run: config.arms.index(run.arm))
+    return found
 
 
 def _kept_turns(

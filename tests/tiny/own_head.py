@@ -75,3 +75,14 @@ def write_own_head(folder: Path) -> Path:
 
 
 NORMS = ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")
+
+
+def next_tokens(folder: Path) -> list[int]:
+    """What such a target writes after each token."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    embedded = tensors["model.embed_tokens.weight"].double()
+    normed = embedded / embedded.square().mean(-1, keepdim=True).add(1e-5).sqrt()
+    found: list[int] = (normed @ tensors["lm_head.weight"].double().T).argmax(-1).tolist()
+    return found

@@ -24,7 +24,7 @@ from serving.speculation import K as SPECULATIVE_TOKENS
 from serving.speculation import require_drafter, speculative_config
 from tests.command import run_command
 from tests.opened import drafter
-from tests.tiny.own_head import write_own_head
+from tests.tiny.own_head import next_tokens, write_own_head
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = [[7, 300, 21, 9], list(range(100, 130)), [44] * 12]
@@ -119,19 +119,19 @@ def test_unequal_engines_are_named() -> None:
 
 def test_the_targets_own_head_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    target = read_target(write_own_head(tmp_path / "target"))
-    outputs, counters = [], None
-    for draft in (None, "mtp"):
-        settings = EngineSettings(
-            target, draft, dtype="float32", max_model_len=128, enforce_eager=True, cache_gib=0.1
-        )  # type: ignore[arg-type]
-        with EngineProcess(settings) as engine:
-            found = engine.generate(PROMPTS, TOKENS, ignore_eos=True)
-        outputs.append([request.output_ids for request in found.requests])
-        counters = found.counters
-    assert outputs[0] == outputs[1]
-    assert counters is not None
-    assert counters.accepted_tokens == counters.draft_tokens > 0  # it foretells every token
+    folder = write_own_head(tmp_path / "target")
+    settings = EngineSettings(
+        read_target(folder), "mtp", dtype="float32", max_model_len=128, enforce_eager=True,
+        cache_gib=0.1,
+    )  # fmt: skip
+    with EngineProcess(settings) as engine:
+        found = engine.generate(PROMPTS, TOKENS, ignore_eos=True)
+    after = next_tokens(folder)
+    for prompt, request in zip(PROMPTS, found.requests, strict=True):
+        written = [prompt[-1], *request.output_ids]
+        assert written[1:] == [after[token] for token in written[:-1]]
+    assert found.counters is not None
+    assert found.counters.accepted_tokens == found.counters.draft_tokens > 0  # all are foretold
 
 
 def test_prompt_lookup_leaves_the_models_threads_alone(

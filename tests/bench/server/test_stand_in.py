@@ -152,6 +152,14 @@ def test_pages_that_are_not_what_they_should_be(
         connect(running.url, model)
 
 
+@pytest.mark.parametrize("page", ['{"data": []}', '{"data": {}}'])
+def test_a_server_that_lists_no_models_is_asked_for_the_named_one(page: str) -> None:
+    with StandIn(pages={"/v1/models": page}).serve() as running:
+        assert connect(running.url, "mine", counted=False).model == "mine"
+        with pytest.raises(UserError, match=r"names no model|does not list models"):
+            connect(running.url, counted=False)
+
+
 def test_an_adapter_is_counted_as_its_model() -> None:
     with StandIn().serve() as running:
         assert connect(running.url).model == "mine"
