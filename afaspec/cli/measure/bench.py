@@ -136,7 +136,6 @@ def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Re
 def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str) -> Report:
     """The report of servers that run, or are started for it."""
     from afaspec.pairs.names import served_name
-    from bench.records.arms import parse_arm
     from bench.server.arrivals import parse_loads
     from bench.server.config import ServerConfig
 
@@ -146,11 +145,27 @@ def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str
         prompts=source,
         loads=parse_loads(config.concurrency, config.request_rate),
     )
-    arms: tuple[Arm, ...] = (
-        tuple(map(parse_arm, config.open_drafts()))
-        if config.url
-        else config.open_arms(none=config.none)
-    )
+    arms = _described(config) if config.url else config.open_arms(none=config.none)
     name = served_name(config.target, config.target_adapter) if config.target else None
     with progress(refresh_per_second=1) as bars:  # drawing them delays the streams
         return measure(config, settings, arms, stage_bars(bars), config.out, name)
+
+
+def _described(config: BenchCommand) -> tuple[Arm, ...]:
+    """What the user says that servers at --url draft with; how they do is their own."""
+    from bench.records.arms import parse_arm
+    from serving.speculation import WITHOUT_FOLDER
+
+    for name in WITHOUT_FOLDER:
+        if getattr(config, name):
+            raise UserError(
+                f"--{name} is for engines and servers that are started here",
+                hint=f"start a server so, and give --url {name}=URL",
+            )
+    arms = tuple(map(parse_arm, config.open_drafts()))
+    if own := next((arm for arm in arms if arm.fields or arm.draft in WITHOUT_FOLDER), None):
+        raise UserError(
+            f"how the server {own.name!r} drafts is set where it is started",
+            hint=f"give --draft {own.name}=FOLDER alone, or --serve",
+        )
+    return arms

@@ -60,6 +60,16 @@ def require_one_way(flags: ServerFlags) -> None:
             f"--{given[0].replace('_', '-')} is for servers only",
             hint="give --url NAME=URL or --serve together",
         )
+    if flags.of_servers and flags.engines != "together":
+        raise UserError(
+            "--engines is for engines in this command's care",
+            hint="give --serve in-turn" if flags.serve else "leave it out",
+        )
+    if flags.url and flags.tensor_parallel > 1:
+        raise UserError(
+            "--tensor-parallel is for engines and servers that are started here",
+            hint="start the servers so",
+        )
     if flags.serve and (given := [name for name in OF_URLS if getattr(flags, name)]):
         raise UserError(
             f"--{given[0].replace('_', '-')} is for servers that run already",
