@@ -67,7 +67,7 @@ def as_report(run: ForeignRun, seed: int = 0) -> Report:
             default=0)  # fmt: skip
     counted = all(one.speculation is not None for one in run.loads)
     server = RemoteServer("", run.model, run.model, None, None, k, counted=counted, headers={})
-    requests = min(len(one.block.answers) for one in run.loads)
+    requests = max(len(one.block.answers) for one in run.loads)
     common = _common(run, requests, k)
     report = build_server_report(
         [[_load_run(server, one)] for one in run.loads],

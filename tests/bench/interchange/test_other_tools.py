@@ -63,6 +63,28 @@ def test_figures_are_those_of_guidellm() -> None:
     assert arm["provenance"]["request_body"] == {"temperature": 0, "ignore_eos": True}
 
 
+def test_a_sweep_of_guidellm_has_its_loads(tmp_path: Path) -> None:
+    content = said(GUIDELLM)
+    (alone,) = content["benchmarks"]
+    two = json.loads(json.dumps(alone))
+    two["config"]["strategy"] = {"type_": "concurrent", "streams": 2}
+    two["requests"]["successful"] = two["requests"]["successful"][:7]
+    two["requests"]["errored"] = [
+        {"info": {"error": "refused", "timings": {"resolve_start": two["start_time"] + 1}}}
+    ]
+    content["benchmarks"].insert(0, two)
+    changed = tmp_path / "sweep.json"
+    changed.write_text(json.dumps(content))
+    report = read_any(changed).report
+    assert report.load is not None
+    assert [step["concurrency"] for step in report.load] == [2, 1]
+    assert [step["arms"][0]["latency"]["requests"] for step in report.load] == [8, 21]
+    assert report.arms[0]["latency"]["failed"] == 1
+    assert all(step["arms"][0]["latency"]["itl_ms"] is None for step in report.load)
+    code, text = run_command("report", changed, "--out", tmp_path / "out")
+    assert code == 0, text
+
+
 @pytest.mark.parametrize("name", ["", "profile_export.jsonl", "profile_export_aiperf.json"])
 def test_figures_are_those_of_aiperf(name: str) -> None:
     own, arm = said(AIPERF / "profile_export_aiperf.json"), arm_of(AIPERF / name)
