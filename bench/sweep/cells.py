@@ -25,6 +25,7 @@ from drafts.files import atomic_file, read_json
 from drafts.registry import module_names
 
 CELL_SCHEMA = "afaspec-sweep-cell/1"
+PLAIN_GRAPHS = "plain_graph_sizes"  # in a cell's engine: those of the one without a draft
 
 
 @dataclass

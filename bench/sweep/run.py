@@ -23,7 +23,7 @@ from bench.records.progress import Note, Progress
 from bench.records.settings import PromptSettings
 from bench.report.cautions import foreseen, tell
 from bench.report.provenance import common_provenance, machine, versions
-from bench.sweep.cells import CellResult, describe_draft, read_cell, write_cell
+from bench.sweep.cells import PLAIN_GRAPHS, CellResult, describe_draft, read_cell, write_cell
 from bench.sweep.grid import Cell, Drafting, SweepConfig, groups_of, require_waves
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
@@ -147,7 +147,10 @@ def _measure(
                     for cell in cells:
                         result = _blank(cell, drafts[cell.drafting.arm], failed.get(cell.drafting))
                         if cell.drafting in engines:
-                            result.engine = engines[cell.drafting].description
+                            result.engine = {
+                                **engines[cell.drafting].description,
+                                PLAIN_GRAPHS: none.description.get("graph_sizes"),
+                            }
                             result.none, result.series = series[None], series[cell.drafting]
                             write_cell(_path(cell, out), result)
                         yield cell, result

@@ -9,10 +9,13 @@ A draft that works token by token makes k passes, one that drafts all tokens at 
 Drafts with layers of the same sizes cost the same and share their three numbers. None of the
 numbers is negative; they minimise the squared relative errors. The model is linear in the number
 of tokens: a device that turns from memory-bound to compute-bound inside the measured range bends.
+Where vLLM replays CUDA graphs, a step costs what the next captured size costs, a staircase:
+b * (1 + d) is then that size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,17 +32,40 @@ MOST_ERROR = 6.0  # times the error of one measurement: what lies further off is
 
 @dataclass(frozen=True)
 class Setting:
-    """What a step does. `requests` is a mean and need not be whole; `shape` None is no draft."""
+    """What a step does. `requests` is a mean and need not be whole; `shape` None is no draft.
+
+    `graphs` are the numbers of tokens for which the engine without a draft has CUDA graphs.
+    """
 
     requests: float
     drafted: float = 0.0
     passes: int = 0
     shape: str | None = None
+    graphs: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> float:
         """Tokens that the target reads in the step."""
         return self.requests * (1 + self.drafted)
+
+    @property
+    def computed(self) -> float:
+        """Tokens that it computes: filled up to the next graph, and none is filled beyond the last.
+
+        As vLLM does for k drafted tokens, the sizes are multiples of k + 1. Between two whole
+        numbers of requests the mean lies between theirs.
+        """
+        if not self.graphs:
+            return self.tokens
+        each = 1 + math.ceil(self.drafted)
+        raised = sorted({each * math.ceil(size / each) for size in self.graphs})
+        sizes = [size for size in raised if size <= max(self.graphs)]
+        low = math.floor(self.requests)
+        ends = [
+            next((float(size) for size in sizes if size >= tokens), tokens)
+            for tokens in (count * (1 + self.drafted) for count in (low, low + 1))
+        ]
+        return ends[0] + (self.requests - low) * (ends[1] - ends[0]) if low else ends[1]
 
 
 @dataclass(frozen=True)
@@ -101,7 +127,7 @@ def fit(settings: Sequence[Setting], seconds: Sequence[float]) -> StepTime:
 
 def _row(setting: Setting, shapes: Sequence[str]) -> Floats:
     row = np.zeros(TARGET_TERMS + DRAFT_TERMS * len(shapes))
-    row[:TARGET_TERMS] = 1.0, setting.tokens
+    row[:TARGET_TERMS] = 1.0, setting.computed
     if setting.shape in shapes:
         start = TARGET_TERMS + DRAFT_TERMS * shapes.index(setting.shape)
         row[start : start + DRAFT_TERMS] = (

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.records.acceptance import Acceptance, Floats
 from bench.records.run import Series
-from bench.sweep.cells import CellResult, mean_occupancy
+from bench.sweep.cells import PLAIN_GRAPHS, CellResult, mean_occupancy
 from bench.sweep.step_time import Setting
 from drafts.errors import UserError
 
@@ -115,7 +115,7 @@ def points(cells: Sequence[CellResult]) -> tuple[list[Setting], list[float]]:
             steps_of(s) for s in plain.values()
         )
         tokens = np.concatenate([none.steps for none in plain.values()])
-        settings.append(Setting(mean_occupancy(tokens, load)))
+        settings.append(Setting(mean_occupancy(tokens, load), graphs=graphs_of(here[0])))
         seconds.append(usual)
         for cell in here:
             assert cell.series is not None
@@ -159,7 +159,13 @@ def drafted_per_step(cell: CellResult) -> float:
 
 def setting_of(cell: CellResult, requests: float, k: int, drafted: float) -> Setting:
     """The step of a cell's draft at another load or k."""
-    return Setting(requests, drafted, 1 if cell.draft["one_pass"] else k, cell.draft["shape"])
+    passes = 1 if cell.draft["one_pass"] else k
+    return Setting(requests, drafted, passes, cell.draft["shape"], graphs_of(cell))
+
+
+def graphs_of(cell: CellResult) -> tuple[int, ...]:
+    """The sizes of the CUDA graphs of the engine without a draft; none where it has none."""
+    return tuple(cell.engine.get(PLAIN_GRAPHS) or ())
 
 
 def seconds_of(series: Series) -> float:

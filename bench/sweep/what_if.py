@@ -28,6 +28,7 @@ from bench.sweep.steps import (
     chances,
     drafted_per_step,
     expected_steps,
+    graphs_of,
     points,
     seconds_of,
     setting_of,
@@ -191,7 +192,7 @@ def check(model: StepTime, cell: CellResult, acceptance: CellResult) -> Check:
     steps = np.array([expected_steps(*pair) for pair in zip(chance, tokens, strict=False)])
     drafted = drafted_per_step(acceptance) * cell.k / acceptance.k
     setting = setting_of(cell, mean_occupancy(steps, cell.concurrency), cell.k, drafted)
-    alone = Setting(mean_occupancy(cell.none.steps, cell.concurrency))
+    alone = Setting(mean_occupancy(cell.none.steps, cell.concurrency), graphs=graphs_of(cell))
     none, cost = (step_cost(model, s, Question()).seconds for s in (alone, setting))
     pace = none / (seconds_of(cell.none) / steps_of(cell.none))
     return Check(
@@ -266,7 +267,7 @@ def _predict(
     chance, tokens = _asked(cells, question, k)
     steps = [expected_steps(row, count) for row, count in zip(chance, tokens, strict=True)]
     setting = setting_of(cell, load, k, drafted_per_step(cell) * k / cell.k)
-    none = step_cost(model, Setting(load), question)
+    none = step_cost(model, Setting(load, graphs=graphs_of(cell)), question)
     cost = step_cost(model, setting, question)
     gain = sum(tokens) * none.seconds / (sum(steps) * cost.seconds)
     factor = _reach(model)

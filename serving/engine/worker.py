@@ -136,6 +136,7 @@ def describe(llm: Any) -> dict[str, Any]:
         "model_runner": "V2" if getattr(config, "use_v2_model_runner", False) else "V1",
         "async_scheduling": bool(config.scheduler_config.async_scheduling),
         "attention_backend": attention_backends(config),
+        "graph_sizes": graph_sizes(config.compilation_config),
         "torch": version("torch"),
     }
 
@@ -145,6 +146,13 @@ def attention_backends(config: Any) -> str | None:
     layers = config.compilation_config.static_forward_context.values()
     backends = [layer.get_attn_backend() for layer in layers if hasattr(layer, "get_attn_backend")]
     return ", ".join(sorted({backend.get_name() for backend in backends})) or None
+
+
+def graph_sizes(compilation: Any) -> list[int]:
+    """For how many tokens there are CUDA graphs; none where a step is run without."""
+    if not getattr(compilation.cudagraph_mode, "value", 0):  # NONE, as on every CPU
+        return []
+    return list(compilation.cudagraph_capture_sizes or [])
 
 
 def answer(llm: Any, settings: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:

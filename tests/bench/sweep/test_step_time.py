@@ -35,6 +35,42 @@ def test_exact_times_give_the_exact_costs() -> None:
         assert model.cost(unseen).seconds == pytest.approx(seconds(unseen), rel=1e-6)
 
 
+GRAPHS = (1, 2, 4, *range(8, 65, 8))  # vLLM's own choice for 64 tokens
+
+
+@pytest.mark.parametrize(
+    ("requests", "k", "computed"),
+    [
+        (1, 0, 1), (3, 0, 4), (5, 0, 8), (60, 0, 64), (100, 0, 100),  # none beyond the last
+        (1, 3, 4), (3, 3, 16), (5, 3, 24),
+        (1, 4, 5), (2, 4, 10), (5, 4, 25), (6, 4, 35),  # raised to multiples of 5
+        (2.5, 0, 3), (5.25, 3, 24), (4.5, 3, 20), (0.5, 3, 4),  # of two whole numbers the mean
+    ],
+)  # fmt: skip
+def test_a_step_is_filled_up_to_the_next_graph(requests: float, k: int, computed: float) -> None:
+    assert Setting(requests, k, k, "eagle", GRAPHS).computed == pytest.approx(computed)
+    assert Setting(requests, k, k, "eagle").computed == requests * (1 + k)
+
+
+def test_a_staircase_is_foretold_by_the_graphs_that_make_it() -> None:
+    """At 17 requests and k = 2 a device of graphs computes 72 tokens' worth for 51."""
+    sizes = (1, 2, 4, 8, 16, 24, 48, 72, 96, 192)
+
+    def time(s: Setting) -> float:
+        filled = Setting(s.requests, s.drafted, s.passes, s.shape, sizes)
+        extra = seconds(Setting(s.requests, s.drafted, s.passes, s.shape)) - COSTS[1] * s.tokens
+        return float(extra + COSTS[1] * filled.computed)
+
+    loads, ks = (1, 4, 9, 16, 33), (1, 3)
+    plain = [Setting(b) for b in loads] + [eagle(b, k) for b in loads for k in ks]
+    times = [time(s) for s in plain]
+    graphed = [Setting(s.requests, s.drafted, s.passes, s.shape, sizes) for s in plain]
+    asked = eagle(17, 2)
+    known = Setting(asked.requests, asked.drafted, asked.passes, asked.shape, sizes)
+    assert fit(graphed, times).cost(known).seconds == pytest.approx(time(asked), rel=1e-6)
+    assert abs(fit(plain, times).cost(asked).seconds / time(asked) - 1) > 0.05
+
+
 def test_noise_of_one_percent_stays_small_where_nothing_was_measured() -> None:
     generator = np.random.default_rng(0)
     worst = []
