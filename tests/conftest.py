@@ -28,10 +28,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = (  # a minute and more, the longest first
-    "test_vllm_parity.py",
+    "test_live.py",
+    "test_swap.py",
     "test_architectures.py",
+    "test_vllm_parity.py",
+    "test_worker.py",
     "test_run.py",
     "test_server.py",
+    "test_arms.py",
+    "test_any_server.py",
     "test_engine.py",
     "test_served.py",
     "test_processes.py",
