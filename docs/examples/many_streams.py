@@ -87,7 +87,11 @@ def _serve(bound: socket.socket, pieces: int, gap: float, core: int) -> None:
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        while head := await reader.readuntil(b"\r\n\r\n"):
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:  # the client has gone
+                return
             lines = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
             if size := int(lines.get(b"Content-Length", b"0")):
                 await reader.readexactly(size)
