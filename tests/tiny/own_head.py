@@ -5,16 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.tiny.models import (
-    HEAD_DIM,
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    POSITIONS,
-    VOCAB,
-    rope,
-    write_tokenizer,
-)
+from tests.tiny.architectures import COMMON
+from tests.tiny.models import HIDDEN, rope, write_tokenizer
 
 LAYERS = 2
 
@@ -29,26 +21,16 @@ def write_own_head(folder: Path) -> Path:
     from safetensors.torch import load_file, save_file
     from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
-    config = Glm4MoeConfig(
-        vocab_size=VOCAB,
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        moe_intermediate_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        max_position_embeddings=POSITIONS,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        first_k_dense_replace=1,  # the last layer has experts, and so has the one after it
-        rope_parameters=rope(),
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
+    settings = {
+        **COMMON,
+        "num_hidden_layers": LAYERS,
+        "moe_intermediate_size": HIDDEN,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,  # the last layer has experts, and so has the one after it
+        "tie_word_embeddings": False,
+    }
+    config = Glm4MoeConfig(**settings, rope_parameters=rope())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         Glm4MoeForCausalLM(config).save_pretrained(folder)
@@ -68,8 +50,8 @@ def write_own_head(folder: Path) -> Path:
     own[drafting + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
     own[drafting + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
     save_file(tensors | own, path, metadata={"format": "pt"})
-    settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(settings | {"num_nextn_predict_layers": 1}))
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | {"num_nextn_predict_layers": 1}))
     write_tokenizer(folder)
     return folder
 
