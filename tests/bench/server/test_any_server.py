@@ -165,8 +165,16 @@ def test_a_refused_request_is_sent_again(prompts: Path) -> None:
         refusing.refuses = 1
         (arm,) = run_server_bench(one, {"mine": running.url}).arms
     said = [line for line in arm["warnings"] if "refused at first" in line]
-    assert said in ([], ["mine at concurrency 1: 1 of 3 requests were refused at first and sent "
-                         "again; their times count from the first attempt"])  # fmt: skip
+    assert said == [
+        "mine at concurrency 1: 1 of 3 requests were refused at first and sent again; their times "
+        "count from the first attempt"
+    ]
+
+
+def test_without_a_warm_up_nothing_else_is_asked(prompts: Path) -> None:
+    server = StandIn()
+    bench(server, prompts, warmup=0)
+    assert len(server.asked) == 2 * 3  # rounds, requests
 
 
 def test_the_answer_behind_the_reasoning(prompts: Path) -> None:
