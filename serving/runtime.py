@@ -107,6 +107,9 @@ def runtime_environment(cache_gib: float = 1.0) -> dict[str, str]:
     """
     wanted = {
         "HF_HUB_OFFLINE": "1",
+        # Of vLLM's n-gram drafter. Numba's layer over OpenMP would set its number of threads for
+        # the model too, from the first draft on.
+        "NUMBA_THREADING_LAYER": "workqueue",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
     }

@@ -62,7 +62,18 @@ def require(found: bool, path: Path, problem: str, hint: str) -> None:
 
 
 def as_report(run: ForeignRun, seed: int = 0) -> Report:
-    """The run as a report of one arm, `server`."""
+    """The run as a report of one arm, `server`.
+
+    Raises `UserError` where no request of a load has an answer whose tokens were seen to arrive.
+    """
+    for one in run.loads:
+        require(
+            any(answer.error is None for answer in one.block.answers),
+            run.path,
+            f"no request at {one.load.words} has an answer with the times of its tokens; the "
+            f"first: {one.block.answers[0].error}",
+            "give a run that was streamed, and whose requests did not all fail",
+        )
     k = max((len(one.speculation.accepted_per_position) for one in run.loads if one.speculation),
             default=0)  # fmt: skip
     counted = all(one.speculation is not None for one in run.loads)
@@ -137,13 +148,12 @@ def answer_of(
     error: str | None = None,
     text: str = "",
     prompt_tokens: int | None = None,
-    intended: float | None = None,
 ) -> Answer:
     """One request, in seconds since the run began; one without a piece has failed."""
     if error is None and not chunks:
         error = "the answer had no tokens"
     return Answer(
-        intended=sent if intended is None else intended,
+        intended=sent,
         sent=sent,
         chunks=chunks,
         tokens=tokens,

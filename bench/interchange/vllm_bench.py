@@ -23,7 +23,9 @@ from serving.metrics import SpecCounters
 
 TOOL = "vllm bench serve"
 BY_REQUEST = ("ttfts", "itls", "output_lens", "start_times")
-KEPT = ("backend", "tokenizer_id", "burstiness", "label")
+KEPT = (
+    "backend", "tokenizer_id", "burstiness", "label", "max_concurrency", "ramp_up_strategy",
+)  # fmt: skip
 PERCENTILE = 99
 
 Json = dict[str, Any]

@@ -367,8 +367,6 @@ def _child_environment(settings: EngineSettings) -> dict[str, str]:
         "OMP_NUM_THREADS": str(usable_cores()),  # in one process vLLM neither binds nor reserves
         "KMP_BLOCKTIME": "5",  # ms that idle OpenMP threads may spin in another engine's way
         "NUMBA_NUM_THREADS": "1",  # what vLLM's n-gram drafter uses; more only wait for each other
-        # The layer over OpenMP would set that number for the model too, from the first draft on.
-        "NUMBA_THREADING_LAYER": "workqueue",
         **bound,
         **os.environ,
         **runtime_environment(settings.cache_gib),

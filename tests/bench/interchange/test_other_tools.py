@@ -142,6 +142,22 @@ def test_what_cannot_be_read_is_refused(
     assert caught.value.where == changed
 
 
+def test_runs_without_streaming_are_refused(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (AIPERF / "profile_export.jsonl").open()]
+    for line in lines:
+        del line["metrics"]["time_to_first_token"], line["metrics"]["inter_chunk_latency"]
+    records = tmp_path / "profile_export.jsonl"
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    content = said(GUIDELLM)
+    for one in content["benchmarks"][0]["requests"]["successful"]:
+        one["info"]["timings"] |= {"first_token_iteration": None, "last_token_iteration": None}
+    report = tmp_path / "guidellm.json"
+    report.write_text(json.dumps(content))
+    for file in (records, report):
+        with pytest.raises(UserError, match="no request at concurrency 1 has an answer"):
+            read_any(file)
+
+
 def test_ours_and_strange_files_are_no_runs_of_others(tmp_path: Path) -> None:
     for text in ("", "[]", "{}", "no JSON", '{"schema": "afaspec-report/3"}'):
         file = tmp_path / "report.json"
