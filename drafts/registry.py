@@ -22,6 +22,7 @@ from drafts.families.eagle.layouts import Eagle
 from drafts.families.eagle3.layouts import Eagle3
 from drafts.families.lm.layouts import DraftModel
 from drafts.families.medusa.layouts import Medusa
+from drafts.families.pard.layouts import Pard
 from drafts.families.peagle.layouts import PEagle
 from drafts.files import INDEX, PAPERS, TEXTS, read_index, weight_files, write_json
 from drafts.target.info import TargetInfo
@@ -43,6 +44,7 @@ FAMILIES: dict[str, Family] = {
         Eagle(),
         Medusa(),
         DFlash(),
+        Pard(),  # before draft models, whose architectures its checkpoints have
         DraftModel(),  # last: what is no draft head may still be a model of its own
     )
 }
@@ -62,7 +64,7 @@ def read_draft(folder: Path) -> DraftInfo:
     source = open_source(folder)
     named = source.raw.get("architectures") or []
     family = next((family for family in FAMILIES.values() if family.matches(source)), None)
-    if family is None or (family.name == "draft_model" and any(map(is_head, named))):
+    if family is None or (isinstance(family, DraftModel) and any(map(is_head, named))):
         raise unknown(source, named)
     info = family.describe(source)
     check_values(source)

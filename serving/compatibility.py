@@ -43,7 +43,7 @@ def compare(t: TargetInfo, d: DraftInfo) -> list[Check]:
         checks.append(_positions(t, d))
     if d.rope is not None:
         checks.append(_rope(t, d))
-    if d.family == "draft_model":
+    if d.method == "draft_model":
         checks += _tokenizer(t, d)
     checks += [_to_store(name) for name in d.to_store]
     return [*checks, _dtype(t, d)]

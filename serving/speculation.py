@@ -141,7 +141,7 @@ def engine_options(target: TargetInfo, draft: Drafter) -> dict[str, bool]:
     several = draft.config.get("num_hidden_layers", 1) > 1 and draft.family != "medusa"
     if not several:
         return {}
-    folders = [target.folder, *([draft.folder] if draft.family == "draft_model" else [])]
+    folders = [target.folder, *([draft.folder] if draft.method == "draft_model" else [])]
     kinds = [layer_kinds(folder) for folder in folders]
     mixed = any(len(found & ATTENTION) > 1 for found in kinds)
     hybrid = any(found - ATTENTION for found in kinds)

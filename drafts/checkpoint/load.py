@@ -73,5 +73,7 @@ def load_causal_lm(
             where=folder,
             hint="check that transformers knows this architecture and that its files are whole",
         ) from error
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # transformers' others leave the cap out (Gemma 2)
     wrong = sorted(loaded["missing_keys"]) + sorted(str(k[0]) for k in loaded["mismatched_keys"])
     return model, wrong, sorted(loaded["unexpected_keys"])

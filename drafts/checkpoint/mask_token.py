@@ -8,6 +8,13 @@ from typing import Any
 from drafts.errors import UserError
 from drafts.target.info import TargetInfo
 
+MASK_TOKEN = ("mask_token_id", "pard_token", "ptd_token_id")  # fields that name it, in vLLM's order
+
+
+def mask_token(flat: dict[str, Any]) -> Any:
+    """What a draft's config says of it; None where it says nothing."""
+    return next((flat[key] for key in MASK_TOKEN if flat.get(key) is not None), None)
+
 
 def check_mask_token(token: Any, vocab_size: int, path: Path, field: str) -> int:
     """`token` as the config at `path` gives it in `field`. Raises `UserError` for a wrong one."""

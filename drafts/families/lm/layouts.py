@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 PREFIX = "lm."
-PARALLEL = ("pard_token", "ptd_token_id")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LONG_ROPES = {"longrope", "su"}
 # Their layers have one window in transformers; vLLM takes the target's for it.
@@ -135,14 +134,6 @@ def check_served(source: Source, flat: dict[str, Any]) -> None:
             "is quantized, so that its weights cannot be read as they are or adapted",
             where=source.config_path,
             hint="use the draft model as it was before quantization",
-        )
-    if parallel := [key for key in PARALLEL if flat.get(key) is not None]:
-        raise UserError(
-            f"names a {parallel[0]}: it is a PARD draft, which says all its tokens in one pass; "
-            "afaspec knows draft models that say one after the other",
-            where=source.config_path,
-            hint="serve it with vLLM itself (parallel_drafting), or use an ordinary draft model or "
-            "a P-EAGLE draft",
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from drafts.checkpoint.family import InitOptions, Layout
 from drafts.checkpoint.info import DraftInfo
 from drafts.checkpoint.load import fill
-from drafts.checkpoint.mask_token import check_mask_token, init_mask_token
+from drafts.checkpoint.mask_token import MASK_TOKEN, check_mask_token, init_mask_token, mask_token
 from drafts.checkpoint.shapes import check_whole
 from drafts.checkpoint.source import FETCH, Source, is_speculators, open_source
 from drafts.checkpoint.speculators import INNER
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 
 ARCHITECTURES = {"PEagleDraftModel", "PeagleLlamaForCausalLM", "PeagleQwen3ForCausalLM"}
-MASK_TOKEN = ("mask_token_id", "pard_token", "ptd_token_id")  # in vLLM's order
 MASK_HIDDEN = "mask_hidden"
 USUAL_LAYERS = 2  # of a fresh draft: one layer alone gives the masked slots little to go on
 
@@ -140,7 +139,3 @@ def mask_shape(source: Source, size: int) -> tuple[int, ...]:
             hint=FETCH,
         )
     return found
-
-
-def mask_token(flat: dict[str, Any]) -> Any:
-    return next((flat[key] for key in MASK_TOKEN if flat.get(key) is not None), None)

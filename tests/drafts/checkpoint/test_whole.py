@@ -310,14 +310,6 @@ def test_medusa_heads_alone_need_the_size_of_the_output_layer(tmp_path: Path) ->
         read_draft(medusa_heads(tmp_path / "heads", vocab_size=None))
 
 
-def test_a_draft_that_says_all_tokens_at_once_is_no_draft_model(tmp_path: Path) -> None:
-    draft = write_target(tmp_path / "pard")
-    raw = json.loads((draft / "config.json").read_text()) | {"pard_token": 5}
-    (draft / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match="names a pard_token: it is a PARD draft"):
-        read_draft(draft)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

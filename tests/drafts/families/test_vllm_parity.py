@@ -24,6 +24,7 @@ from drafts.nn.interface import Draft
 from drafts.registry import read_draft, save_draft, wanted_layer_ids
 from drafts.target.info import read_target
 from tests.drafts.families.test_lm import write_lm
+from tests.drafts.families.test_pard import write_pard
 from tests.opened import convert, init_draft, load_draft, load_target_head, take_from_target
 from tests.tiny.architectures import write_architecture
 from tests.tiny.models import write_draft
@@ -110,6 +111,11 @@ def lm(architecture: str, **changes: Any) -> Callable[[Path, Path], Path]:
     return lambda folder, target: write_lm(folder, architecture, **changes)
 
 
+def pard(architecture: str, **changes: Any) -> Callable[[Path, Path], Path]:
+    """A maker of PARD drafts of an architecture."""
+    return lambda folder, target: write_pard(folder, architecture, **changes)
+
+
 def dflash(num_layers: int, **switches: Any) -> Callable[[Path, Path], Path]:
     """A maker of DFlash drafts with switches of their config.
 
@@ -183,6 +189,13 @@ CASES: dict[str, Case] = {
     "draft_model, Qwen3 with tied embedding": (lm("qwen3, tied"), (3,)),
     "draft_model, Gemma 2 with full and sliding attention": (lm("gemma2, softcap"), (3,)),
     "draft_model, a Mistral whose window vLLM leaves out": (lm("mistral", sliding_window=W), (3,)),
+    "draft_model, Gemma 2 whose scores are capped": (
+        lm("gemma2, softcap", attn_logit_softcapping=0.1),
+        (3,),
+    ),
+    "pard": (fresh("pard"), EVERY_K),
+    "pard, Qwen3 with tied embedding": (pard("qwen3, tied"), (4,)),
+    "pard, a Mistral whose window vLLM leaves out": (pard("mistral", sliding_window=W), (3,)),
 }
 # Of a target whose layers all slide, vLLM gives the window to the draft's layers too.
 SLIDING_TARGET: dict[str, Case] = {
@@ -192,6 +205,7 @@ SLIDING_TARGET: dict[str, Case] = {
     "peagle": (fresh("peagle"), (3,)),
     "dflash": (dflash(1), (3,)),
     "draft_model": (lm("mistral", sliding_window=None), (3,)),
+    "pard": (pard("mistral", sliding_window=None), (3,)),
 }
 
 

@@ -22,6 +22,7 @@ SWAPPED = (
     "eagle",
     "medusa",
     "draft_model",
+    "pard",
 )
 COMPILED = ("eagle3", "dflash, two layers")
 
