@@ -22,6 +22,7 @@ from drafts.families.eagle.layouts import Eagle
 from drafts.families.eagle3.layouts import Eagle3
 from drafts.families.lm.layouts import DraftModel
 from drafts.families.medusa.layouts import Medusa
+from drafts.families.mtp.layouts import Mtp
 from drafts.families.pard.layouts import Pard
 from drafts.families.peagle.layouts import PEagle
 from drafts.files import INDEX, PAPERS, TEXTS, read_index, weight_files, write_json
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Family] = {
         Eagle(),
         Medusa(),
         DFlash(),
+        Mtp(),  # before draft models: it has the config of a whole target
         Pard(),  # before draft models, whose architectures its checkpoints have
         DraftModel(),  # last: what is no draft head may still be a model of its own
     )

@@ -45,6 +45,8 @@ def compare(t: TargetInfo, d: DraftInfo) -> list[Check]:
         checks.append(_rope(t, d))
     if d.method == "draft_model":
         checks += _tokenizer(t, d)
+    if d.method == "mtp":
+        checks.append(_own_kind(t, d))
     checks += [_to_store(name) for name in d.to_store]
     return [*checks, _dtype(t, d)]
 
@@ -73,6 +75,13 @@ def table(checks: list[Check]) -> Table:
         note = check.note if check.ok else check.hint
         result.add_row(check.name, check.target, check.draft, fits, note)
     return result
+
+
+def _own_kind(t: TargetInfo, d: DraftInfo) -> Check:
+    """An MTP layer is of its target's architecture."""
+    own, found = t.config.get("model_type", t.model_type), d.config["model_type"]
+    hint = "use the layer of this target: afaspec init mtp --target TARGET"
+    return Check("layer", own, found, own == found, hint)
 
 
 def _vocabulary(t: TargetInfo, d: DraftInfo) -> Check:

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.tiny.models import write_draft, write_target
+from tests.tiny.mtp import write_mtp_target
 from tests.vllm_client import VllmWorker
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several of us: a thread each, before torch counts cores
@@ -58,6 +60,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved random LlamaForCausalLM (4 layers, vocabulary 512) with tokenizer and template."""
     return write_target(tmp_path_factory.mktemp("models") / "tiny-target")
+
+
+@pytest.fixture(scope="session")
+def target_of(tiny_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny target that a draft of the family is made for: `tiny_target`, where any will do."""
+
+    @cache
+    def choose(family: str) -> Path:
+        if family != "mtp":
+            return tiny_target
+        return write_mtp_target(tmp_path_factory.mktemp("models") / "own-layer", "GLM-4.5")
+
+    return choose
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,9 @@ class InitConfig(Settings):
 
     GROUP: ClassVar[str] = "Draft"
 
-    family: str = Field(description="eagle3, eagle, medusa, peagle, dflash, pard or draft_model")
+    family: str = Field(
+        description="eagle3, eagle, medusa, peagle, dflash, mtp, pard or draft_model"
+    )
     target: ModelName = Field(description="the target's folder or hub id, `smollm2` or `embedded`")
     out: Path = Field(description="new folder for the draft")
     layers: int | None = Field(None, ge=1, description="decoder layers (Medusa: per head)")

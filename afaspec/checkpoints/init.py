@@ -183,7 +183,8 @@ def frequent_tokens(
 def next_commands(
     config: InitConfig, info: DraftInfo, target: str, stores: Sequence[FeatureStore] = ()
 ) -> list[str]:
-    """The commands that make a base draft of this one; `target` as the user calls it.
+    """The commands that make a base draft of this one, or adapt it where it is one already;
+    `target` as the user calls it.
 
     Of several stores each is mixed in by its share of the sequences, so that all are seen alike.
     """
@@ -191,12 +192,15 @@ def next_commands(
     store = shlex.quote(str(stores[0].folder)) if stores else STORE
     total = sum(len(one) for one in stores)
     mixed = [f" --mix {shlex.quote(f'{one.folder}={len(one) / total:.3g}')}" for one in stores[1:]]
-    flags = "--arm full" if "lm_head.weight" in info.shared else "--arm full --lm-head"
+    if FAMILIES[info.family].born_trained:
+        flags, steps = "", ""
+    else:
+        flags = " --arm full" if "lm_head.weight" in info.shared else " --arm full --lm-head"
+        steps = " --steps 2000"
     flags += f" --draft-steps {info.max_k}" if info.max_k else ""  # all heads, the whole block
     capture = f"afaspec capture {target} {PROMPTS} --draft {out} --split train --out {store}"
     return [
         *([] if stores else [capture]),
-        f"afaspec train --store {store}{''.join(mixed)} --draft {out} --out {RUN} {flags} "
-        "--steps 2000",
+        f"afaspec train --store {store}{''.join(mixed)} --draft {out} --out {RUN}{flags}{steps}",
         f"afaspec merge {RUN} --out {RUN}-merged",
     ]

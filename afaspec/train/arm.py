@@ -90,6 +90,15 @@ def adapted_modules(draft: nn.Module, config: TrainConfig) -> list[str]:
     return modules
 
 
+def unadapted(draft: nn.Module, modules: list[str]) -> list[str]:
+    """Modules that are called as those with adapters are and get none: an MTP layer's experts."""
+    return [
+        name
+        for name, module in draft.named_modules()
+        if name.rsplit(".", 1)[-1] in modules and not isinstance(module, nn.Linear)
+    ]
+
+
 def check_rank(draft: nn.Module, modules: list[str], config: TrainConfig) -> None:
     """Raise `UserError` where the weights are too small to take adapters of this rank from."""
     if not config.init.startswith(OF_WEIGHTS):
@@ -160,6 +169,7 @@ def prepare_arm(
             lora_dropout=config.dropout,
             init_lora_weights=True if config.init in OWN_INITS else config.init,
             target_modules=modules,
+            exclude_modules=unadapted(draft, modules) or None,
         ),
         config.activation if config.arm == "afa-lora" else None,
     )

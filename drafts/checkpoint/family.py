@@ -61,13 +61,15 @@ class Family(ABC):
 
     `name` is what a user calls it, `title` what a reader does; `formats` are its layouts on disk,
     the first one the layout that is written; `starts_from_target` says whether fresh layers can be
-    copies of the target's. Methods raise `UserError` for damaged checkpoints.
+    copies of the target's, `born_trained` that a fresh draft drafts already. Methods raise
+    `UserError` for damaged checkpoints.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     starts_from_target: ClassVar[bool] = False
+    born_trained: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, source: Source) -> bool:

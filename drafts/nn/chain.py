@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from drafts.nn.interface import Draft
-from drafts.nn.layers import KeysValues, LayerConfig, Rotation, Steps, rotary, rotation
+from drafts.nn.layers import KeysValues, Rotation, Steps, rotation
 from drafts.nn.packing import Packing
 
 Caches = list[list[KeysValues]]  # by layer and draft step
@@ -32,10 +32,10 @@ class ChainDraft(Draft):
     layers: nn.ModuleList
     lm_head: nn.Linear
 
-    def __init__(self, config: LayerConfig, vocab_size: int, draft_vocab_size: int):
+    def __init__(self, rotary: nn.Module, hidden_size: int, vocab_size: int, draft_vocab_size: int):
         super().__init__(vocab_size, draft_vocab_size)
-        self.embed_tokens = nn.Embedding(vocab_size, config.hidden_size)
-        self.rotary = rotary(config)
+        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self.rotary = rotary
 
     @abstractmethod
     def start(self, features: Tensor) -> Tensor:

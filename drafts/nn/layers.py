@@ -106,7 +106,7 @@ class Attention(nn.Module):
         keys, values = steps[0]
         own = steps[1:] if self.window is None else steps[1:][-self.window :]
         sight = Sight(packing, self.window, offset=len(steps) - 1)
-        mixed = attend(q.unsqueeze(2), keys, values, *_stacked(own, q, keys), sight)
+        mixed = attend(q.unsqueeze(2), keys, values, *stacked(own, q, keys), sight)
         return mixed.squeeze(2).transpose(0, 1).flatten(1)
 
 
@@ -166,7 +166,7 @@ class DecoderLayer(nn.Module):
         return residual + self.mlp(self.post_attention_layernorm(residual)), made
 
 
-def _stacked(own: Steps, q: Tensor, keys: Tensor) -> KeysValues:
+def stacked(own: Steps, q: Tensor, keys: Tensor) -> KeysValues:
     """The keys and values of later steps by row: [kv_heads, m, steps, head_dim]."""
     if not own:
         none = keys.new_empty(keys.shape[0], q.shape[1], 0, keys.shape[2])
@@ -174,7 +174,7 @@ def _stacked(own: Steps, q: Tensor, keys: Tensor) -> KeysValues:
     return torch.stack([k for k, _ in own], dim=2), torch.stack([v for _, v in own], dim=2)
 
 
-def rotation(rotary: LlamaRotaryEmbedding, x: Tensor, positions: Tensor) -> Rotation:
+def rotation(rotary: nn.Module, x: Tensor, positions: Tensor) -> Rotation:
     """cos and sin [rows, rotary size] at `positions` [rows], in the dtype of x."""
     cos, sin = rotary(x, positions.unsqueeze(0))
     return cos.squeeze(0), sin.squeeze(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def test_differences_and_changes_are_opposites() -> None:
 
 
 def test_what_cannot_be_converted_is_refused(
-    tmp_path: Path, tiny_draft: Path, tiny_target: Path
+    tmp_path: Path, tiny_draft: Path, target_of: Callable[[str], Path]
 ) -> None:
     with pytest.raises(UserError, match="give --to speculators"):
         convert(tiny_draft, "medusa", tmp_path / "out")
@@ -235,7 +236,7 @@ def test_what_cannot_be_converted_is_refused(
         convert(tiny_draft, "speculators", full)
     assert [path.name for path in full.iterdir()] == ["precious"]
     for family in ONE_LAYOUT:
-        only = write_fresh(family, tmp_path / family, tiny_target)
+        only = write_fresh(family, tmp_path / family, target_of(family))
         with pytest.raises(UserError, match="has one layout only"):
             convert(only, "speculators", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from drafts.nn.chain import ChainDraft, layer_packings
-from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, Rotation, Steps
+from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, Rotation, Steps, rotary
 from drafts.nn.packing import Packing
 
 
@@ -30,7 +30,8 @@ class EagleDraft(ChainDraft):
     reads = "final"
 
     def __init__(self, config: EagleConfig):
-        super().__init__(config, config.vocab_size, config.vocab_size)
+        size, vocabulary = config.hidden_size, config.vocab_size
+        super().__init__(rotary(config), size, vocabulary, vocabulary)
         self.config = config
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.layers = nn.ModuleList(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from drafts.nn.chain import ChainDraft, layer_packings
-from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, RMSNorm, Rotation, Steps
+from drafts.nn.layers import DecoderLayer, KeysValues, LayerConfig, RMSNorm, Rotation, Steps, rotary
 from drafts.nn.packing import Packing
 from drafts.target.layers import UnfitLayersError
 
@@ -57,9 +57,9 @@ class Eagle3Draft(ChainDraft):
     reads = "layers"
 
     def __init__(self, config: Eagle3Config):
-        super().__init__(config, config.vocab_size, config.draft_vocab_size)
-        self.config = config
         size, eps = config.hidden_size, config.rms_norm_eps
+        super().__init__(rotary(config), size, config.vocab_size, config.draft_vocab_size)
+        self.config = config
         self.input_norm = RMSNorm(self.feature_size, eps) if config.norm_before_fc else None
         self.fc_norm = (
             nn.ModuleList(RMSNorm(config.target_hidden_size, eps) for _ in config.layer_ids)

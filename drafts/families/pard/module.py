@@ -7,22 +7,18 @@ comes after its own place. The forward is what vLLM computes with `parallel_draf
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from drafts.families.lm.module import LmDraft
 from drafts.nn.attention import Sight, attend
 from drafts.nn.packing import Packing
+from drafts.nn.transformers_attention import ours
 
-ATTENTION = "afaspec_masked_blocks"  # our name among transformers' attention functions
 # Of four dimensions, so that transformers makes no mask of its own, which would be quadratic.
 NO_MASK = torch.zeros(1, 1, 1, 1)
 
@@ -41,6 +37,24 @@ class Blocks:
         places = self.known.positions
         after = torch.arange(1, self.masks + 1, device=places.device)
         return torch.cat([places, (places[self.anchors.rows].unsqueeze(1) + after).flatten()])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """A `drafts.nn.transformers_attention.Attend` over the n tokens and then the masks."""
+        n = len(self.known)
+        keys, values = k[:, :n], v[:, :n]
+        none = keys.new_empty(*keys.shape[:2], 0, keys.shape[2])
+        sight = Sight(self.known, window)
+        mixed = attend(q[:, :n].unsqueeze(2), keys, values, none, none, sight).squeeze(2)
+        if self.masks == 0:
+            return mixed
+        slot = torch.arange(self.masks, device=q.device)
+        apart = slot.unsqueeze(1) - slot
+        own = (apart >= 0) if window is None else (apart >= 0) & (apart < window)
+        sight = Sight(self.anchors, window, offset=1, own=own)
+        slots = (len(self.anchors.rows), self.masks)
+        q, k, v = (t[:, n:].unflatten(1, slots) for t in (q, k, v))
+        later = attend(q, keys, values, k, v, sight).flatten(1, 2)
+        return torch.cat([mixed, later], dim=1)
 
 
 class PardDraft(LmDraft):
@@ -74,13 +88,13 @@ class PardDraft(LmDraft):
     def _blocks(self, ids: Tensor, blocks: Blocks) -> Tensor:
         """What the output layer sees of all tokens and masks, [n + m * masks, d]."""
         decoder = self.lm.get_decoder()
-        with attending_by(ATTENTION, decoder.config):
+        with ours(decoder.config):
             output = decoder(
                 input_ids=ids.unsqueeze(0),
                 position_ids=blocks.position_ids().unsqueeze(0),
                 attention_mask=NO_MASK.to(ids.device),
                 use_cache=False,
-                blocks=blocks,
+                attend=blocks.attend,
             )
         return cast(Tensor, output.last_hidden_state[0])
 
@@ -89,59 +103,3 @@ class PardDraft(LmDraft):
         ids = F.pad(input_ids, (0, k - 1), value=self.mask_token_id)
         states = self.states(ids, Packing.of([len(ids)]))[-k:]
         return [self.best(states[j : j + 1], j) for j in range(k)]
-
-
-@contextmanager
-def attending_by(name: str, config: Any) -> Iterator[None]:
-    """Within it the layers of `config` attend by transformers' attention function `name`."""
-    usual, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = usual
-
-
-def attend_blocks(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    blocks: Blocks,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **rest: Any,
-) -> tuple[Tensor, None]:
-    """An attention function for transformers, over `blocks`.
-
-    query: [1, heads, n + m * masks, size]; key, value: likewise of the heads for keys. Returns
-    [1, n + m * masks, heads, size]. Raises `NotImplementedError` for caps of scores and sinks.
-    """
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("attention with capped scores or sinks")
-    if scaling is not None:
-        query = query * (scaling * query.shape[-1] ** 0.5)
-    n, known = len(blocks.known), Sight(blocks.known, sliding_window)
-    q, k, v = query[0], key[0], value[0]
-    keys, values = k[:, :n], v[:, :n]
-    none = keys.new_empty(*keys.shape[:2], 0, keys.shape[2])
-    mixed = attend(q[:, :n].unsqueeze(2), keys, values, none, none, known).squeeze(2)
-    if blocks.masks:
-        slots = (len(blocks.anchors.rows), blocks.masks)
-        slot = torch.arange(blocks.masks, device=q.device)
-        apart = slot.unsqueeze(1) - slot
-        own = apart >= 0
-        if sliding_window is not None:
-            own = own & (apart < sliding_window)
-        sight = Sight(blocks.anchors, sliding_window, offset=1, own=own)
-        q, k, v = (t[:, n:].unflatten(1, slots) for t in (q, k, v))
-        later = attend(q, keys, values, k, v, sight).flatten(1, 2)
-        mixed = torch.cat([mixed, later], dim=1)
-    return mixed.transpose(0, 1).unsqueeze(0), None
-
-
-AttentionInterface.register(ATTENTION, attend_blocks)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,12 @@ def acceptance(draft: Path, target: Path, store: Path) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_scratch_to_a_draft_that_is_accepted(
-    family: str, tiny_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, target_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands that init prints, with prompts of ours and a few short steps."""
     monkeypatch.chdir(tmp_path)
-    code, said = run_command("init", family, "--target", tiny_target, "--out", "start")
+    target = target_of(family)
+    code, said = run_command("init", family, "--target", target, "--out", "start")
     assert code == 0, said
     commands = [shlex.split(line)[1:] for line in said.splitlines() if line.startswith("  afaspec")]
     assert [command[0] for command in commands] == ["capture", "train", "merge"]
@@ -61,10 +63,10 @@ def test_from_scratch_to_a_draft_that_is_accepted(
     for command in ([*capture, "--max-new-tokens", "24", "--device", "cpu"], train, merge):
         code, said = run_command(*command)
         assert code == 0, said
-    before = acceptance(Path("start"), tiny_target, Path("runs/store"))
-    after = acceptance(Path("runs/base-merged"), tiny_target, Path("runs/store"))
+    before = acceptance(Path("start"), target, Path("runs/store"))
+    after = acceptance(Path("runs/base-merged"), target, Path("runs/store"))
     assert after > before + 0.5
-    require_compatible(tiny_target, Path("runs/base-merged"))
+    require_compatible(target, Path("runs/base-merged"))
 
 
 def start(family: str, target: Path, out: Path, **settings: object) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,13 @@ from tests.tiny.models import write_draft, write_target
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_described(family: str, tiny_target: Path, tmp_path: Path) -> None:
-    draft = init_draft(family, tiny_target, InitOptions(layer_ids=(1, 2, 3)))
+def test_every_family_is_described(
+    family: str, target_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    target = target_of(family)
+    draft = init_draft(family, target, InitOptions(layer_ids=(1, 2, 3)))
     save_draft(draft, family, tmp_path, dtype=torch.bfloat16)
-    found = inspect_draft(tmp_path, tiny_target)
+    found = inspect_draft(tmp_path, target)
     assert found.fits
     assert (found.family, found.title) == (family, FAMILIES[family].title)
     assert found.layout == FAMILIES[family].formats[0]

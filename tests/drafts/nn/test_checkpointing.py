@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,10 @@ def kept_and_gradients(draft: Draft) -> tuple[int, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_gradients_are_the_same_and_less_is_kept(family: str, tiny_target: Path) -> None:
-    draft = random_draft(family, tiny_target)
+def test_gradients_are_the_same_and_less_is_kept(
+    family: str, target_of: Callable[[str], Path]
+) -> None:
+    draft = random_draft(family, target_of(family))
     plainly, expected = kept_and_gradients(draft)
     draft.gradient_checkpointing = True
     less, found = kept_and_gradients(draft)

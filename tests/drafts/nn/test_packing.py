@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,10 @@ def random_draft(family: str, target: Path) -> Draft:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_each_sequence_is_drafted_as_it_is_alone(family: str, tiny_target: Path) -> None:
-    draft = random_draft(family, tiny_target)
+def test_each_sequence_is_drafted_as_it_is_alone(
+    family: str, target_of: Callable[[str], Path]
+) -> None:
+    draft = random_draft(family, target_of(family))
     packing = Packing.within(LENGTHS, ROWS)
     features, ids = torch.randn(42, draft.feature_size).double(), torch.randint(VOCAB, (42,))
     ends = torch.cat([torch.full_like(r, n) for r, n in zip(ROWS, LENGTHS, strict=True)])

@@ -255,7 +255,7 @@ def test_a_tied_head_is_the_embedding_stored_twice_or_once(tmp_path: Path) -> No
         torch.testing.assert_close(load_target_head(folder).float()(final), logits)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mtp"])
 def test_a_fresh_draft_scales_its_logits_as_the_target(family: str, tmp_path: Path) -> None:
     """In vLLM a draft's logits are those of its own `logit_scale`, of a shared head too."""
     target = granite(tmp_path / "target", 8.0)

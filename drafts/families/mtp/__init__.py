@@ -1,0 +1,1 @@
+"""MTP: the layer that a target brings itself to predict one token more."""
