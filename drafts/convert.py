@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from drafts.checkpoint.family import Family
 from drafts.checkpoint.info import DraftInfo
@@ -26,10 +26,11 @@ from drafts.files import (
     weight_files,
     write_json,
 )
-from drafts.pickles import unpickle
+from drafts.pickles import MASK_EMBEDDING, load_mask_embedding, unpickle
 from drafts.registry import FAMILIES, module_names, read_draft
 from drafts.rewrite import Place, hash_tensor, rewrite
 from drafts.target.info import TargetInfo
+from drafts.target.weights import load_embedding
 from drafts.tensors import PICKLES, Header, open_tensors
 
 if TYPE_CHECKING:
@@ -111,6 +112,57 @@ def convert(
         }
         if any(kept.values()):
             write_json(folder / RECORD, {"from": draft.format, "to": layout, **kept})
+    return read_draft(out)
+
+
+def place_mask_embedding(folder: Path, out: Path, target: TargetInfo | None) -> DraftInfo:
+    """Write the DFlash draft in `folder` to `out`, its mask_embedding.pt as a row of an embedding.
+
+    vLLM takes the row of the mask token from there as it would from the file. The rest of the
+    embedding is the draft's, or the `target`'s. Raises `UserError` where neither is there.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = folder / MASK_EMBEDDING
+    raw, stored = read_json(folder / "config.json"), open_tensors(folder)
+    token = (raw.get("dflash_config") or {}).get("mask_token_id", raw.get("mask_token_id"))
+    if not isinstance(token, int):
+        raise UserError("names no mask_token_id", where=folder / "config.json", hint=KEEP)
+    row = load_mask_embedding(path, token)
+    name = next((n for n in stored.headers if n.endswith("embed_tokens.weight")), None)
+    if name is None and target is None:
+        raise UserError(
+            f"keeps its mask token's embedding in {MASK_EMBEDDING}, and has no other: the target's "
+            "is to stand around it",
+            where=folder,
+            hint="give --target TARGET as well",
+        )
+    table = stored.load(name) if name else load_embedding(cast(TargetInfo, target))
+    if row.shape[0] != table.shape[1] or not 0 <= token < len(table):
+        raise UserError(
+            f"holds {row.shape[0]} values for token {token}, the embedding is {list(table.shape)}",
+            where=path,
+            hint="give the target that the draft was made for",
+        )
+    table[token] = row.to(table.dtype)
+    require_empty(out)
+    with atomic_folder(out) as made:
+        last = weight_files(folder)[-1]
+        held = stored.headers[name].file if name else last
+        for file in folder.iterdir():
+            if file.is_file() and file not in (path, held):
+                shutil.copyfile(file, made / file.name)
+        with safe_open(held, framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata()
+        added = name or "embed_tokens.weight"
+        save_file(tensors | {added: table.contiguous()}, made / held.name, metadata=metadata)
+        if (made / INDEX).exists():
+            index = read_json(made / INDEX)
+            index["weight_map"][added] = held.name
+            write_json(made / INDEX, index)
+        read_draft(made)
     return read_draft(out)
 
 

@@ -77,20 +77,28 @@ def unpickle(folder: Path, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
+def load_mask_embedding(path: Path, token: int) -> Tensor:
+    """DFlash's embedding of the mask `token`, [d]: alone in the file, or beside the token."""
+    found = _load(path)
+    if isinstance(found, Mapping):
+        if found.get("mask_token_id", token) != token:
+            raise UserError(
+                f"is of the mask token {found['mask_token_id']}, config.json names {token}",
+                where=path,
+                hint=AGAIN,
+            )
+        found = found.get("embedding")
+    if not is_plain(found):
+        raise UserError(
+            f"holds {type(found).__name__}, expected one embedding", where=path, hint=AGAIN
+        )
+    embedding: Tensor = found.detach().reshape(-1)
+    return embedding
+
+
 def load_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict by name, each with storage of its own."""
-    import torch
-
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise a dozen kinds; torch's advice is to run them
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = f"it asks for {asked[1]}" if asked else type(error).__name__
-        raise UserError(
-            f"cannot be read as a pickle of tensors alone ({why}); nothing of it was run",
-            where=path,
-            hint=AGAIN,
-        ) from None
+    found = _load(path)
     if not isinstance(found, Mapping) or not found:
         raise UserError(
             f"holds {type(found).__name__}, expected tensors by name", where=path, hint=AGAIN
@@ -103,6 +111,22 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
                 hint=AGAIN,
             )
     return {name: tensor.detach().contiguous().clone() for name, tensor in found.items()}
+
+
+def _load(path: Path) -> Any:
+    """What a pickle holds that asks for nothing but tensors and what torch knows to be safe."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise a dozen kinds; torch's advice is to run them
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"it asks for {asked[1]}" if asked else type(error).__name__
+        raise UserError(
+            f"cannot be read as a pickle of tensors alone ({why}); nothing of it was run",
+            where=path,
+            hint=AGAIN,
+        ) from None
 
 
 def is_plain(value: Any) -> bool:

@@ -18,6 +18,7 @@ from drafts.checkpoint.source import FETCH, Source, load_tensor, open_source
 from drafts.checkpoint.values import check_values, check_vocabulary_map
 from drafts.errors import UserError
 from drafts.families.dflash.layouts import DFlash
+from drafts.families.dspark.layouts import DSpark
 from drafts.families.eagle.layouts import Eagle
 from drafts.families.eagle3.layouts import Eagle3
 from drafts.families.lm.layouts import DraftModel
@@ -37,6 +38,26 @@ QUANTIZED = (
     "its weights are quantized. They are trained and measured offline as the plain weights that "
     "they stand for, which `afaspec merge` writes; vLLM computes with them as they are stored"
 )
+LATENT = "an EAGLE-3 draft whose layer has multi-head latent attention (MLA)"
+OTHERS = {  # heads that vLLM serves and afaspec does not adapt, by the name in their config
+    "Eagle3DeepseekV2ForCausalLM": LATENT,
+    "Eagle3DeepseekV3ForCausalLM": LATENT,
+    "EagleDeepSeekMTPModel": "an EAGLE draft with MLA and experts",
+    "EagleMistralLarge3ForCausalLM": "an EAGLE draft with MLA and experts",
+    "EagleLlama4ForCausalLM": "an EAGLE draft of Llama 4's layers",
+    "EagleCohereForCausalLM": "an EAGLE draft of Cohere's layers",
+    "EagleMiniCPMForCausalLM": "an EAGLE draft of MiniCPM's layers",
+    "EagleMistralForCausalLM": "an EAGLE draft of Mistral's layers",
+    "DFlash2DraftModel": "a DFlash 2 draft (convolutions, and a selector of candidates)",
+    "DFlashLagunaForCausalLM": "a DFlash draft of Laguna's layers",
+    "DFlashMuseGlimmerAssistantModel": "a DFlash draft of Muse Glimmer's",
+    "MuseGlimmerAssistantModel": "a DFlash draft of Muse Glimmer's",
+    "DSparkDraftModel": "a DSpark draft of DeepSeek-V4's layers",
+    "DSparkV41DraftModel": "a DSpark draft of DeepSeek-V4.1's layers",
+    "Gemma4DSparkModel": "a DSpark draft of Gemma 4's layers",
+    "Qwen3OmniDSparkModel": "a DSpark draft of Qwen3-Omni's",
+    "K3DSparkModel": "a DSpark draft of Kimi-K3's layers",
+}
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -45,6 +66,7 @@ FAMILIES: dict[str, Family] = {
         Eagle(),
         Medusa(),
         DFlash(),
+        DSpark(),
         Mtp(),  # before draft models: it has the config of a whole target
         Pard(),  # before draft models, whose architectures its checkpoints have
         DraftModel(),  # last: what is no draft head may still be a model of its own
@@ -88,9 +110,11 @@ def unknown(source: Source, named: list[str]) -> UserError:
     if speculators := source.raw.get("speculators_model_type"):
         named = [f"{speculators} of speculators"]
     if named:
+        what = next((OTHERS[one] for one in named if one in OTHERS), "a head")
+        foreign = any(one in OTHERS or is_head(one) for one in named)
         return UserError(
             f"is no draft that afaspec knows: its config says {', '.join(named)}"
-            + (", a head that vLLM has another module for" * any(map(is_head, named))),
+            + f", {what} that vLLM has another module for" * foreign,
             where=source.config_path,
             hint=f"give a draft of one of {kinds}",
         )

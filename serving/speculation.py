@@ -14,6 +14,7 @@ from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.files import read_json
 from drafts.target.info import TargetInfo
+from serving.runtime import has_gpu
 
 # What drafts without a checkpoint of its own: looking the last tokens up earlier in the text, a
 # suffix tree over it (arXiv 2411.04975), and the prediction layers that a target brings itself.
@@ -22,6 +23,8 @@ WITHOUT_FOLDER: tuple[WithoutFolder, ...] = get_args(WithoutFolder)
 Drafter = DraftInfo | WithoutFolder | None
 
 K = "num_speculative_tokens"
+USUAL_K = 3
+BLOCKS = ("dflash", "dspark")  # methods whose drafts fill a block of a size of their own
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # The fields of those without a folder, where a user gives no others. N-gram looks for the last 2 to
 # 4 tokens. A suffix tree over earlier answers would make a prompt that comes again no test.
@@ -30,6 +33,8 @@ METHOD_FIELDS: dict[WithoutFolder, dict[str, Any]] = {
     "suffix": {"suffix_decoding_max_cached_requests": 0},
     "mtp": {},
 }
+# Methods of vLLM's second model runner alone, which needs Triton; how we call their drafts.
+GPU_ALONE = {"dspark": "DSpark"}
 SUFFIX_PACKAGE = "arctic_inference"
 # Where a config.json counts the layers that predict further tokens, by the names in use.
 MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
@@ -73,6 +78,17 @@ def speculative_config(
     return {**config, **fields, K: k}
 
 
+def usual_k(draft: Drafter) -> int:
+    """How many tokens a step a user wants who does not say: 3, or a block drafter's whole block.
+
+    What such a draft says depends on how many tokens it drafts, and it was trained for those.
+    """
+    if not isinstance(draft, DraftInfo) or draft.max_k is None:
+        return USUAL_K
+    most = draft.max_k
+    return most if draft.method in BLOCKS else min(USUAL_K, most)
+
+
 def require_drafter(
     target: TargetInfo, draft: Drafter, fields: Mapping[str, Any] = NO_FIELDS
 ) -> None:
@@ -85,6 +101,13 @@ def require_drafter(
         raise UserError(
             f"this vLLM's --speculative-config has no field {unknown[0]!r}",
             hint=f"it has {', '.join(sorted(speculative_fields()))}",
+        )
+    if isinstance(draft, DraftInfo) and draft.method in GPU_ALONE and not has_gpu():
+        raise UserError(
+            f"vLLM serves {GPU_ALONE[draft.method]} drafts on GPUs alone",
+            where=draft.folder,
+            hint="serve and measure it on a machine with a GPU; capture, train, merge and offline "
+            "acceptance work here",
         )
     if draft == "suffix" and importlib.util.find_spec(SUFFIX_PACKAGE) is None:
         raise UserError(

@@ -23,15 +23,23 @@ class VllmWorker:
         )
 
     def serve(
-        self, target: Path, draft: Path | None, k: int, prompts: list[list[int]], new_tokens: int
+        self,
+        target: Path,
+        draft: Path | None,
+        k: int,
+        prompts: list[list[int]],
+        new_tokens: int,
+        speculative: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Greedy outputs, with a draft or without.
+        """Greedy outputs, with a draft or without; `speculative` is vLLM's own setting, in place of
+        a draft that we read.
 
         `runs` has for each prompt its `output` and what the drafter `proposed`, step by step;
         `counters` are vLLM's own. Where vLLM refuses, there is only `error`.
         """
-        request = {"target": str(target), "draft": None if draft is None else str(draft), "k": k}
-        return self._ask(request | {"prompts": prompts, "new_tokens": new_tokens})
+        request: dict[str, Any] = {"target": str(target), "draft": draft and str(draft), "k": k}
+        request |= {"prompts": prompts, "new_tokens": new_tokens, "speculative": speculative}
+        return self._ask(request)
 
     def swap(
         self,

@@ -49,6 +49,7 @@ def answer(
     new_tokens: int,
     first: str | None = None,
     compiled: bool = False,
+    speculative: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Serve the prompts, one at a time, by an engine of their own."""
     from vllm import LLM
@@ -67,7 +68,7 @@ def answer(
         async_scheduling=False,
         disable_log_stats=False,
         kv_cache_memory_bytes=CACHE_BYTES,
-        speculative_config=speculative_config(drafting, k),
+        speculative_config=speculative or speculative_config(drafting, k),
         worker_extension_cls=EXTENSION,
         **engine_options(Path(target), drafting),
     )

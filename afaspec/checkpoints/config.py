@@ -19,7 +19,7 @@ class InitConfig(Settings):
     GROUP: ClassVar[str] = "Draft"
 
     family: str = Field(
-        description="eagle3, eagle, medusa, peagle, dflash, mtp, pard or draft_model"
+        description="eagle3, eagle, medusa, peagle, dflash, dspark, mtp, pard or draft_model"
     )
     target: ModelName = Field(description="the target's folder or hub id, `smollm2` or `embedded`")
     out: Path = Field(description="new folder for the draft")

@@ -12,9 +12,8 @@ from drafts.files import read_json, weight_files
 from drafts.registry import FAMILIES, module_names, wanted_layer_ids
 from drafts.target.info import TargetInfo
 from serving.compatibility import Check, compare
-from serving.speculation import speculative_config
+from serving.speculation import speculative_config, usual_k
 
-USUAL_K = 3
 MAPS = ("d2t", "t2d")
 
 
@@ -62,8 +61,7 @@ class Inspection:
 def inspect_draft(info: DraftInfo, target: TargetInfo | None = None) -> Inspection:
     """Describe the draft, and compare it to `target`."""
     names = module_names(info)
-    k = min(USUAL_K, info.max_k or USUAL_K)
-    config = speculative_config(info, k)
+    config = speculative_config(info, usual_k(info))
     assert config is not None
     made = info.folder / "afaspec.json"
     return Inspection(

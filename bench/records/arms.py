@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from drafts.checkpoint.info import DraftInfo
 from drafts.errors import UserError
 from drafts.registry import read_draft
-from serving.speculation import WITHOUT_FOLDER, Drafter, K, WithoutFolder
+from serving.speculation import BLOCKS, WITHOUT_FOLDER, Drafter, K, WithoutFolder, usual_k
 
 LABELS = {
     "none": "No speculation",
@@ -124,6 +124,14 @@ def choose_arms(
     if not arms:
         raise UserError("there is nothing to measure", hint="give at least one --draft")
     return tuple(arms)
+
+
+def with_own_k(arm: Arm) -> Arm:
+    """An arm whose draft fills a block drafts all of it, unless it says otherwise itself."""
+    draft = arm.draft
+    if not isinstance(draft, DraftInfo) or draft.method not in BLOCKS or K in arm.fields:
+        return arm
+    return replace(arm, fields={**arm.fields, K: usual_k(draft)})
 
 
 def require_distinct(names: list[str], kind: str, example: str) -> None:

@@ -188,7 +188,12 @@ class DraftSettings(Settings):
 
     GROUP: ClassVar[str] = "Drafting"
 
-    k: int = Field(3, ge=1, description="speculative tokens per step")
+    k: int = Field(
+        3,
+        ge=1,
+        description="speculative tokens per step; without it DFlash and DSpark drafts fill their "
+        "block",
+    )
     draft_sample_method: str | None = Field(
         None, description="how drafts sample at temperature > 0, by vLLM's names"
     )

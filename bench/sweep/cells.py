@@ -109,7 +109,12 @@ def read_cells(folder: Path) -> list[CellResult]:
     return [read_cell(path) for path in paths]
 
 
-ONE_PASS = ("peagle", "dflash", "pard")  # families that draft all tokens in one forward pass
+ONE_PASS = (
+    "peagle",
+    "dflash",
+    "dspark",
+    "pard",
+)  # families that draft all tokens in one forward pass
 
 
 def describe_draft(arm: Arm) -> dict[str, Any]:

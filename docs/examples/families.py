@@ -46,7 +46,7 @@ from drafts.target.info import TargetInfo
 
 K = 3
 RANK = 32
-FIXED_K = ("medusa", "dflash")  # made for a number of tokens
+FIXED_K = ("medusa", "dflash", "dspark")  # made for a number of tokens
 RATES: dict[ArmName, tuple[float, ...]] = {
     "lora": (3e-3, 6e-3),
     "afa-lora": (3e-3, 6e-3),

@@ -37,6 +37,10 @@ CASES: dict[str, tuple[str, Tensor | None, dict[str, Any]]] = {
     "peagle-normed": ("peagle", None, {"fc_norm": True}),
     "dflash": ("dflash", KEPT, {"block_size": STEPS + 1, "num_layers": 2}),
     "dflash-full": ("dflash", None, {"block_size": STEPS + 1}),
+    "dspark": ("dspark", KEPT, {"block_size": STEPS, "num_layers": 2}),
+    "dspark-confident": ("dspark", KEPT, {"block_size": STEPS, "confidence": 128 + 24}),
+    "dspark-full": ("dspark", None, {"block_size": STEPS}),
+    "dspark-behind-the-anchor": ("dspark", KEPT, {"block_size": STEPS + 1, "from_anchor": False}),
 }
 
 
@@ -44,6 +48,8 @@ def write_random(folder: Path, target: Path, case: str) -> Path:
     """A draft whose every tensor is random, norms included, in its family's first layout."""
     family, kept, changes = CASES[case]
     start = init_draft(family, target, InitOptions(layer_ids=LAYER_IDS, kept=kept))
+    if family == "dspark":
+        changes = {**changes, "markov_rank": 24}
     draft = type(start)(replace(start.config, **changes))
     draft.set_vocabulary_map(start.d2t)
     generator = torch.Generator().manual_seed(0)
@@ -63,6 +69,12 @@ def load_speculators(folder: Path) -> tuple[Any, list[Tensor]]:
     model = SpeculatorModel.from_pretrained(folder, config=config).eval()
     logits: list[Tensor] = []
     model.lm_head.register_forward_hook(lambda module, given, out: logits.append(out.detach()))
+    if getattr(model, "markov_head", None) is not None:  # its bias is added to the first
+        model.markov_head.markov_w2.register_forward_hook(
+            lambda module, given, out: logits.append(
+                logits.pop() + out.detach().view(1, -1, out.shape[-1])
+            )
+        )
     return model, logits
 
 
@@ -102,14 +114,17 @@ def pairs(
             yield drafted[j][anchors[depths == j]], logits[0][0, depths == j]
         return
     given |= {"hidden_states": features, "input_ids": ids, "loss_mask": torch.ones(1, ROWS)}
+    if family == "dspark":
+        given["tv_loss_fn"] = resolve_loss_config("tv", "eager")["tv"][0]
     given["document_ids"] = torch.zeros(1, ROWS, dtype=torch.long)
     given["verifier_last_hidden_states"] = torch.randn(1, ROWS, model.hidden_size)
     given["loss_mask"][0, 0] = 0  # nothing is drafted after no token
     anchored = ROWS - 1 - model.block_size  # speculators leaves a block out at the end
     model(**given, max_anchors=anchored)
     found = logits[0][0].unflatten(0, (anchored, model.block_size))
+    first = 0 if getattr(ours.config, "from_anchor", False) else 1  # type: ignore[attr-defined]
     for j in range(STEPS):
-        yield drafted[j][:anchored], found[:, j + 1]
+        yield drafted[j][:anchored], found[:, j + first]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -139,7 +154,7 @@ def test_speculators_computes_the_same(
         assert torch.equal(embedding.float(), ours.get_parameter("embed_tokens.weight"))
 
 
-@pytest.mark.parametrize("case", ["eagle3-qwen3", "peagle", "dflash"])
+@pytest.mark.parametrize("case", ["eagle3-qwen3", "peagle", "dflash", "dspark", "dspark-confident"])
 def test_what_speculators_writes_is_read_and_comes_back(
     case: str, tiny_target: Path, tmp_path: Path
 ) -> None:

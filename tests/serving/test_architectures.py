@@ -34,7 +34,8 @@ REFUSED = {  # (architecture, family): how vLLM refuses it
     for architecture in ("Gemma 3", "Mixtral")
     for family in ("eagle3", "peagle", "dflash")
 }
-FOR_ANY = [name for name in FAMILIES if name != "mtp"]  # an MTP layer is its own target's
+# An MTP layer is its own target's, and vLLM serves DSpark on GPUs alone.
+FOR_ANY = [name for name in FAMILIES if name not in ("mtp", "dspark")]
 ARCHITECTURES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi-3", "Gemma 3", "Qwen3-MoE", "Mixtral")
 
 

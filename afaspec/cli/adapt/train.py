@@ -37,10 +37,14 @@ def train(config: TrainConfig) -> None:
     from afaspec.train.held_out import WORDS
     from afaspec.train.run import train as run
     from drafts.files import disk_errors
+    from serving.speculation import usual_k
 
     # A run goes on with the draft and target that it began with, whatever the hub has by then.
     named = {"draft": pinned(config.draft), "target": config.target and pinned(config.target)}
     config = config.model_copy(update=named)
+    inputs = open_inputs(config)
+    if "draft_steps" not in config.model_fields_set:  # as it is served
+        config = config.model_copy(update={"draft_steps": usual_k(inputs[1])})
     with progress() as bar, disk_errors(config.out):
         task = bar.add_task(config.arm, total=config.steps, unit="step")
 
@@ -63,7 +67,7 @@ def train(config: TrainConfig) -> None:
                         f"{words} {row[f'{measure}_length']:.3f}{watched}"
                     )
 
-        trained = run(config, *open_inputs(config), report, note=note)
+        trained = run(config, *inputs, report, note=note)
     if distributed.is_initialized():
         distributed.destroy_process_group()
     words = f"{WORDS[trained.measure]} {trained.length:.3f}"

@@ -37,7 +37,8 @@ def convert(config: ConvertConfig) -> None:
     gives the first checkpoint again.
 
     A draft that is published as pickles alone (.bin, .pt) is written with safetensors. Pickles are
-    read as tensors: none is run.
+    read as tensors: none is run. So is a DFlash draft's mask_embedding.pt, which becomes a row of
+    an embedding in the draft (with --target, where it has none).
 
     [bold]Examples[/]
 
@@ -50,9 +51,9 @@ def convert(config: ConvertConfig) -> None:
     from afaspec.capture.adapted_target import open_target
     from afaspec.cli.console import console, working
     from afaspec.pairs.names import resolve_model
-    from drafts.convert import RECORD, convert_pickles
+    from drafts.convert import RECORD, convert_pickles, place_mask_embedding
     from drafts.convert import convert as run
-    from drafts.pickles import find_pickles
+    from drafts.pickles import MASK_EMBEDDING, find_pickles
     from drafts.registry import read_draft
 
     out = config.out
@@ -61,6 +62,11 @@ def convert(config: ConvertConfig) -> None:
         target = open_target(config.target) if config.target else None
         if find_pickles(folder):
             made = convert_pickles(folder, config.to, out, target)
+        elif (folder / MASK_EMBEDDING).exists():
+            if config.to is not None:
+                hint = "leave --to out, and convert what comes out once more"
+                raise UserError(f"keeps an embedding in {MASK_EMBEDDING}", where=folder, hint=hint)
+            made = place_mask_embedding(folder, out, target)
         elif config.to is None:
             hint = "give --to LAYOUT"
             raise UserError("is stored as safetensors already", where=folder, hint=hint)

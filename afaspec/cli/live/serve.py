@@ -24,7 +24,12 @@ class ServeConfig(Kept):
         description="the draft's folder or hub id, `smollm2-draft`, `embedded-draft`, `ngram`, "
         "`suffix`, `mtp` (the target's own layers), or `none`",
     )
-    k: int = Field(3, ge=1, description="speculative tokens per step")
+    k: int | None = Field(
+        None,
+        ge=1,
+        description="speculative tokens per step [default: 3; of DFlash and DSpark drafts all that "
+        "they were made for]",
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     allow_no_key: bool = Field(
@@ -70,6 +75,7 @@ def serve(config: ServeConfig) -> None:
     from afaspec.pairs.names import served_name
     from serving.server.admin import AdminSettings
     from serving.server.serve import serve as run
+    from serving.speculation import usual_k
 
     with working("reading target and draft"):
         target = open_target(config.target, config.target_adapter, note)
@@ -77,7 +83,7 @@ def serve(config: ServeConfig) -> None:
     code = run(
         target,
         drafter,
-        config.k,
+        config.k or usual_k(drafter),
         config.host,
         config.port,
         config.vllm_flags,

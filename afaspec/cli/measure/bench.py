@@ -124,7 +124,7 @@ def measure_engines(config: BenchCommand, target: TargetInfo, source: str) -> Re
         **config.shared_with(BenchSettings),
         target=target,
         prompts=source,
-        arms=config.open_arms(none=config.none),
+        arms=_opened(config),
         concurrency=whole(config.concurrency or "1"),
     )
     with progress() as bars:
@@ -145,10 +145,18 @@ def measure_servers(config: BenchCommand, target: TargetInfo | None, source: str
         prompts=source,
         loads=parse_loads(config.concurrency, config.request_rate),
     )
-    arms = _described(config) if config.url else config.open_arms(none=config.none)
+    arms = _described(config) if config.url else _opened(config)
     name = served_name(config.target, config.target_adapter) if config.target else None
     with progress(refresh_per_second=1) as bars:  # drawing them delays the streams
         return measure(config, settings, arms, stage_bars(bars), config.out, name)
+
+
+def _opened(config: BenchCommand) -> tuple[Arm, ...]:
+    """The arms; without --k each block drafter's whole block."""
+    from bench.records.arms import with_own_k
+
+    arms = config.open_arms(none=config.none)
+    return arms if "k" in config.model_fields_set else tuple(map(with_own_k, arms))
 
 
 def _described(config: BenchCommand) -> tuple[Arm, ...]:

@@ -34,6 +34,8 @@ class DFlashConfig(LayerConfig):
     """Sizes and switches of a DFlash draft. `block_size` is the anchor's slot and the masks'.
 
     `causal` says of each layer whether a slot sees the block's earlier slots alone; () for none.
+    `sinks`: each head may attend to nothing, by a score of its own. Values are taken `value_scale`
+    times.
     """
 
     target_hidden_size: int
@@ -43,6 +45,8 @@ class DFlashConfig(LayerConfig):
     mask_token_id: int
     block_size: int | None = None
     causal: tuple[bool, ...] = ()
+    sinks: bool = False
+    value_scale: float = 1.0
     logit_scale: float = 1.0
     qk_norm: bool = True
 
@@ -53,6 +57,13 @@ class BlockAttention(Attention):
     def __init__(self, config: DFlashConfig, number: int):
         super().__init__(config, config.hidden_size, config.window(number))
         self.causal = bool(config.causal) and config.causal[number]
+        heads = config.num_attention_heads
+        self.attention_sink_bias = nn.Parameter(torch.zeros(heads)) if config.sinks else None
+        self.value_scale = config.value_scale
+
+    def keys_values(self, x: Tensor, at: Rotation) -> KeysValues:
+        k, v = super().keys_values(x, at)
+        return k, v if self.value_scale == 1.0 else v * self.value_scale
 
     def attend_blocks(
         self, q: Tensor, context: KeysValues, block: KeysValues, packing: Packing
@@ -71,8 +82,35 @@ class BlockAttention(Attention):
         seen = apart <= 0 if self.causal else torch.ones_like(apart, dtype=torch.bool)
         if self.window is not None:
             seen = seen & (apart.abs() < self.window)
+        size = q.shape[-1]
+        if self.attention_sink_bias is not None:
+            q, context, block = with_sinks(q, context, block, self.attention_sink_bias)
+            seen = F.pad(seen, (0, 1), value=True)
         sight = Sight(packing, self.window, offset=1, own=seen)
-        return attend(q, *context, *block, sight).permute(1, 2, 0, 3).flatten(2)
+        return attend(q, *context, *block, sight)[..., :size].permute(1, 2, 0, 3).flatten(2)
+
+
+def with_sinks(
+    q: Tensor, context: KeysValues, block: KeysValues, sinks: Tensor
+) -> tuple[Tensor, KeysValues, KeysValues]:
+    """What `BlockAttention` attends with, and one entry more a row: its score is the head's of
+    `sinks` [heads], whatever the query, and its value is zero.
+
+    Query heads of a group share their keys, so each has a channel of its own among further ones.
+    Attention scales scores by the width, so queries grow with it.
+    """
+    heads, rows, slots, size = q.shape
+    kv_heads = context[0].shape[0]
+    group = heads // kv_heads
+    wide = size + group
+    own = torch.eye(group, dtype=q.dtype, device=q.device).repeat(kv_heads, 1)  # [heads, group]
+    own = own.view(heads, 1, 1, group).expand(-1, rows, slots, -1)
+    q = torch.cat([q * (wide / size) ** 0.5, own], dim=-1)
+    k, v = (F.pad(entries, (0, group)) for entries in block)
+    scores = (sinks.to(q.dtype) * wide**0.5).view(kv_heads, 1, 1, group)
+    nothing = F.pad(scores, (size, 0)).expand(-1, rows, -1, -1)
+    block = torch.cat([k, nothing], dim=2), F.pad(v, (0, 0, 0, 1))
+    return q, (F.pad(context[0], (0, group)), F.pad(context[1], (0, group))), block
 
 
 class BlockLayer(DecoderLayer):
@@ -129,21 +167,24 @@ class DFlashDraft(Draft):
     def forward(
         self, features: Tensor, input_ids: Tensor, steps: int, packing: Packing
     ) -> list[Tensor]:
-        """As `Draft.forward`: row t's slots are x[t+1] and `steps` masks, from position t+1 on.
+        """As `Draft.forward`: the slot at position t+2+j predicts x[t+2+j], the anchor nothing."""
+        return list(self.block(features, input_ids, steps, packing)[:, 1:].unbind(1))
 
-        The slot at position t+2+j predicts x[t+2+j]; the anchor's predicts nothing.
-        """
+    def block(self, features: Tensor, input_ids: Tensor, masks: int, packing: Packing) -> Tensor:
+        """The block's normed states [m, 1 + masks, d]: row t's slots are x[t+1] and the masks, from
+        position t+1 on."""
         context = self.hidden_norm(self.fc(features))
         anchors = packing.after(input_ids, packing.rows, 1)
-        tokens = F.pad(anchors.unsqueeze(1), (0, steps), value=self.config.mask_token_id)
+        tokens = F.pad(anchors.unsqueeze(1), (0, masks), value=self.config.mask_token_id)
         block = self.embed_tokens(tokens)
-        positions, slots = packing.positions, torch.arange(1, steps + 2, device=context.device)
+        positions, slots = packing.positions, torch.arange(1, masks + 2, device=context.device)
         context_at = rotation(self.rotary, context, positions)
         of_slots = positions[packing.rows].unsqueeze(1) + slots
         at = rotation(self.rotary, context, of_slots.flatten())
         for layer in self.layers:
             block = self.step_of(layer, block, context, at, context_at, packing)
-        return list(self.norm(block)[:, 1:].unbind(1))
+        normed: Tensor = self.norm(block)
+        return normed
 
     def logits(self, output: Tensor, step: int) -> Tensor:
         return self.lm_head(output) * self.config.logit_scale

@@ -78,7 +78,7 @@ CASES: list[tuple[Callable[[Any], Any], Callable[[Any], nn.Module], dict[str, An
     *((eagle3.shapes, eagle3_module, BASE | a | b) for a, b in product(LAYER, EAGLE3)),
     *((eagle.shapes, lambda f: EagleDraft(eagle.config_of(f, None)), BASE | a) for a in LAYER),
     *(
-        (lambda f: dflash.shapes(f, 2), dflash_module, BASE | a | b)
+        (lambda f: dflash.dflash_shapes(f, 2), dflash_module, BASE | a | b)
         for a, b in product(LAYER, [{}, {"draft_vocab_size": 10}])
     ),
     *(

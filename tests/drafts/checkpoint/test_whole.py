@@ -159,7 +159,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], dict[str, Any]]] 
         {"architectures": None},
     ),
     "an architecture of another module": (
-        r"Eagle3DeepseekV2ForCausalLM, a head that vLLM has another module for",
+        r"Eagle3DeepseekV2ForCausalLM, an EAGLE-3 draft .*MLA.* that vLLM has another module for",
         lambda t: None,
         {"architectures": ["Eagle3DeepseekV2ForCausalLM"]},
     ),

@@ -18,6 +18,7 @@ from drafts.errors import UserError
 from drafts.families.dflash.module import DFlashConfig, DFlashDraft
 from drafts.nn.layers import rotation
 from drafts.registry import read_draft, save_draft
+from tests.command import run_command
 from tests.opened import (
     init_draft,
     load_draft,
@@ -30,6 +31,7 @@ from tests.opened import (
 from tests.packed import alone
 from tests.tiny.models import HIDDEN, LAYER_IDS, VOCAB
 from tests.tiny.store import write_store
+from tests.vllm_client import VllmWorker
 
 FUSED = 3 * 32
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -347,7 +349,10 @@ def test_a_fresh_draft_saves_and_loads(tmp_path: Path, tiny_target: Path, reduce
         ({"use_aux_hidden_state": False}, "use_aux_hidden_state"),
         ({"dflash_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
-        ({"dflash_config": {"attention_sink_bias": True}}, "attention sinks"),
+        (
+            {"dflash_config": {"attention_sink_bias": True}},
+            "lacks the tensor layers.0.self_attn.attention_sink_bias",
+        ),
         ({"dflash_config": {"sample_from_anchor": True}}, "drafting from the anchor"),
         ({"is_neox_style": False}, "is_neox_style is False"),
     ],
@@ -356,6 +361,34 @@ def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message:
     with pytest.raises(UserError) as error:
         read_draft(write_dflash(tmp_path / "draft", **changes))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_mask_embedding_becomes_a_row_that_vllm_takes_alike(
+    beside: bool, tmp_path: Path, tiny_target: Path, vllm_worker: VllmWorker
+) -> None:
+    """In the layout of MiMo's draft: the embedding alone, or beside its token."""
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    plain = init_draft("dflash", tiny_target, InitOptions(max_k=3))
+    save_draft(plain, "dflash", folder, dtype=torch.float32)
+    token = plain.config.mask_token_id  # type: ignore[attr-defined]
+    row = 2 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    saved = {"embedding": row, "mask_token_id": token} if beside else row
+    asked = (3, [[5, 9, 200, 31], [400, 3, 3]], 12)
+    without = vllm_worker.serve(tiny_target, folder, *asked)["runs"]
+    torch.save(saved, folder / "mask_embedding.pt")
+    raw = {"method": "dflash", "model": str(folder), "num_speculative_tokens": 3}
+    expected = vllm_worker.serve(tiny_target, None, *asked, raw)["runs"]
+    code, said = run_command("convert", folder, "--out", tmp_path / "none")
+    assert code == 2
+    assert "give --target TARGET as well" in said
+    code, said = run_command("convert", folder, "--target", tiny_target, "--out", tmp_path / "made")
+    assert code == 0, said
+    found = load_draft(tmp_path / "made", tiny_target).get_parameter("embed_tokens.weight")
+    assert torch.equal(found[token], row)
+    assert vllm_worker.serve(tiny_target, tmp_path / "made", *asked)["runs"] == expected
+    assert expected != without
 
 
 def test_a_pickled_mask_embedding_is_refused(tmp_path: Path) -> None:

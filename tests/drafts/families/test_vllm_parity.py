@@ -141,8 +141,8 @@ def dflash(num_layers: int, **switches: Any) -> Callable[[Path, Path], Path]:
 
 def fill_biases(draft: Draft) -> None:
     for name, parameter in draft.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.3)
+        if name.endswith("bias"):  # a sink's has to outweigh scores to be seen
+            torch.nn.init.normal_(parameter, std=2.0 if "sink" in name else 0.3)
 
 
 BIASES = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
@@ -177,6 +177,11 @@ CASES: dict[str, Case] = {
     "dflash, two layers": (dflash(2), (3, 5)),
     "dflash, causal": (dflash(1, causal=(True,)), (3,)),
     "dflash, causal and sliding": (dflash(2, causal=(True, True), windows=(W, W)), (4,)),
+    "dflash, sinks": (dflash(2, sinks=True), EVERY_K),
+    "dflash, sliding, sinks, scaled values": (
+        dflash(1, windows=(W,), sinks=True, value_scale=0.7),
+        (4,),
+    ),
     "eagle": (fresh("eagle"), (1, 5)),
     "eagle, biases": (switched("eagle", logit_scale=0.5, **BIASES), EVERY_K),
     "eagle, biases of queries, keys and values": (switched("eagle", qkv_bias=True), (3,)),
