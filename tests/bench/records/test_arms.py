@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from afaspec.config import load_config
-from bench.records.arms import choose_arms
+from bench.records.arms import choose_arms, with_own_k
 from bench.records.config import BenchConfig
 from drafts.errors import UserError
 from drafts.target.info import read_target
+from tests.tiny.runs import write_fresh
 
 
 def test_order_and_labels(tiny_draft: Path) -> None:
@@ -35,6 +36,14 @@ def test_order_and_labels(tiny_draft: Path) -> None:
 def test_bad_drafts(tiny_draft: Path, drafts: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         choose_arms([text.replace("{tmp}", str(tiny_draft)) for text in drafts])
+
+
+def test_block_drafters_draft_their_block_unless_told_otherwise(
+    tiny_target: Path, tiny_draft: Path, tmp_path: Path
+) -> None:
+    block = write_fresh("dflash", tmp_path / "dflash", tiny_target, layer_ids=(1, 2, 3), max_k=5)
+    arms = choose_arms([f"a={block}", f"b={block},k=2", f"c={tiny_draft}", "d=ngram"], none=False)
+    assert [with_own_k(arm).k(3) for arm in arms] == [5, 2, 3, 3]
 
 
 def test_nothing_to_measure() -> None:
