@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("Qwen3DSparkModel", "DSparkDraftModel")
 USUAL_RANK = 256
-NOISE = ("mask_token_id", "dspark_noise_token_id")  # fields that name the mask token
+NOISE = ("mask_token_id", "dspark_noise_token_id")  # what names the mask token, in vLLM's order
 CONFIDENCE = "confidence_head."
 OWN_FIELDS = (
     "markov_rank",
@@ -80,12 +80,14 @@ class DSpark(DFlash):
             field, ids = "aux_hidden_state_layer_ids", flat.get("aux_hidden_state_layer_ids")
         else:
             field = "target_layer_ids"
-            named = (flat.get(f) for f in (field, f"dspark_{field}"))
-            numbers = next(filter(None, named), None) or nested.get(field) or []
+            given = (flat.get(f) for f in (field, f"dspark_{field}"))
+            numbers = next(filter(None, given), None) or nested.get(field) or []
             ids = flat.get("eagle_aux_hidden_state_layer_ids") or [i + 1 for i in numbers]
-        found = ((name, flat[name]) for name in NOISE if flat.get(name) is not None)
-        token_field, token = next(found, (NOISE[0], nested.get(NOISE[0])))
-        return settings_of(flat, path, (field, ids), (token_field, token), nested.get("causal"))
+        tokens = [(f"dflash_config.{NOISE[0]}", nested.get(NOISE[0]))]
+        tokens += [(name, flat.get(name)) for name in NOISE]
+        named = [(name, token) for name, token in tokens if token is not None]
+        token = (named or tokens[1:])[0]
+        return settings_of(flat, path, (field, ids), token, nested.get("causal"))
 
     def shapes(self, source: Source, flat: dict[str, Any], count: int) -> Shapes:
         rank = flat["markov_rank"]

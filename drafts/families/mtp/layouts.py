@@ -181,6 +181,12 @@ def style_of(config: Any, path: Path) -> Style:
             where=path,
             hint="serve it as it is (serve --draft mtp), or train an EAGLE-3 draft for the target",
         )
+    if getattr(config, "rope_interleave", True) is False:
+        raise UserError(
+            "says rope_interleave false, which vLLM does not hear in this architecture",
+            where=path,
+            hint="train an EAGLE-3 draft for the target",
+        )
     count = next((n for key in COUNTS if (n := getattr(config, key, None)) is not None), 1)
     if count != 1:
         raise UserError(

@@ -1,6 +1,7 @@
 """PARD checkpoints: a causal LM as transformers saves it, whose config names its mask token.
 
-AMD's drafts call the token `pard_token`; vLLM also takes `mask_token_id` and `ptd_token_id`.
+AMD's drafts call the token `pard_token`; vLLM also takes `ptd_token_id`, and before both of them
+`mask_token_id`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from drafts.families.pard.module import PardDraft
 
+OWN_NAMES = ("pard_token", "ptd_token_id")
 SECOND = (
     "it is a PARD-2 draft, adapted and served here without the target's hidden states (its "
     "target-independent mode): its warp_model.bin, a pickle that joins them, is not read"
@@ -35,7 +37,9 @@ class Pard(DraftModel):
     title = "PARD"
 
     def matches(self, source: Source) -> bool:
-        return mask_token(source.raw) is not None and super().matches(source)
+        """By its own names of the token alone: `mask_token_id` stands in other models' configs."""
+        named = any(source.raw.get(name) is not None for name in OWN_NAMES)
+        return named and super().matches(source)
 
     def describe(self, source: Source) -> DraftInfo:
         info = super().describe(source)
@@ -56,7 +60,7 @@ class Pard(DraftModel):
 
     def dump(self, draft: PardDraft, dtype: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config, tensors = super().dump(draft, dtype)
-        named = any(name in config for name in MASK_TOKEN)
+        named = any(name in config for name in OWN_NAMES)
         return config | ({} if named else {"pard_token": draft.mask_token_id}), tensors
 
     def init(self, target: TargetInfo, options: InitOptions) -> PardDraft:

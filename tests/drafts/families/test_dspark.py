@@ -121,6 +121,13 @@ def test_published_spellings_are_read_alike(tiny_target: Path, tmp_path: Path) -
     assert load_draft(edited(folder, spell), tiny_target).config == before  # type: ignore[attr-defined]
 
 
+def test_the_mask_token_in_dflash_config_comes_first(tiny_target: Path, tmp_path: Path) -> None:
+    """As vLLM reads it."""
+    folder = write_dspark(tmp_path / "draft", tiny_target)
+    edited(folder, lambda raw: raw.update(dflash_config={"mask_token_id": 9}, mask_token_id=8))
+    assert load_draft(folder, tiny_target).config.mask_token_id == 9  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -213,6 +213,13 @@ def test_what_is_no_single_layer_is_refused(target: Path, tmp_path: Path) -> Non
         read_draft(folder)
 
 
+def test_a_rope_that_vllm_does_not_hear_of_is_refused(tmp_path: Path) -> None:
+    folder = write_mtp_target(tmp_path / "target", "DeepSeek-V3")
+    edited(folder, lambda raw: raw.update(rope_interleave=False))
+    with pytest.raises(UserError, match="rope_interleave false"):
+        init_draft("mtp", folder)
+
+
 def test_another_architectures_layer_does_not_fit(target: Path, tmp_path: Path) -> None:
     other = write_mtp_target(tmp_path / "other", "DeepSeek-V3")
     folder = write_mtp(tmp_path / "own", other)

@@ -137,6 +137,18 @@ def test_it_is_read_served_and_written_as_published(tmp_path: Path) -> None:
     assert (again.family, again.config["pard_token"]) == ("pard", MASK)
 
 
+def test_a_mask_token_alone_makes_no_pard_draft(tmp_path: Path) -> None:
+    """Other models' configs have one too; beside a PARD draft's own name of it, it counts."""
+    folder = write_lm(tmp_path / "lm")
+    raw = json.loads((folder / "config.json").read_text()) | {"mask_token_id": 7}
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert read_draft(folder).family == "draft_model"
+    (folder / "config.json").write_text(json.dumps(raw | {"pard_token": MASK}))
+    draft = load_draft(folder)
+    assert isinstance(draft, PardDraft)
+    assert draft.mask_token_id == 7
+
+
 def test_pard_2_is_taken_without_the_targets_states_and_says_so(tmp_path: Path) -> None:
     folder = write_pard(tmp_path / "pard")
     raw = json.loads((folder / "config.json").read_text()) | {"spd_type": "pard2"}
