@@ -1,7 +1,7 @@
 """Does the benchmark call equal servers different, and does it find one that is 3% slower?
 
 Two vLLM servers with one and the same draft are measured over and over, each time on other prompts,
-at three loads (8 requests at once, 1, and arrivals by chance). At the 95% level a load may call
+at three loads (8 requests at once, 4 and 1). At the 95% level a load may call
 them different in one of 20 repeats. The same measurements once more, with every time of the second
 server's made 3% longer: how often that is found, beside how often the intervals say it should be.
 The servers start anew every few repeats; one run of each start has the same prompts, and is held
@@ -57,17 +57,16 @@ def main(
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each repeat.")] = 8,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of each repeat.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 24,
-    rate: Annotated[float, typer.Option(help="Requests a second of the third load.")] = 2.0,
     restart: Annotated[int, typer.Option(min=1, help="Repeats between starts of servers.")] = 4,
     slower: Annotated[float, typer.Option(help="What is planted.")] = 0.03,
-    seed: Annotated[int, typer.Option(help="Of prompts and arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts and orders.")] = 0,
 ) -> None:
     """Count verdicts between equal servers, and those that find a slower one; prints tables."""
     arms = {name: Arm(name, open_draft("embedded-draft")) for name in (FIRST, SECOND)}
     config = ServerConfig(
         target=open_target("embedded"),
         prompts="suite:code@full",
-        loads=parse_loads("8,1", str(rate)),
+        loads=parse_loads("8,4,1", None),
         rounds=rounds,
         max_tokens=max_tokens,
         ignore_eos=True,
@@ -165,8 +164,8 @@ def _longer(block: Block, share: float) -> Block:
 def read_off(report: Report, repeat: int, *, planted: bool) -> list[Json]:
     """The comparisons of all loads, as they stand in the report."""
     rows = []
-    for step in report.load or [{"concurrency": None, "comparisons": report.comparisons}]:
-        load = f"{step['concurrency']} at once" if step.get("concurrency") else "arrivals"
+    for step in report.load or []:
+        load = f"{step['concurrency']} at once"
         rows += [
             {
                 "repeat": repeat,
