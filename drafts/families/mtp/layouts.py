@@ -70,14 +70,15 @@ class Mtp(Family):
     born_trained = True
 
     def matches(self, source: Source) -> bool:
-        return any(
-            name.startswith("mtp.") or name.endswith(".eh_proj.weight") for name in source.headers
-        )
+        """The layer alone: a whole model that brings one may be a draft model itself."""
+        names = source.headers
+        body = any(found[1] == "0" for name in names if (found := BEHIND.fullmatch(name)))
+        own = any(name.startswith("mtp.") or name.endswith(".eh_proj.weight") for name in names)
+        return own and not body
 
     def describe(self, source: Source) -> DraftInfo:
         parts, style = read_parts(source)
         config = parts.config
-        refuse_whole(source, config, style)
         headers = check_whole(
             source,
             self.module_name,
@@ -197,16 +198,6 @@ def style_of(config: Any, path: Path) -> Style:
             else "this target brings none: train an EAGLE-3 draft for it",
         )
     return style
-
-
-def refuse_whole(source: Source, config: Any, style: Style) -> None:
-    """Raise `UserError` for a whole target in the place of its MTP layer."""
-    if len(own_source(source, config, style).headers) < len(source.headers) - len(SHARED):
-        raise UserError(
-            "is a whole model, not the MTP layer alone",
-            where=source.folder,
-            hint="read the layer out first: afaspec init mtp --target TARGET --out DRAFT",
-        )
 
 
 def own_source(source: Source, config: Any, style: Style) -> Source:

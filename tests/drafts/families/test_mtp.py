@@ -201,9 +201,14 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     return folder
 
 
+def test_a_whole_model_that_brings_such_a_layer_may_be_a_draft_model(tmp_path: Path) -> None:
+    """Small models of these families are drafts for larger ones."""
+    whole = write_mtp_target(tmp_path / "small", "Qwen3.5")
+    assert read_draft(whole).family == "draft_model"
+    assert read_draft(write_mtp(tmp_path / "own", whole)).family == "mtp"
+
+
 def test_what_is_no_single_layer_is_refused(target: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a whole model, not the MTP layer alone"):
-        read_draft(target)
     folder = write_mtp(tmp_path / "own", target)
     edited(folder, lambda raw: raw.update(num_nextn_predict_layers=3))
     with pytest.raises(UserError, match="has 3 MTP layers"):
